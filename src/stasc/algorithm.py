@@ -1,0 +1,64 @@
+"""Algorithm 1 of STaSC (arXiv 2503.08681) in the paper's symbols. No files, no printing, no configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from stasc.records import Answer, Iteration, Pair, Split
+
+Model = TypeVar("Model")
+InitialAnswers = Sequence[Sequence[Answer]]  # y1[question][i]
+Corrections = Sequence[Sequence[Sequence[Answer]]]  # y2[question][i][k]
+
+
+class Init(Protocol):
+    """Which model gives the initial answers, and whether they are sampled anew in every iteration."""
+
+    anew: bool
+
+    def __call__(self, m_0: Model, m_prev: Model) -> Model: ...
+
+
+def stasc(
+    m_0: Model,
+    train: Split,
+    test: Split,
+    *,
+    init: Init,
+    sample: Callable[[Model, Split, int], InitialAnswers],
+    correct: Callable[[Model, Split, InitialAnswers, int], Corrections],
+    score: Callable[[Split, InitialAnswers, Corrections], Sequence[Pair]],
+    keep: Callable[[float, float], bool],
+    start: Callable[[Model, Model], Model],
+    finetune: Callable[[Model, Sequence[Pair], int], Model],
+    iterations: int,
+    patience: int,
+) -> Iterator[Iteration[Model]]:
+    """Yields one Iteration per n = 0..N; n = 0 is the evaluation of M_0, zero-shot self-correction.
+
+    `sample` and `correct` take the iteration whose sampling noise they use. For the test split that is always 0, so
+    that evaluations differ by their models alone. Ends early after `patience` iterations in a row that kept nothing.
+    """
+    y1_test = sample(m_0, test, 0)
+    y2_test = correct(m_0, test, y1_test, 0)
+    yield Iteration(0, m_0, (), (), score(test, y1_test, y2_test))
+
+    m_prev, idle = m_0, 0
+    for n in range(1, iterations + 1):
+        if n == 1 or init.anew:
+            y1 = sample(init(m_0, m_prev), train, n)  # step 1: initial answers
+        y2 = correct(m_prev, train, y1, n)  # step 2: corrections
+        pairs = score(train, y1, y2)
+        kept = [pair for pair in pairs if keep(pair.r1, pair.r2)]  # step 3: filter
+        m_n = finetune(start(m_0, m_prev), kept, n) if kept else m_prev  # step 4: fine-tune
+
+        if init.anew:
+            y1_test = sample(init(m_0, m_n), test, 0)
+        y2_test = correct(m_n, test, y1_test, 0)
+        yield Iteration(n, m_n, pairs, kept, score(test, y1_test, y2_test))
+
+        idle = 0 if kept else idle + 1
+        if idle == patience:
+            return
+        m_prev = m_n
