@@ -1,0 +1,157 @@
+"""One rendering of conversations into token ids, for sampling and for training alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from stasc.prompt import Message
+
+PLAIN = """\
+{%- if add_bos %}{{ bos_token }}{% endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'system' %}{{ message.content | trim }}
+
+{% elif message.role == 'user' %}Question: {{ message.content | trim }}
+{% else %}Answer: {{ message.content | trim }}{% if loop.last %}{{ eos_token }}{% else %}
+{% endif %}{% endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}Answer:{% endif -%}
+"""
+
+_PROBES = (
+    [{"role": "user", "content": "one"}],
+    [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}],
+)
+
+
+class Chat:
+    """A tokenizer with its chat template.
+
+    `template` replaces the tokenizer's own: the name `plain` (Question / Answer lines, for base models) or a path to a
+    Jinja file. `template_args` are passed to the template, e.g. `enable_thinking`. `stop_ids` end an answer.
+
+    Raises: ValueError if there is no template, or if its prompt is not what the whole conversation begins with.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None,
+        template_args: Mapping[str, Any],
+        stop_ids: Iterable[int] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._args: dict[str, Any] = {"add_bos": _adds_bos(tokenizer), **template_args}
+        if template is not None:
+            tokenizer.chat_template = PLAIN if template == "plain" else _read_template(template)
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"the tokenizer of {tokenizer.name_or_path} has no chat template, as base models do not: "
+                "set model.chat_template=plain (Question / Answer lines) or to the path of a Jinja file"
+            )
+        self._system_role = self._has_system_role()
+        for probe in _PROBES:
+            self._completion_text(probe, "four")
+        self.end_id = self._find_end_id()
+        self.stop_ids = frozenset({self.end_id, *stop_ids})
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids of the conversation up to where the next answer begins."""
+        return self._encode(self._prompt_text(messages))
+
+    def completion(self, messages: Sequence[Message], answer: str, *, ended: bool = True) -> tuple[int, ...]:
+        """Ids that follow `prompt(messages)` when `answer` is given, the end-of-turn token last.
+
+        An answer that the token limit cut off (`ended=False`) goes without the end-of-turn token.
+        """
+        text = self._completion_text(messages, answer)
+        prompt = self.prompt(messages)
+        whole = self._encode(self._prompt_text(messages) + text)
+        # Where the tokenizer merges the answer's first characters into the prompt, the answer is encoded by itself.
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode(text)
+        end = len(ids) - 1 - ids[::-1].index(self.end_id) if self.end_id in ids else len(ids)
+        return (*ids[:end], self.end_id) if ended else ids[:end]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of sampled ids, without special tokens and otherwise as it is."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _completion_text(self, messages: Sequence[Message], answer: str) -> str:
+        prompt = self._prompt_text(messages)
+        whole = self._render([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+        if not whole.startswith(prompt):
+            raise ValueError(
+                "the chat template's prompt is not a prefix of the whole conversation, so what is trained would not be "
+                f"what is sampled: the prompt ends in {prompt[-60:]!r}, the conversation has {whole[-90:]!r}; "
+                "set model.chat_template to a template that keeps the prompt, or model.template_args to options of it"
+            )
+        return whole[len(prompt) :]
+
+    def _prompt_text(self, messages: Sequence[Message]) -> str:
+        return self._render(messages, add_generation_prompt=True)
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        if not self._system_role:
+            messages = _fold_system(messages)
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self._args
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses a conversation: {error}; set model.chat_template") from error
+        return str(text)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _has_system_role(self) -> bool:
+        """Some templates raise at a system message, and some drop it without a word."""
+        self._system_role = True
+        try:
+            return "a probe" in self._render(
+                [{"role": "system", "content": "a probe"}, *_PROBES[0]], add_generation_prompt=True
+            )
+        except ValueError:
+            return False
+
+    def _find_end_id(self) -> int:
+        """The token that ends the assistant's turn: the first special one after the answer, else the end of text."""
+        tail = self._completion_text(_PROBES[0], "four").partition("four")[2]
+        special = set(self.tokenizer.all_special_ids)
+        special |= {id_ for id_, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        for id_ in self._encode(tail):
+            if id_ in special:
+                return id_
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                "neither the chat template nor the tokenizer has an end-of-turn token, so no answer would ever end: "
+                "set model.chat_template to a template that writes one"
+            )
+        return int(self.tokenizer.eos_token_id)
+
+
+def _fold_system(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with its system message put at the head of the first user turn."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    system, first, *rest = messages
+    return [{"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"model.chat_template={path}: neither 'plain' nor a readable Jinja file ({error.strerror})"
+        ) from error

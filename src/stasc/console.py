@@ -1,0 +1,184 @@
+"""What a person sees of a run: progress and reports on standard error, the final table on standard output."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+REPORT_EVERY_S = 30.0  # without a terminal, a long stage reports at most this often
+SPEED_WINDOW_S = 300.0  # the estimate rests on the last five minutes: answers come in large batches
+TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")  # from the initial answer to its correction
+
+
+class Advance(Protocol):
+    def __call__(self, k: int = 1) -> None: ...
+
+
+class Console:
+    """A stage is a progress bar while it runs and one line when it ends; without a terminal, lines only.
+
+    `clock` gives seconds.
+    """
+
+    def __init__(
+        self, out: Terminal | None = None, err: Terminal | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if out is None and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # an old encoding without arrows must not end a run
+        self.out = out or Terminal()
+        self.err = err or Terminal(stderr=True)
+        self._clock = clock
+        # A variable like FORCE_COLOR makes rich call a log file a terminal: ask the file itself.
+        self._animated = self.err.is_interactive and self.err.file.isatty()
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=min(40, max(10, self.err.width - 70))),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}", markup=False),
+            _Times(Column(no_wrap=True)),
+            console=self.err,
+            transient=True,
+            get_time=clock,
+            speed_estimate_period=SPEED_WINDOW_S,
+            disable=not self._animated,
+        )
+
+    @contextmanager
+    def stage(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """Shows the progress of `total` units of work; call what it yields whenever some are done. Stages may nest."""
+        bars, begun = self._bars, self._clock()
+        reported = begun
+        bar = bars.add_task(label, total=total, unit=unit)
+        bars.advance(bar, 0)  # the speed is measured from here
+        task = next(task for task in bars.tasks if task.id == bar)
+        bars.start()
+
+        def advance(k: int = 1) -> None:
+            nonlocal reported
+            bars.advance(bar, k)
+            now = self._clock()
+            if not self._animated and not task.finished and now - reported >= REPORT_EVERY_S:
+                reported = now
+                self._line(_progress(task, _times(task)))
+
+        ending = "  stopped"
+        try:
+            yield advance
+            ending = ""
+        finally:
+            bars.remove_task(bar)
+            if not bars.tasks:
+                bars.stop()
+            self._line(_progress(task, _duration(self._clock() - begun) + ending))
+
+    def iteration(self, summary: Mapping[str, Any]) -> None:
+        """Prints the report of one iteration."""
+        self._line(iteration_line(summary))
+
+    def final(self, summary: Mapping[str, Any]) -> None:
+        """Prints the run's table and what it comes to."""
+        self.out.print(final_table(summary))
+        self.out.print(verdict(summary), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def _line(self, text: str) -> None:
+        self.err.print(text.rstrip(), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+class _Times(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_times(task))
+
+
+def _progress(task: Task, times: str) -> str:
+    count = f"{task.completed:.0f}/{task.total:.0f}"
+    return f"{task.description:<28} {count:>10} {task.fields['unit']:<8} {times}"
+
+
+def _times(task: Task) -> str:
+    """Time passed and, once known, an estimate of the time left."""
+    passed = _duration(task.elapsed or 0.0)
+    return passed if task.time_remaining is None else f"{passed}, {_duration(task.time_remaining)} left"
+
+
+def iteration_line(iteration: Mapping[str, Any]) -> str:
+    """One iteration of summary.json in one line."""
+    n, test, train, finetune = (iteration[key] for key in ("n", "test", "train", "finetune"))
+    parts = [f"iteration {n}", f"initial {_percent(test['init_acc'])}", f"correction {_percent(test['corr_acc'])}"]
+    if train:
+        parts.append(f"kept {_kept(train)}")
+        parts.append(f"loss {finetune['loss']:.3f}" if finetune else f"not trained: M_{n} = M_{n - 1}")
+    else:
+        parts.append("before any training")
+    return "  ".join([*parts, _duration(iteration["seconds"]["total"])])
+
+
+def final_table(summary: Mapping[str, Any]) -> Table:
+    """The run's iterations, one a row, at most 80 columns wide. Fractions are printed in percent."""
+    iterations = summary["iterations"]
+    title = f"{summary['variant']}, seed {summary['seed']}, {summary['device']}"
+    if summary["status"] != "finished":
+        title += f", {summary['status']}"
+    if iterations:
+        title += f": {iterations[0]['test']['questions']} test questions, in %"
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False)
+    for name in ("iteration", "initial", "correction", *(name.replace("_", "→\n") for name in TRANSITIONS)):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("kept", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    for iteration in iterations:
+        test = iteration["test"]
+        fractions = [test[key] for key in ("init_acc", "corr_acc", *TRANSITIONS)]
+        seconds = iteration["seconds"]["total"]
+        table.add_row(
+            str(iteration["n"]),
+            *(f"{100 * fraction:.1f}" for fraction in fractions),
+            _kept(iteration["train"]) if iteration["train"] else "-",
+            f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}",
+        )
+    return table
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """What the run comes to, in one sentence: the last iteration against M_0."""
+    if not summary["iterations"]:
+        return "No iteration was evaluated."
+    first, last = (summary["iterations"][i]["test"] for i in (0, -1))
+    if len(summary["iterations"]) == 1:
+        return (
+            f"Without training: initial accuracy {_percent(first['init_acc'])}, correction accuracy "
+            f"{_percent(first['corr_acc'])}, {first['questions']} test questions."
+        )
+    return (
+        f"Correction accuracy {_percent(first['corr_acc'])} -> {_percent(last['corr_acc'])} "
+        f"({_points(last['corr_acc'] - first['corr_acc'])} over M_0's correction, "
+        f"{_points(last['corr_acc'] - first['init_acc'])} over M_0's initial answer), "
+        f"{last['questions']} test questions."
+    )
+
+
+def _kept(train: Mapping[str, Any]) -> str:
+    return f"{train['kept']} / {train['pairs']}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _points(difference: float) -> str:
+    """Percentage points, with a sign; zero is +0.0."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f} pp"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=math.floor(seconds)))

@@ -1,0 +1,8 @@
+"""Which questions? Each dataset takes a split's name and gives its questions, the same ones every time."""
+
+from stasc.dataset.countries import Countries
+from stasc.dataset.jsonl import Jsonl
+from stasc.dataset.nq import Nq
+from stasc.dataset.split import check_disjoint
+
+__all__ = ["Countries", "Jsonl", "Nq", "check_disjoint"]

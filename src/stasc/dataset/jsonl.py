@@ -1,0 +1,178 @@
+"""Your own questions, from JSON Lines files: one JSON object per line, with a question and its reference answers."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stasc.dataset.split import Sizes, check_split, divide, in_order, take
+from stasc.records import Question
+
+
+@dataclass(frozen=True)
+class Jsonl(Sizes):
+    """Questions from one file that is divided, or from one file per split.
+
+    One file: test questions are the first of its order, training questions come next, validation questions are the
+    last. Without a validation file, validation questions are the last of the training file's order.
+    """
+
+    path: str | None  # one file for all splits
+    train_path: str | None
+    validation_path: str | None
+    test_path: str | None
+    question: str  # column names
+    answer: str
+    id: str | None  # null: file name and line number
+    answer_pattern: str | None  # regular expression, found anywhere in an answer; its first group is the reference
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        apart = {
+            "train_path": self.train_path,
+            "validation_path": self.validation_path,
+            "test_path": self.test_path,
+        }
+        given = [name for name, path in apart.items() if path]
+        if self.path and given:
+            raise ValueError(f"dataset.path and dataset.{given[0]} are both set: take one file, or one per split")
+        if not self.path and not given:
+            raise ValueError(
+                "dataset.path is not set: dataset.path=FILE.jsonl divides one file; "
+                "dataset.train_path and dataset.test_path name one for each split"
+            )
+        for name in ("train_path", "test_path"):
+            if given and name not in given:
+                raise ValueError(f"dataset.{name} is not set, but dataset.{given[0]} is: both splits need their file")
+        if self.path and self.n_test is None:
+            raise ValueError(
+                "dataset.n_test=null would take the whole of dataset.path for the test: set dataset.n_test"
+            )
+        if self.answer_pattern is not None:
+            try:
+                groups = re.compile(self.answer_pattern).groups
+            except re.error as error:
+                raise ValueError(
+                    f"dataset.answer_pattern={self.answer_pattern!r} is no regular expression: {error}"
+                ) from error
+            if not groups:
+                raise ValueError(
+                    f"dataset.answer_pattern={self.answer_pattern!r} has no group: put ( ) around the answer"
+                )
+
+    def __call__(self, split: str) -> tuple[Question, ...]:
+        check_split(split)
+        if self.path:
+            questions = self._read("path", self.path)
+            test = take(questions, self.n_test, "dataset.n_test")
+            if split == "test":
+                return tuple(test)
+            train, validation = divide(questions[len(test) :], self.n_train, self.n_validation, _id)
+            return tuple(train if split == "train" else validation)
+
+        assert self.train_path and self.test_path
+        if split == "test":
+            return tuple(take(self._read("test_path", self.test_path), self.n_test, "dataset.n_test"))
+        if not self.validation_path:
+            train, validation = divide(self._read("train_path", self.train_path), self.n_train, self.n_validation, _id)
+            return tuple(train if split == "train" else validation)
+        if split == "train":
+            return tuple(take(self._read("train_path", self.train_path), self.n_train, "dataset.n_train"))
+        questions = self._read("validation_path", self.validation_path)
+        return tuple(take(questions, self.n_validation, "dataset.n_validation"))
+
+    def _read(self, setting: str, path: str) -> Sequence[Question]:
+        """All questions of a file, in the seed's order."""
+        file = Path(path).expanduser()
+        try:
+            lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+        except OSError as error:
+            raise ValueError(
+                f"dataset.{setting}={path}: {error.strerror or error}; expected a JSON Lines file"
+            ) from error
+        questions: dict[str, Question] = {}
+        line_of: dict[str, int] = {}
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                question = self._parse(line, f"{file.stem}:{number}")
+                if question.id in questions:
+                    raise ValueError(f"id {question.id!r} is also that of line {line_of[question.id]}")
+            except ValueError as error:
+                raise ValueError(f"{file}:{number}: {error}") from error
+            questions[question.id], line_of[question.id] = question, number
+        if not questions:
+            raise ValueError(f"dataset.{setting}={path}: the file holds no question")
+        return in_order(questions.values(), self.seed, _id)
+
+    def _parse(self, line: bytes, place: str) -> Question:
+        """The question on a line; `place` is its id where no column gives one. Raises ValueError with the reason."""
+        try:
+            row = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"expected a JSON object, found {_kind(row)}")
+
+        question = self._column(row, "question", self.question)
+        if not isinstance(question, str):
+            raise ValueError(f"{self.question!r} is {_kind(question)}, expected a text")
+        answer = self._column(row, "answer", self.answer)
+        answers = [_text(one, self.answer) for one in (answer if isinstance(answer, list) else [answer])]
+        if not answers:
+            raise ValueError(f"{self.answer!r} is an empty list, expected at least one reference answer")
+        if self.answer_pattern is not None:
+            answers = [self._extract(one, self.answer_pattern) for one in answers]
+        return Question(
+            id=_text(self._column(row, "id", self.id), self.id) if self.id else place,
+            text=_text(question, self.question),
+            references=tuple(dict.fromkeys(answers)),
+        )
+
+    def _column(self, row: dict[str, object], setting: str, column: str) -> object:
+        if column not in row:
+            there = ", ".join(map(repr, row)) or "none"
+            raise ValueError(f"no column {column!r} (dataset.{setting}); its columns are: {there}")
+        return row[column]
+
+    def _extract(self, answer: str, pattern: str) -> str:
+        found = re.search(pattern, answer)
+        if not found or not (found[1] or "").strip():
+            raise ValueError(f"dataset.answer_pattern={pattern!r} finds nothing in {answer[-80:]!r}")
+        return str(found[1]).strip()
+
+
+def _id(question: Question) -> str:
+    return question.id
+
+
+def _text(value: object, column: str) -> str:
+    """A text or a number as text, which must be neither blank nor impossible to write down again."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{column!r} is or holds {_kind(value)}, expected a text or a number")
+    text = str(value)
+    if not text.strip():
+        raise ValueError(f"{column!r} is or holds an empty text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{column!r} holds half a surrogate pair at character {error.start + 1}") from error
+    return text
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return kinds.get(type(value), "a number")
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is no JSON number")

@@ -1,0 +1,31 @@
+"""Sampling: what an engine is asked for and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and one noise key per answer that is wanted for it."""
+
+    prompt: tuple[int, ...]
+    keys: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Sampled token ids, the stop token included unless the token limit ended them (`truncated`)."""
+
+    ids: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are drawn: temperature 0 is greedy, top_p 1 is the whole distribution."""
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    stop_ids: frozenset[int]

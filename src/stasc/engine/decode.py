@@ -1,0 +1,141 @@
+"""One batch of answers from a transformers model.
+
+What all prompts of a batch begin with is computed once, each distinct prompt once for all its samples, and rows leave
+as they end.
+
+Shapes: P distinct prompts, S prompt tokens after the common prefix, B rows (one per sample), V vocabulary,
+K candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from stasc.engine import Completion, Decoding, noise
+
+if TYPE_CHECKING:
+    from stasc.model import Network
+
+_FIRST_CANDIDATES = 128
+
+
+def sample_batch(
+    model: Network,
+    prompts: Sequence[tuple[int, ...]],
+    keys: Sequence[int],
+    decoding: Decoding,
+    advance: Callable[[int], None],
+) -> list[Completion]:
+    """One completion per row, for its prompt and noise key."""
+    device = model.device
+    logits_BV, cache, mask_BS = _prefill(model, prompts)
+    keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
+    stop = torch.tensor(sorted(decoding.stop_ids), dtype=torch.int64, device=device)
+    sampled: list[list[int]] = [[] for _ in prompts]
+    ended = [False] * len(prompts)
+    live = list(range(len(prompts)))  # the row that each line of the tensors belongs to
+
+    for position in range(decoding.max_new_tokens):
+        ids_B = draw(logits_BV, keys_B, position, decoding.temperature, decoding.top_p)
+        stopped_B = torch.isin(ids_B, stop)
+        for row, id_, stopped in zip(live, ids_B.tolist(), stopped_B.tolist(), strict=True):
+            sampled[row].append(id_)
+            ended[row] = stopped
+        if position + 1 == decoding.max_new_tokens:
+            break
+        if stopped_B.any():
+            advance(int(stopped_B.sum()))
+            going = (~stopped_B).nonzero().squeeze(1)
+            if not len(going):
+                live = []
+                break
+            live = [live[line] for line in going.tolist()]
+            ids_B, keys_B, mask_BS = ids_B[going], keys_B[going], mask_BS[going]
+            cache.batch_select_indices(going)
+        mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(live), 1)], dim=1)
+        logits_BV = model(
+            input_ids=ids_B.unsqueeze(1),
+            attention_mask=mask_BS,
+            position_ids=mask_BS.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    advance(len(live))
+    return [Completion(tuple(ids), not end) for ids, end in zip(sampled, ended, strict=True)]
+
+
+def _prefill(model: Network, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Next-token logits (B, V), the cache, and its mask (B, S) for each row, each distinct prompt computed once."""
+    device = model.device
+    distinct = list(dict.fromkeys(prompts))
+    shared = _common_prefix(distinct)
+    rests = [prompt[len(shared) :] for prompt in distinct]
+    width = max(len(rest) for rest in rests)
+    ids_PS = torch.tensor([[0] * (width - len(rest)) + list(rest) for rest in rests], device=device)
+    mask_PS = torch.tensor(
+        [[1] * len(shared) + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=device
+    )
+    cache = DynamicCache()
+    if shared:
+        prefix = torch.tensor([shared], device=device)
+        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(distinct))
+    logits_PV = model(
+        input_ids=ids_PS,
+        attention_mask=mask_PS,
+        position_ids=(mask_PS.cumsum(1) - 1).clamp(min=0)[:, -width:],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    index = {prompt: p for p, prompt in enumerate(distinct)}
+    rows = torch.tensor([index[prompt] for prompt in prompts], device=device)
+    cache.batch_select_indices(rows)
+    return logits_PV[rows], cache, mask_PS[rows]
+
+
+def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all prompts begin with, less than the whole of any: each keeps a token whose logits are wanted."""
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    return tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def draw(logits_BV: Tensor, keys_B: Tensor, position: int, temperature: float, top_p: float) -> Tensor:
+    """The next token of each row, int64 (B,): Gumbel-max over the nucleus of softmax(logits / temperature).
+
+    The nucleus is the smallest set of most probable tokens whose probability reaches `top_p` (Holtzman et al.,
+    arXiv 1904.09751). Temperature 0 is the most probable token.
+    """
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    scaled_BV = logits_BV.double() if logits_BV.dtype == torch.float64 else logits_BV.float()
+    scaled_BV = scaled_BV / temperature
+    if top_p >= 1:
+        return (scaled_BV + noise.gumbel_all(keys_B, position, scaled_BV.shape[1])).argmax(-1)
+    values_BK, ids_BK = nucleus(scaled_BV, top_p)
+    chosen_B = (values_BK + noise.gumbel(keys_B, position, ids_BK)).argmax(-1, keepdim=True)
+    return ids_BK.gather(1, chosen_B).squeeze(1)
+
+
+def nucleus(scaled_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The nucleus of each row as (logits, ids), both (B, K), most probable first, -inf where it has fewer than K.
+
+    The vocabulary is sorted only as far as the largest nucleus reaches.
+    """
+    vocabulary = scaled_BV.shape[1]
+    total_B1 = scaled_BV.logsumexp(-1, keepdim=True)
+    k = min(_FIRST_CANDIDATES, vocabulary)
+    while True:
+        values_BK, ids_BK = scaled_BV.topk(k, dim=-1)
+        mass_BK = (values_BK - total_B1).exp().cumsum(-1)
+        if k == vocabulary or bool((mass_BK[:, -1] >= top_p).all()):
+            break
+        k = min(8 * k, vocabulary)
+    before_BK = torch.cat([torch.zeros_like(mass_BK[:, :1]), mass_BK[:, :-1]], dim=1)
+    return values_BK.masked_fill(before_BK >= top_p, float("-inf")), ids_BK

@@ -1,0 +1,322 @@
+"""How is a model fine-tuned on the corrections that were kept? Full weights, LoRA, or LoRA on a 4-bit base.
+
+The loss is the negative log-likelihood of y2 given (x, y1), per trained token; prompts carry none. Trainer of
+`transformers` and `peft` do the work; ours are the labels, and logits at the trained positions only.
+
+Shapes: B examples, T tokens, C trained positions.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from stasc.model import LiveModel, Model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from stasc.model import Network
+
+IGNORE = -100
+_OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "adafactor",
+    "sgd",
+)
+_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a conversation up to the correction, and of the correction, which is what is trained."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a fine-tuning did: mean loss per trained token, optimizer steps, trained tokens, examples."""
+
+    loss: float
+    steps: int
+    tokens: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The settings that all methods share, by their names in the paper and in `transformers.TrainingArguments`."""
+
+    suffix: str
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    micro_batch_size: int | None
+    optimizer: str
+    schedule: str
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    gradient_checkpointing: bool
+
+    four_bit: ClassVar[bool] = False
+
+    @property
+    def needs_bitsandbytes(self) -> bool:
+        return self.four_bit or self.optimizer.endswith("8bit") or self.optimizer.startswith("paged")
+
+    def __post_init__(self) -> None:
+        _expect("learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
+        _expect("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        _expect("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        divides = self.micro_batch_size is None or (
+            self.micro_batch_size >= 1 and self.batch_size % self.micro_batch_size == 0
+        )
+        _expect("micro_batch_size", self.micro_batch_size, divides, f"null or a divisor of {self.batch_size}")
+        _expect("optimizer", self.optimizer, self.optimizer in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}")
+        _expect("schedule", self.schedule, self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
+        _expect("warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "0 <= ratio < 1")
+        _expect("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _expect("max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0, "at least 0 (0: no clipping)")
+
+    def train(
+        self, network: Network, examples: Sequence[Example], live: LiveModel, seed: int, advance: Callable[[], None]
+    ) -> Training:
+        """Trains `network` in place."""
+        return _train(network, examples, self, live, seed, advance)
+
+
+@dataclass(frozen=True)
+class Full(Optimization):
+    """Every weight is trained. They are held in float32 and computed with in `model.dtype`."""
+
+    def __call__(
+        self,
+        live: LiveModel,
+        start: Model,
+        examples: Sequence[Example],
+        folder: Path,
+        seed: int,
+        advance: Callable[[], None],
+    ) -> tuple[Model, Training]:
+        """Fine-tunes `start` and writes the result to `folder`."""
+        network = live.load(start, live.training_dtype)
+        training = self.train(network, examples, live, seed, advance)
+        network.save_pretrained(str(folder))
+        model = Model(weights=folder)
+        live.adopt(model, network, live.training_dtype)
+        return model, training
+
+
+@dataclass(frozen=True)
+class Lora(Optimization):
+    """Low-rank adapters (Hu et al., arXiv 2106.09685) on the base weights, never merged during a run.
+
+    From a model without an adapter a new one begins; from one with an adapter, that adapter is trained on.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: list[str]
+    dora: bool
+    rslora: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _expect("rank", self.rank, self.rank >= 1, "at least 1")
+        _expect("alpha", self.alpha, self.alpha > 0, "above 0")
+        _expect("dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
+        _expect("target_modules", self.target_modules, bool(self.target_modules), "[all-linear] or names of modules")
+
+    def __call__(
+        self,
+        live: LiveModel,
+        start: Model,
+        examples: Sequence[Example],
+        folder: Path,
+        seed: int,
+        advance: Callable[[], None],
+    ) -> tuple[Model, Training]:
+        """Fine-tunes an adapter of `start` and writes it to `folder`."""
+        network = live.load(start)
+        if start.adapter is None:
+            network = self._with_new_adapter(network, seed)
+        training = self.train(network, examples, live, seed, advance)
+        network.save_pretrained(str(folder))
+        model = Model(weights=start.weights, adapter=folder)
+        live.adopt(model, network, live.dtype)
+        return model, training
+
+    def _with_new_adapter(self, network: Network, seed: int) -> Network:
+        from peft import LoraConfig, get_peft_model
+        from transformers import set_seed
+
+        set_seed(seed)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # a float does as well
+            lora_dropout=self.dropout,
+            target_modules="all-linear" if self.target_modules == ["all-linear"] else self.target_modules,
+            use_dora=self.dora,
+            use_rslora=self.rslora,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            return cast("PeftModel", get_peft_model(cast("PreTrainedModel", network), config))
+        except ValueError as error:
+            raise ValueError(f"finetune.target_modules={self.target_modules}: {error}") from error
+
+
+@dataclass(frozen=True)
+class QLora(Lora):
+    """LoRA on base weights in NF4 (Dettmers et al., arXiv 2305.14314). M_0 is the 4-bit model, in sampling too."""
+
+    four_bit: ClassVar[bool] = True
+
+
+def _expect(name: str, value: object, ok: bool, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"finetune.{name}={value}: expected {expected}")
+
+
+def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """A batch whose completions end at the same column, so that the last positions are the ones to compute logits for.
+
+    Returns: `input_ids`, `attention_mask`, `position_ids` (B, T), padded on the left; `labels` (B, C), the last C
+        columns of the input: the completion's ids, IGNORE elsewhere and always in the first column.
+    Raises: ValueError if an example has no token to train on, or no prompt, naming its place in the batch.
+    """
+    import torch
+
+    for row, example in enumerate(examples):
+        if not example.completion or not example.prompt:
+            raise ValueError(f"example {row} has no token to train on: its correction or its prompt is empty")
+    whole = [example.prompt + example.completion for example in examples]
+    width = max(len(ids) for ids in whole)
+    trained = 1 + max(len(example.completion) for example in examples)
+
+    def left_padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
+        return torch.tensor([[fill] * (width - len(row)) + list(row) for row in rows])
+
+    mask_BT = left_padded([[1] * len(ids) for ids in whole], width, 0)
+    return {
+        "input_ids": left_padded(whole, width, 0),
+        "attention_mask": mask_BT,
+        "position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0),
+        "labels": left_padded([example.completion for example in examples], trained, IGNORE),
+    }
+
+
+def loss_sum(network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Summed negative log-likelihood of the trained tokens, float32 or wider; logits are computed only for them."""
+    import torch
+    from torch.nn import functional
+
+    labels_BC = batch["labels"]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    logits_BCV = network(**inputs, use_cache=False, logits_to_keep=labels_BC.shape[1]).logits
+    next_BC = labels_BC[:, 1:]  # a position predicts the token after it
+    logits = logits_BCV[:, :-1][next_BC != IGNORE]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(logits, next_BC[next_BC != IGNORE], reduction="sum")
+
+
+def _train(
+    network: Network,
+    examples: Sequence[Example],
+    settings: Optimization,
+    live: LiveModel,
+    seed: int,
+    advance: Callable[[], None],
+) -> Training:
+    import torch
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Arguments(TrainingArguments):
+        @cached_property
+        def _setup_devices(self) -> torch.device:
+            """The run's device alone, where the Trainer would spread over all that it sees."""
+            super()._setup_devices  # noqa: B018 - a property whose work is wanted
+            if live.device.type == "cuda":
+                self._n_gpu = 1
+                torch.cuda.set_device(live.device)
+            return live.device
+
+    class CompletionTrainer(Trainer):
+        def compute_loss(
+            self,
+            model: nn.Module,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Tensor | int | None = None,
+        ) -> Tensor:
+            assert num_items_in_batch is not None  # the trained tokens of all micro-batches of this step
+            loss = loss_sum(model, inputs) / num_items_in_batch
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} at step {self.state.global_step + 1}: "
+                    f"lower finetune.learning_rate ({settings.learning_rate}) or set model.dtype=float32"
+                )
+            return loss
+
+    class Advance(TrainerCallback):
+        def on_step_end(self, *args: object, **kwargs: object) -> None:
+            advance()
+
+    micro = settings.micro_batch_size or settings.batch_size
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = Arguments(
+            output_dir=scratch,
+            seed=seed,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=settings.batch_size // micro,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type=settings.schedule,
+            warmup_steps=settings.warmup_ratio,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            optim=settings.optimizer,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            bf16=live.dtype == torch.bfloat16,
+            fp16=live.dtype == torch.float16,
+            use_cpu=live.device.type == "cpu",
+            dataloader_pin_memory=live.device.type == "cuda",
+            remove_unused_columns=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = CompletionTrainer(
+            model=network, args=arguments, train_dataset=list(examples), data_collator=collate, callbacks=[Advance()]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.model_accepts_loss_kwargs = True  # so that it counts them
+        output = trainer.train()
+        trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+    if settings.gradient_checkpointing:
+        network.gradient_checkpointing_disable()
+    network.zero_grad(set_to_none=True)
+    tokens = settings.epochs * sum(len(example.completion) for example in examples)
+    return Training(output.training_loss, output.global_step, tokens, len(examples))
+
+
+def steps(settings: Optimization, examples: int) -> int:
+    """Optimizer steps of a fine-tuning on so many examples."""
+    return settings.epochs * math.ceil(examples / settings.batch_size)

@@ -1,0 +1,177 @@
+"""What a model is here: base weights, or base weights plus an adapter; and the one that is in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from stasc import sources
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from stasc.chat import Chat
+
+    Network: TypeAlias = PreTrainedModel | PeftModel
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Names a model of the run: M_0's weights or a folder of others, without or with an adapter."""
+
+    weights: Path | None = None  # null: those of M_0
+    adapter: Path | None = None
+
+
+M_0 = Model()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where M_0 comes from and how it is held; `sources.fetch` says what `path` may be."""
+
+    path: str
+    revision: str | None
+    device: str
+    dtype: str
+    chat_template: str | None
+    template_args: dict[str, bool | int | str]
+    cache_dir: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"model.dtype={self.dtype}: expected one of {', '.join(_DTYPES)}")
+
+    def fetch(self) -> str:
+        """M_0's local folder, made or downloaded where it has to be, or its hub name."""
+        return sources.fetch(self.path, Path(self.cache_dir).expanduser())
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of `model.device`. Raises: ValueError if it is unknown, or CUDA that is not there."""
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"model.device={device}: expected auto, cpu, cuda or cuda:1") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"model.device={device}: expected auto, cpu, cuda or cuda:1")
+    if resolved.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"model.device={device}: torch {torch.__version__} sees no CUDA device; "
+                "set model.device=auto or cpu, or install a CUDA build of torch"
+            )
+        if (resolved.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"model.device={device}: there are only {torch.cuda.device_count()} CUDA devices")
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype of `model.dtype`; auto is bfloat16 on CUDA, float32 on the CPU, where bfloat16 is slower."""
+    import torch
+
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype == "float16" and device.type == "cpu":
+        raise ValueError("model.dtype=float16 cannot be trained on the CPU: set model.dtype=auto, or model.device=cuda")
+    resolved = getattr(torch, dtype)
+    assert isinstance(resolved, torch.dtype)
+    return resolved
+
+
+class LiveModel:
+    """The one model in memory. It becomes whichever model of the run is asked for; M_0 comes from `base`.
+
+    `four_bit` holds the base weights in NF4 (bitsandbytes), M_0 included.
+    """
+
+    def __init__(
+        self, base: str, revision: str | None, device: torch.device, dtype: torch.dtype, *, four_bit: bool
+    ) -> None:
+        self.base, self.revision = base, revision
+        self.device, self.dtype, self.four_bit = device, dtype, four_bit
+        self._current: tuple[Model, torch.dtype] | None = None
+        self._network: Network | None = None
+
+    @property
+    def training_dtype(self) -> torch.dtype:
+        """The dtype of trained weights: steps of a usual learning rate are lost in 16 bits."""
+        import torch
+
+        return torch.float32 if self.dtype in (torch.bfloat16, torch.float16) else self.dtype
+
+    def load(self, model: Model, dtype: torch.dtype | None = None) -> Network:
+        """The network of `model`, in `dtype` or in that of sampling."""
+        from peft import PeftModel
+
+        wanted = (model, dtype or self.dtype)
+        if self._current == wanted and self._network is not None:
+            return self._network
+        network: Network = self._base_network(*wanted)
+        if model.adapter is not None:
+            network = PeftModel.from_pretrained(network, model.adapter, is_trainable=True)
+        self.adopt(model, network, wanted[1])
+        return network
+
+    def adopt(self, model: Model, network: Network, dtype: torch.dtype) -> None:
+        """Notes that `network`, which is in memory, has become `model`."""
+        self._current, self._network = (model, dtype), network
+
+    def _base_network(self, model: Model, dtype: torch.dtype) -> PreTrainedModel:
+        """The network of `model` without its adapter: the one in memory if it has the same base weights."""
+        from peft import PeftModel
+        from transformers import PreTrainedModel
+
+        network, current = self._network, self._current
+        self._network = self._current = None
+        if network is not None and current is not None and (current[0].weights, current[1]) == (model.weights, dtype):
+            base = network.unload() if isinstance(network, PeftModel) else network
+            assert isinstance(base, PreTrainedModel)
+            return base
+        del network  # before another is loaded: two need not fit
+        return self._read(model.weights, dtype)
+
+    def _read(self, weights: Path | None, dtype: torch.dtype) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        return AutoModelForCausalLM.from_pretrained(
+            weights or self.base,
+            revision=None if weights else self.revision,
+            dtype=dtype,
+            device_map={"": self.device},
+            quantization_config=quantization if self.four_bit else None,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+
+
+def load_chat(config: ModelConfig, base: str) -> Chat:
+    """The tokenizer of M_0 with its chat template, and the tokens that end an answer."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from stasc.chat import Chat
+
+    tokenizer = AutoTokenizer.from_pretrained(base, revision=config.revision, trust_remote_code=False)
+    stop_ids = {tokenizer.eos_token_id}
+    try:
+        generation = GenerationConfig.from_pretrained(base, revision=config.revision or "main")
+        eos = generation.eos_token_id
+        stop_ids |= set(eos) if isinstance(eos, list) else {eos}
+    except OSError:
+        pass  # a model need not have a generation config
+    return Chat(tokenizer, config.chat_template, config.template_args, stop_ids - {None})

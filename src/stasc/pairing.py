@@ -1,0 +1,56 @@
+"""Which initial answer is a correction paired with?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from stasc.records import Answer, Pair, Split
+
+Reward = Callable[[str, Sequence[str]], float]
+Pairing = Callable[[int, int], Iterable[int]]
+
+
+def own(seen: int, n_init: int) -> Iterable[int]:
+    """The initial answer that the correction saw: Algorithm 1."""
+    return (seen,)
+
+
+def crossed(seen: int, n_init: int) -> Iterable[int]:
+    """Every initial answer of the question, as the authors' released code does."""
+    return range(n_init)
+
+
+PAIRINGS: dict[str, Pairing] = {"own": own, "crossed": crossed}
+
+
+def score(
+    split: Split,
+    y1: Sequence[Sequence[Answer]],
+    y2: Sequence[Sequence[Sequence[Answer]]],
+    reward: Reward,
+    pairing: Pairing,
+) -> list[Pair]:
+    """Every pair (y1, y2) that `pairing` makes, with its rewards, ordered by question, initial answer, correction.
+
+    Args:
+        y1: initial answers, [question][i].
+        y2: corrections, [question][i][k], sampled after seeing y1[question][i].
+    Raises: ValueError if a reward is not in [0, 1], naming the question.
+    """
+    pairs = []
+    for question, initial, corrections in zip(split.questions, y1, y2, strict=True):
+
+        def rated(answer: Answer, question=question) -> float:  # type: ignore[no-untyped-def]
+            value = float(reward(answer.text, question.references))
+            if not 0 <= value <= 1:
+                raise ValueError(f"reward gave {value} for an answer to {question.id}; expected a number in [0, 1]")
+            return value
+
+        r1 = [rated(answer) for answer in initial]
+        for seen, seen_corrections in enumerate(corrections):
+            for k, correction in enumerate(seen_corrections):
+                r2 = rated(correction)
+                pairs += [
+                    Pair(question, i, seen, k, initial[i], correction, r1[i], r2) for i in pairing(seen, len(initial))
+                ]
+    return pairs

@@ -1,0 +1,72 @@
+"""What a run was made with: versions, commit, machine, data. Recorded, so that a result can be told from another."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from stasc.records import Question
+
+_LIBRARIES = ("stasc", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of the libraries that decide results."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES}
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, threads and accelerator."""
+    import torch
+
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the package runs from, `+` behind it where files differ; None elsewhere."""
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "HEAD")
+        tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "") if tracked else None
+
+
+def data_digest(questions: Sequence[Question]) -> str:
+    """sha256 of the questions with their references, in order."""
+    lines = [json.dumps(asdict(question), ensure_ascii=True, sort_keys=True) for question in questions]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,109 @@
+"""The command: composes the settings, checks them, builds the parts, and runs. The only place that knows Hydra."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from stasc.experiment import Experiment
+
+traceback_log = logging.getLogger("stasc.traceback")  # goes to run.log, not to the console
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if folder.is_dir())
+
+
+def build(cfg: DictConfig, group: str, target: type | None = None) -> Any:
+    """The part that a group's settings describe: an instance of its `_target_`, or of `target`.
+
+    A dataclass has its settings checked against the types of its fields; any other callable is called with them.
+    Raises: ValueError that names the setting.
+    """
+    try:
+        settings = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+        assert isinstance(settings, dict)
+        name = settings.pop("_target_", None)
+        kind = target or hydra.utils.get_object(name)
+        if not is_dataclass(kind):
+            return hydra.utils.instantiate({"_target_": name, **settings}, _convert_="all")
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
+    except ConfigKeyError as error:
+        known = ", ".join(field.name for field in fields(kind))
+        raise ValueError(f"{group}.{error.full_key}: no such setting; {group} has {known}") from error
+    except OmegaConfBaseException as error:
+        key = ".".join(part for part in (group, error.full_key) if part)
+        raise ValueError(f"{key}: {str(error.msg or error).splitlines()[0]}") from error
+
+
+def build_experiment(cfg: DictConfig) -> Experiment:
+    """All parts of a run, built and checked against each other, and the questions. Loads no model."""
+    from stasc.dataset import check_disjoint
+    from stasc.experiment import Experiment
+    from stasc.pairing import PAIRINGS
+    from stasc.records import Split
+    from stasc.settings import Evaluation, Loop, Sampling
+    from stasc.tracking import redact
+
+    top = OmegaConf.create({"loop": {name: cfg[name] for name in ("seed", "iterations", "patience", "correct_at")}})
+    if cfg.pairing not in PAIRINGS:
+        raise ValueError(f"pairing={cfg.pairing}: expected one of {', '.join(PAIRINGS)}")
+    evaluation = build(cfg, "evaluation", Evaluation)
+    parts = {group: build(cfg, group) for group in ("init", "start", "finetune", "model", "prompt", "reward")}
+    parts |= {"keep": build(cfg, "filter"), "engine": build(cfg, "engine"), "tracking": build(cfg, "tracking")}
+    dataset = build(cfg, "dataset")
+    train = Split("train", tuple(dataset("train")))
+    test = Split(evaluation.split, tuple(dataset(evaluation.split)))
+    check_disjoint(train.questions, test.questions)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    return Experiment(
+        loop=build(top, "loop", Loop),
+        sampling=build(cfg, "sampling", Sampling),
+        evaluation=evaluation,
+        pairing=PAIRINGS[cfg.pairing],
+        train=train,
+        test=test,
+        variant=cfg.variant,
+        config=redact({str(key): value for key, value in config.items()}),
+        **parts,
+    )
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _job(cfg: DictConfig) -> float:
+    """One run; a sweep has many. Returns the final correction accuracy, for sweepers that optimise."""
+    from stasc import experiment
+    from stasc.console import Console
+
+    console = Console()
+    job = HydraConfig.get()
+    try:
+        summary = experiment.run(build_experiment(cfg), Path(job.runtime.output_dir), cfg.sweep.name, console)
+    except (ValueError, OSError) as error:  # of a setting, the data or the disk: the message says it all
+        traceback_log.exception("the run stopped")
+        if job.mode == RunMode.MULTIRUN:
+            raise
+        sys.exit(f"error: {error}")
+    except Exception:
+        traceback_log.exception("the run stopped")
+        raise
+    return float(summary["iterations"][-1]["test"]["corr_acc"])
+
+
+def main() -> None:
+    """Runs the command line."""
+    _job()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Settings that belong to no design choice: the loop, how answers are sampled, and how the models are evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Algorithm 1: N iterations, and how many of them in a row may keep nothing. A reward of `correct_at` is right."""
+
+    seed: int
+    iterations: int
+    patience: int
+    correct_at: float
+
+    def __post_init__(self) -> None:
+        _expect("seed", self.seed, self.seed >= 0, "at least 0")
+        _expect("iterations", self.iterations, self.iterations >= 0, "at least 0 (0: evaluate M_0 only)")
+        _expect("patience", self.patience, self.patience >= 1, "at least 1")
+        _expect("correct_at", self.correct_at, 0 < self.correct_at <= 1, "0 < correct_at <= 1, rewards lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many answers are sampled for training, and how. Temperature 0 is greedy, top_p 1 the whole distribution."""
+
+    n_init: int
+    n_corr: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        _expect("sampling.n_init", self.n_init, self.n_init >= 1, "at least 1")
+        _expect("sampling.n_corr", self.n_corr, self.n_corr >= 1, "at least 1")
+        _check_decoding("sampling", self.temperature, self.top_p, self.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How held-out questions are answered: one initial answer, one correction. Null inherits from `sampling`."""
+
+    split: str
+    temperature: float | None
+    top_p: float | None
+    max_new_tokens: int | None
+    batch: int | None
+
+    def __post_init__(self) -> None:
+        _expect("evaluation.split", self.split, self.split in ("test", "validation"), "test or validation")
+        _check_decoding("evaluation", self.temperature, self.top_p, self.max_new_tokens)
+        _expect("evaluation.batch", self.batch, self.batch is None or self.batch >= 1, "null or at least 1")
+
+    def sampling(self, train: Sampling) -> Sampling:
+        """The sampling settings of an evaluation, given those of training."""
+        return Sampling(
+            n_init=1,
+            n_corr=1,
+            temperature=train.temperature if self.temperature is None else self.temperature,
+            top_p=train.top_p if self.top_p is None else self.top_p,
+            max_new_tokens=train.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens,
+        )
+
+
+def _check_decoding(group: str, temperature: float | None, top_p: float | None, max_new_tokens: int | None) -> None:
+    _expect(f"{group}.temperature", temperature, temperature is None or temperature >= 0, "at least 0 (0: greedy)")
+    _expect(f"{group}.top_p", top_p, top_p is None or 0 < top_p <= 1, "0 < top_p <= 1")
+    _expect(f"{group}.max_new_tokens", max_new_tokens, max_new_tokens is None or max_new_tokens >= 1, "at least 1")
+
+
+def _expect(name: str, value: object, ok: bool, expected: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}={value}: expected {expected}")

