@@ -106,6 +106,14 @@ def test_without_a_terminal_a_long_stage_reports_every_30_seconds_with_an_estima
     ]
 
 
+def test_the_first_batch_already_gives_an_estimate(clock: Clock) -> None:
+    err = io.StringIO()
+    with build(err, clock).stage("corrections", 100, "answers") as advance:
+        clock.now = 40.0
+        advance(20)
+        assert err.getvalue().endswith("20/100 answers  0:00:40, 0:02:40 left\n")
+
+
 def test_a_colour_variable_does_not_animate_a_log_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     err = io.StringIO()

@@ -518,6 +518,14 @@ def test_a_run_started_again_in_its_folder_goes_on_in_the_same_wandb_run(tmp_pat
     assert len(files) == 2 and len({path.name for path in files}) == 1
 
 
+def test_a_run_that_was_never_finished_is_not_gone_on_with(tmp_path: Path) -> None:
+    for name in ("died", "next"):
+        tracker = settings().start(info_of(tmp_path / name))
+        tracker.iteration(summary_of(0, 0.5), [], [])
+    tracker.finish("finished", failed=False)
+    assert len({path.name for path in tmp_path.glob("*/wandb/offline-run-*/*.wandb")}) == 2
+
+
 @pytest.mark.slow
 def test_without_a_network_a_run_that_is_logged_in_goes_on_offline(
     tmp_path: Path,
@@ -533,13 +541,14 @@ def test_without_a_network_a_run_that_is_logged_in_goes_on_offline(
     )
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    for seed in (3, 4):
-        tracker = settings().start(info_of(tmp_path / f"run{seed}"))
+    for name in ("one", "two", "two"):  # the second start in a folder uses the id of the first
+        tracker = settings().start(info_of(tmp_path / name))
         tracker.iteration(summary_of(0, 0.5), [], [])
         tracker.finish("finished", failed=False)
-        (run,) = (tmp_path / f"run{seed}").glob("wandb/offline-run-*")
-        assert len(only(records_of(run), "history")) == 1
-    assert [text.startswith("W&B can't be reached (CommError") for text in warnings_in(caplog)] == [True, True]
+    for name, count in (("one", 1), ("two", 2)):
+        runs = sorted((tmp_path / name).glob("wandb/offline-run-*"))
+        assert len(runs) == count and len(only(records_of(runs[-1]), "history")) == 1
+    assert [text.startswith("W&B can't be reached (CommError") for text in warnings_in(caplog)] == [True] * 3
     assert capfd.readouterr() == ("", "")
 
 

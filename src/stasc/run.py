@@ -33,7 +33,7 @@ def build(cfg: DictConfig, group: str, target: type | None = None) -> Any:
         settings = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
         assert isinstance(settings, dict)
         name = settings.pop("_target_", None)
-        kind = target or hydra.utils.get_object(name)
+        kind = target or _located(group, name)
         if not is_dataclass(kind):
             return hydra.utils.instantiate({"_target_": name, **settings}, _convert_="all")
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
@@ -43,6 +43,13 @@ def build(cfg: DictConfig, group: str, target: type | None = None) -> Any:
     except OmegaConfBaseException as error:
         key = ".".join(part for part in (group, error.full_key) if part)
         raise ValueError(f"{key}: {str(error.msg or error).splitlines()[0]}") from error
+
+
+def _located(group: str, name: object) -> Any:
+    try:
+        return hydra.utils.get_object(str(name))
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{group}._target_={name}: {str(error).splitlines()[-1]}") from error
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:

@@ -126,7 +126,8 @@ def draw(logits_BV: Tensor, keys_B: Tensor, position: int, temperature: float, t
 def nucleus(scaled_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """The nucleus of each row as (logits, ids), both (B, K), most probable first, -inf where it has fewer than K.
 
-    The vocabulary is sorted only as far as the largest nucleus reaches.
+    Of equally probable tokens the lower id comes first. The vocabulary is sorted only as far as the largest nucleus
+    reaches, and all of its ties: else their choice would depend on the other rows.
     """
     vocabulary = scaled_BV.shape[1]
     total_B1 = scaled_BV.logsumexp(-1, keepdim=True)
@@ -134,8 +135,12 @@ def nucleus(scaled_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     while True:
         values_BK, ids_BK = scaled_BV.topk(k, dim=-1)
         mass_BK = (values_BK - total_B1).exp().cumsum(-1)
-        if k == vocabulary or bool((mass_BK[:, -1] >= top_p).all()):
+        reached_BK = (mass_BK >= top_p) & (values_BK > values_BK[:, -1:])
+        if k == vocabulary or bool(reached_BK.any(-1).all()):
             break
         k = min(8 * k, vocabulary)
+    ids_BK, order_BK = ids_BK.sort(-1)
+    values_BK, order_BK = values_BK.gather(1, order_BK).sort(dim=-1, descending=True, stable=True)
+    ids_BK = ids_BK.gather(1, order_BK)
     before_BK = torch.cat([torch.zeros_like(mass_BK[:, :1]), mass_BK[:, :-1]], dim=1)
     return values_BK.masked_fill(before_BK >= top_p, float("-inf")), ids_BK

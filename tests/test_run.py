@@ -1,0 +1,301 @@
+"""The command line, from overrides to the run's folder."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from stasc.console import Console
+from stasc.experiment import Experiment, run
+from stasc.run import CONF, build_experiment
+
+TINY = ("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")
+OPTIONS = [(folder.parent.name, folder.stem) for folder in sorted(CONF.glob("*/*.yaml"))]
+
+
+def even_first_byte(answer: str, references: Sequence[str]) -> float:
+    """A reward that random weights can earn."""
+    return float(bool(answer) and answer.encode("utf-8", "replace")[0] % 2 == 0)
+
+
+EARNABLE = ("~reward", "+reward={_target_: test_run.even_first_byte, _partial_: true}")
+
+
+def composed(*overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def experiment(*overrides: str) -> Experiment:
+    return build_experiment(composed(*TINY, *overrides))
+
+
+def run_tiny(folder: Path, *overrides: str) -> dict[str, Any]:
+    folder.mkdir(parents=True)
+    return run(experiment(*EARNABLE, *overrides), folder, "group", Console())
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def stasc(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stasc.run", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def without_times(summary: dict[str, Any]) -> dict[str, Any]:
+    return {**summary, "iterations": [{**entry, "seconds": None} for entry in summary["iterations"]]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finetune", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("start", ["fixed", "evolving"])
+@pytest.mark.parametrize("filter_", ["strict", "lenient", "maintaining"])
+@pytest.mark.parametrize("init", ["fixed", "evolving"])
+def test_every_combination_of_choices_runs(
+    init: str, filter_: str, start: str, finetune: str, tmp_path: Path
+) -> None:
+    choices = [f"init={init}", f"filter={filter_}", f"start={start}", f"finetune={finetune}"]
+    summary = run_tiny(tmp_path / "run", *choices, "iterations=2", "patience=2", "dataset.n_train=6")
+    letters = {"fixed": "F", "evolving": "E", "strict": "I", "lenient": "N", "maintaining": "M"}
+    assert summary["variant"] == letters[init] + letters[filter_] + letters[start] + (
+        "" if finetune == "full" else f"-{finetune}"
+    )
+    assert summary["status"] == "finished"
+    assert [entry["n"] for entry in summary["iterations"]] == [0, 1, 2]
+    for entry in summary["iterations"][1:]:
+        assert entry["train"]["pairs"] == 6 * 2 * 2
+        assert entry["train"]["kept"] > 0
+        assert entry["finetune"]["examples"] == entry["train"]["kept"]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
+def test_every_option_composes_and_builds(group: str, option: str, tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps({"question": f"q{i}", "answer": f"a{i}"}) + "\n" for i in range(20)))
+    needed = {
+        ("dataset", "jsonl"): [f"dataset.path={questions}", "dataset.n_validation=2"],
+        ("model", "custom"): ["model.path=a/hub-name"],
+    }
+    if (group, option) == ("dataset", "nq"):
+        pytest.skip("its questions come from the hub; test_dataset.py reads local copies")
+    built = experiment(f"{'+' if group == 'experiment' else ''}{group}={option}", *needed.get((group, option), []))
+    assert len(built.train.questions) == 3
+    assert len(built.test.questions) == 3
+
+
+def test_the_folder_holds_every_pair_and_every_outcome(tmp_path: Path) -> None:
+    summary = run_tiny(tmp_path / "run", "iterations=2", "filter=lenient", "sampling.n_init=3")
+    folder = tmp_path / "run"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    pairs, outcomes = lines(folder / "pairs.jsonl"), lines(folder / "outcomes.jsonl")
+    assert len(pairs) == 2 * 3 * 3 * 2
+    assert len(outcomes) == 3 * 3
+    assert set(outcomes[0]) >= {"n", "seed", "question", "sample", "y1", "y2", "r1", "r2"}
+    assert set(pairs[0]) >= {"n", "question", "i", "k", "y1", "y2", "r1", "r2", "kept"}
+    for entry in summary["iterations"]:
+        of_n = [line for line in outcomes if line["n"] == entry["n"]]
+        assert entry["test"]["corr_acc"] == pytest.approx(sum(line["r2"] for line in of_n) / 3)
+        kept = [line for line in pairs if line["n"] == entry["n"] and line["kept"]]
+        assert entry["n"] == 0 or entry["train"]["kept"] == len(kept)
+    for pair in pairs:
+        assert pair["kept"] == (pair["r2"] >= pair["r1"] and pair["r2"] == 1)
+        assert pair["r1"] == even_first_byte(pair["y1"], ())
+    assert not (folder / "models").exists()
+
+
+def test_the_journal_has_the_run_from_start_to_end(tmp_path: Path) -> None:
+    from stasc.tracking import read
+
+    summary = run_tiny(tmp_path / "run", "iterations=1")
+    events = list(read(tmp_path / "run" / "journal.jsonl"))
+    assert [event["event"] for event in events] == ["run_started", "iteration", "iteration", "run_ended"]
+    assert events[0]["config"]["filter"]["margin"] == 0
+    assert events[0]["versions"]["torch"]
+    assert {name: events[2][name] for name in summary["iterations"][1]} == summary["iterations"][1]
+    assert events[-1]["status"] == "finished"
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    first, again, other = (
+        run_tiny(tmp_path / name, "iterations=2", f"seed={seed}") for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert without_times(first) == without_times(again)
+    for name in ("outcomes.jsonl", "pairs.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert (tmp_path / "a" / "pairs.jsonl").read_bytes() != (tmp_path / "c" / "pairs.jsonl").read_bytes()
+    assert first["seed"] != other["seed"]
+
+
+def test_variants_share_the_answers_of_m_0(tmp_path: Path) -> None:
+    """The variant is in no noise key: what M_0 says first is the same in all of them."""
+    for name in ("strict", "maintaining"):
+        run_tiny(tmp_path / name, "iterations=1", f"filter={name}")
+    first, second = (lines(tmp_path / name / "pairs.jsonl") for name in ("strict", "maintaining"))
+    assert [(line["y1"], line["y2"]) for line in first] == [(line["y1"], line["y2"]) for line in second]
+    assert [line["kept"] for line in first] != [line["kept"] for line in second]
+
+
+def test_fixed_initial_answers_are_reused_and_evolving_ones_are_not(tmp_path: Path) -> None:
+    for init in ("fixed", "evolving"):
+        run_tiny(tmp_path / init, "iterations=2", f"init={init}", "filter=lenient")
+    for init, same in (("fixed", True), ("evolving", False)):
+        pairs = lines(tmp_path / init / "pairs.jsonl")
+        first, second = ([line["y1"] for line in pairs if line["n"] == n] for n in (1, 2))
+        assert (first == second) is same
+
+
+def test_crossed_pairing_pairs_every_correction_with_every_initial_answer(tmp_path: Path) -> None:
+    summary = run_tiny(tmp_path / "run", "iterations=1", "pairing=crossed")
+    assert summary["iterations"][1]["train"]["pairs"] == 3 * 2 * 2 * 2
+
+
+def test_nothing_kept_keeps_the_model_says_so_and_stops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run").mkdir()
+    summary = run(experiment("iterations=3"), tmp_path / "run", "group", Console())
+    assert summary["status"] == "stopped_empty"
+    assert len(summary["iterations"]) == 2
+    assert "kept 0 of 12 pairs" in caplog.text
+    assert "filter=lenient" in caplog.text
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"finetune\.learning_rate"):
+        run_tiny(tmp_path / "run", "finetune.learning_rate=1e30", "finetune.batch_size=1", "finetune.epochs=4")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.top_p=1.5", r"sampling\.top_p=1\.5: expected 0 < top_p <= 1"),
+        ("sampling.n_init=0", r"sampling\.n_init=0: expected at least 1"),
+        ("sampling.n_init=two", r"sampling\.n_init: .*two"),
+        ("seed=-1", r"seed=-1"),
+        ("seed=one", r"seed: .*one"),
+        ("pairing=both", r"pairing=both: expected one of own, crossed"),
+        ("+filter.margni=0.1", r"filter\.margni: no such setting; filter has letter, margin"),
+        ("filter.margin=high", r"filter\.margin: .*high"),
+        ("finetune.optimizer=adam", r"finetune\.optimizer=adam: expected one of adamw_torch"),
+        ("finetune.micro_batch_size=3", r"finetune\.micro_batch_size=3: expected null or a divisor of 8"),
+        ("model.dtype=int8", r"model\.dtype=int8: expected one of auto"),
+        ("reward.scope=final", r"reward\.scope=final"),
+        ("evaluation.split=train", r"evaluation\.split=train: expected test or validation"),
+        ("evaluation.temperature=-1", r"evaluation\.temperature=-1"),
+        ("tracking=wandb tracking.mode=maybe", r"tracking\.mode=maybe"),
+        ("dataset.n_train=100000", r"dataset\.n_train"),
+        ("engine.batch_size=0", r"engine\.batch_size=0"),
+        ("reward._target_=stasc.reward.Nothing", r"reward\._target_.*stasc\.reward\.Nothing"),
+    ],
+)
+def test_a_bad_setting_is_named_before_anything_is_loaded(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        experiment(*override.split())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.device=cuda", r"model\.device=cuda: .*no CUDA device"),
+        ("model.device=gpu", r"model\.device=gpu: expected auto, cpu, cuda or cuda:1"),
+        ("model.device=cpu model.dtype=float16", r"model\.dtype=float16"),
+        ("model.path=/no/such/folder", r"model\.path=/no/such/folder"),
+        ("model.path=tiny:x", r"model\.path=tiny:x"),
+        ("model.chat_template=/no/such/file", r"model\.chat_template=/no/such/file"),
+    ],
+)
+def test_what_does_not_fit_the_machine_is_named_before_a_model_is_loaded(
+    override: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        run(experiment(*override.split()), tmp_path, "group", Console())
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("choice", ["finetune=qlora", "finetune.optimizer=paged_adamw_8bit"])
+def test_without_bitsandbytes_what_needs_it_is_refused(
+    choice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else find_spec(name, *rest)
+    )
+    with pytest.raises(ValueError, match="pip install bitsandbytes"):
+        run(experiment(choice), tmp_path, "group", Console())
+
+
+@pytest.mark.slow
+def test_help_and_the_composed_config_come_at_once(tmp_path: Path) -> None:
+    """Under 1.5 s: neither torch nor transformers is imported for them. The faster of two tries, as machines stutter."""
+    for arguments in (["--help"], ["--cfg", "job"]):
+        seconds = []
+        for _ in range(2):
+            began = time.perf_counter()
+            answer = stasc(tmp_path, *arguments)
+            seconds.append(time.perf_counter() - began)
+            assert answer.returncode == 0, answer.stderr
+        assert min(seconds) < 1.5
+    script = "import sys, stasc.run; sys.exit(bool({'torch', 'transformers', 'wandb', 'datasets'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_run_from_the_command_line_ends_with_the_table(tmp_path: Path) -> None:
+    answer = stasc(tmp_path, *TINY, "filter=strict", "init=evolving", "iterations=1")
+    assert answer.returncode == 0, answer.stderr
+    assert "EIE, seed 0, cpu" in answer.stdout
+    assert "Correction accuracy" in answer.stdout
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert {path.name for path in folder.iterdir()} >= {
+        *("journal.jsonl", "summary.json", "outcomes.jsonl", "pairs.jsonl", "model", "run.log", ".hydra"),
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_each_combination_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    answer = stasc(
+        tmp_path, "--multirun", *TINY, "filter=strict,lenient", "init=fixed,evolving", "sweep.name=four", "iterations=1"
+    )
+    assert answer.returncode == 0, answer.stderr
+    summaries = sorted((tmp_path / "multirun" / "four").glob("*/summary.json"))
+    assert [json.loads(path.read_text())["variant"] for path in summaries] == ["FIE", "EIE", "FNE", "ENE"]
+
+
+@pytest.mark.slow
+def test_an_error_is_one_line_and_an_exit_status(tmp_path: Path) -> None:
+    answer = stasc(tmp_path, *TINY, "sampling.temperature=-1")
+    assert answer.returncode != 0
+    assert answer.stderr.strip() == "error: sampling.temperature=-1.0: expected at least 0 (0: greedy)"
+    (log,) = tmp_path.glob("outputs/*/*/run.log")
+    assert "Traceback" in log.read_text()
+    unknown = stasc(tmp_path, *TINY, "filter=stict")
+    assert unknown.returncode != 0
+    assert "Could not find 'filter/stict'" in unknown.stderr
+    assert "strict" in unknown.stderr
