@@ -22,7 +22,7 @@ from stasc.experiment import Experiment, run
 from stasc.run import CONF, build_experiment
 
 TINY = ("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")
-OPTIONS = [(folder.parent.name, folder.stem) for folder in sorted(CONF.glob("*/*.yaml"))]
+OPTIONS = [(folder.parent.name, folder.stem) for folder in sorted(CONF.glob("*/*.yaml")) if folder.parent.name != "hydra"]
 
 
 def even_first_byte(answer: str, references: Sequence[str]) -> float:

@@ -17,8 +17,7 @@ PLAIN = """\
 {%- if message.role == 'system' %}{{ message.content | trim }}
 
 {% elif message.role == 'user' %}Question: {{ message.content | trim }}
-{% else %}Answer: {{ message.content | trim }}{% if loop.last %}{{ eos_token }}{% else %}
-{% endif %}{% endif -%}
+{% else %}Answer: {{ message.content | trim }}{{ eos_token if loop.last else '\\n' }}{% endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt %}Answer:{% endif -%}
 """
@@ -110,14 +109,17 @@ class Chat:
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _has_system_role(self) -> bool:
-        """Some templates raise at a system message, and some drop it without a word."""
+        """Some templates raise at a system message, some drop it, and some move it once an answer follows."""
         self._system_role = True
+        system = {"role": "system", "content": "a probe"}
         try:
-            return "a probe" in self._render(
-                [{"role": "system", "content": "a probe"}, *_PROBES[0]], add_generation_prompt=True
-            )
+            for probe in _PROBES:
+                if "a probe" not in self._prompt_text([system, *probe]):
+                    return False
+                self._completion_text([system, *probe], "four")
         except ValueError:
             return False
+        return True
 
     def _find_end_id(self) -> int:
         """The token that ends the assistant's turn: the first special one after the answer, else the end of text."""
@@ -151,7 +153,5 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _read_template(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(
-            f"model.chat_template={path}: neither 'plain' nor a readable Jinja file ({error.strerror})"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"model.chat_template={path}: neither 'plain' nor a readable Jinja file ({error})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import sys
 import time
@@ -20,6 +21,13 @@ from rich.text import Text
 REPORT_EVERY_S = 30.0  # without a terminal, a long stage reports at most this often
 SPEED_WINDOW_S = 300.0  # the estimate rests on the last five minutes: answers come in large batches
 TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")  # from the initial answer to its correction
+
+
+class StderrHandler(logging.Handler):
+    """Writes log lines to whatever standard error is at the time: while a bar is shown, above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
 
 
 class Advance(Protocol):

@@ -116,7 +116,7 @@ def _stages(experiment: Experiment, chat: Chat, live: LiveModel, folder: RunFold
     from stasc.stages import Stages
 
     def progress(label: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        return console.stage(f"iteration {len(folder.summary['iterations'])}  {label}", total, unit)
+        return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
 
     test, train = experiment.test.name, experiment.train.name
     batch = experiment.evaluation.batch or experiment.engine.batch_size

@@ -124,7 +124,7 @@ class Stages:
             Request(self.chat.prompt(conversation), tuple(samples))
             for conversation, samples in zip(conversations, keys, strict=True)
         ]
-        stage = label if split.name == "train" else f"evaluation, {label}"
+        stage = label if split.name == "train" else f"{split.name} {label}"
         timed = "evaluate" if split.name != "train" else ("sample" if label == "initial answers" else "correct")
         with self._timed(timed, stage, sum(map(len, keys)), "answers") as advance:
             network = self.live.load(model)

@@ -1,0 +1,493 @@
+"""The sampler against independent rules: transformers' own decoding, exact distributions, and a nucleus by sorting.
+
+The model is tiny and random, in float64 where something is claimed to be exact.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, TopPLogitsWarper
+
+from stasc import sources
+from stasc.engine import Completion, Decoding, Request, decode, noise
+from stasc.engine.hf import HF
+
+VOCABULARY = 260
+CONTEXT = 2048
+DRAWS = 20_000
+
+
+def load(folder: str, dtype: torch.dtype) -> LlamaForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return sources.fetch("tiny:0", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: str) -> LlamaForCausalLM:
+    return load(folder, torch.float64)
+
+
+@pytest.fixture
+def shapes(model: LlamaForCausalLM) -> Iterator[list[tuple[int, ...]]]:
+    """The shape of the token ids of each forward pass."""
+    seen: list[tuple[int, ...]] = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    yield seen
+    hook.remove()
+
+
+def tokens(count: int, seed: int) -> tuple[int, ...]:
+    return tuple(random.Random(seed).choices(range(VOCABULARY), k=count))
+
+
+def prompts(lengths: Sequence[int], shared: int = 0) -> list[tuple[int, ...]]:
+    """One prompt per length, of random tokens behind `shared` tokens that they have in common."""
+    return [tokens(shared, 0) + tokens(length, seed) for seed, length in enumerate(lengths, start=1)]
+
+
+def decoding(
+    temperature: float = 1.0, top_p: float = 1.0, max_new_tokens: int = 8, stop: Sequence[int] = ()
+) -> Decoding:
+    return Decoding(temperature, top_p, max_new_tokens, frozenset(stop))
+
+
+def next_logits(model: LlamaForCausalLM, prompt: Sequence[int]) -> Tensor:
+    """What follows a prompt, by one plain forward pass over it alone."""
+    with torch.inference_mode():
+        return model(torch.tensor([prompt], device=model.device)).logits[0, -1]
+
+
+MIXED = prompts([1, 2, 3, 5, 8, 8, 13, 30], shared=6) + [tokens(6, 0), tokens(6, 0) + (7, 7)]
+STOPS = tuple(range(0, VOCABULARY, 9))  # 29 of 260: some answers end early, some at once, some never
+
+
+# Greedy decoding
+
+
+def generated(model: LlamaForCausalLM, prompt: Sequence[int], stop: Sequence[int], limit: int) -> tuple[int, ...]:
+    """What transformers' own generate answers to this prompt alone."""
+    ids = torch.tensor([prompt], device=model.device)
+    ended = {"eos_token_id": list(stop)} if stop else {"eos_token_id": -1}
+    answer = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=limit, pad_token_id=0, **ended
+    )
+    return tuple(answer[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 64])
+@pytest.mark.parametrize("stop", [STOPS, ()], ids=["stops", "no stops"])
+def test_greedy_is_what_generate_gives_prompt_by_prompt(
+    model: LlamaForCausalLM, batch_size: int, stop: Sequence[int]
+) -> None:
+    requests = [Request(prompt, (index,)) for index, prompt in enumerate(MIXED)]
+    found = HF(batch_size)(model, requests, decoding(0, max_new_tokens=12, stop=stop))
+    expected = [generated(model, prompt, stop, 12) for prompt in MIXED]
+    assert [completion.ids for (completion,) in found] == expected
+    lengths = {len(ids) for ids in expected}
+    assert len(lengths) > 2 if stop else lengths == {12}  # else this compares less than it says
+
+
+def test_greedy_heeds_neither_top_p_nor_noise(model: LlamaForCausalLM) -> None:
+    answers = [
+        HF(8)(model, [Request(MIXED[3], (key, key + 1))], decoding(0, top_p))[0]
+        for key in (0, 10)
+        for top_p in (0.1, 1.0)
+    ]
+    assert len({completion for answer in answers for completion in answer}) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_greedy_on_cuda_in_float32_is_what_generate_gives(folder: str, batch_size: int) -> None:
+    model = load(folder, torch.float32).cuda()
+    requests = [Request(prompt, (index,)) for index, prompt in enumerate(MIXED)]
+    found = HF(batch_size)(model, requests, decoding(0, max_new_tokens=12, stop=STOPS))
+    assert [completion.ids for (completion,) in found] == [generated(model, prompt, STOPS, 12) for prompt in MIXED]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_drawing_from_bfloat16_logits_on_cuda_is_drawing_on_the_cpu(top_p: float) -> None:
+    logits = (torch.randn(64, 5000, generator=torch.Generator().manual_seed(0)) * 3).bfloat16()
+    keys = torch.arange(64)
+    expected = decode.draw(logits, keys, 2, 1.0, top_p)
+    assert torch.equal(decode.draw(logits.cuda(), keys.cuda(), 2, 1.0, top_p).cpu(), expected)
+
+
+# What all rows share is computed once, and changes nothing
+
+
+@pytest.mark.parametrize(
+    "some",
+    [
+        prompts([1, 2, 3, 5, 8, 30], shared=6),
+        prompts([4, 9, 2, 7]),
+        [tokens(12, 1)] * 5,
+        [tokens(1, 1)],
+        [tokens(1, 1), tokens(1, 1) + (5,), tokens(1, 1) + (5, 6, 7)],
+        [tokens(9, 1), tokens(9, 1)[:4], tokens(9, 1)[:8] + (0,), tokens(9, 1)],
+        [(0,) * 3, (0,) * 9],
+    ],
+    ids=["common prefix", "no common prefix", "one prompt", "one token", "one token shared", "prefixes", "zeros"],
+)
+def test_the_logits_of_a_prefill_are_those_of_a_plain_forward_pass(
+    model: LlamaForCausalLM, some: list[tuple[int, ...]]
+) -> None:
+    with torch.inference_mode():
+        logits_BV, _, _ = decode._prefill(model, some)
+    for row, prompt in zip(logits_BV, some, strict=True):
+        torch.testing.assert_close(row, next_logits(model, prompt), rtol=0, atol=1e-10)
+
+
+def test_later_logits_are_those_of_a_plain_forward_pass_though_rows_have_left(model: LlamaForCausalLM) -> None:
+    """Each greedy token of every row is the most probable one behind its prompt and answer so far."""
+    found = HF(64)(model, [Request(prompt, (0,)) for prompt in MIXED], decoding(0, max_new_tokens=12, stop=STOPS))
+    for prompt, (completion,) in zip(MIXED, found, strict=True):
+        for position, id_ in enumerate(completion.ids):
+            assert id_ == next_logits(model, prompt + completion.ids[:position]).argmax()
+
+
+def test_the_common_prefix_is_computed_once_and_each_distinct_prompt_once(
+    model: LlamaForCausalLM, shapes: list[tuple[int, ...]]
+) -> None:
+    short, long = tokens(10, 0) + (1, 2), tokens(10, 0) + (3, 4, 5)
+    HF(64)(model, [Request(short, (0, 1, 2)), Request(long, (3,)), Request(short, (4,))], decoding(max_new_tokens=2))
+    assert shapes == [(1, 10), (2, 3), (5, 1)]
+
+
+def test_rows_leave_as_they_end(model: LlamaForCausalLM, shapes: list[tuple[int, ...]]) -> None:
+    found = HF(64)(model, [Request(prompt, (0,)) for prompt in MIXED], decoding(0, max_new_tokens=12, stop=STOPS))
+    lengths = [len(completion.ids) for (completion,) in found]
+    steps = [rows for rows, width in shapes[2:]]
+    assert steps == [sum(length > position for length in lengths) for position in range(1, max(lengths))]
+
+
+def test_the_network_is_put_into_evaluation_mode(folder: str) -> None:
+    network = load(folder, torch.float32).train()
+    HF(4)(network, [Request((1, 2), (0,))], decoding(max_new_tokens=1))
+    assert not network.training
+
+
+# The distribution that is drawn from
+
+
+def softmax(logits: Sequence[float], temperature: float) -> list[float]:
+    top = max(logits)
+    weights = [math.exp((logit - top) / temperature) for logit in logits]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+def exact(logits: Sequence[float], temperature: float, top_p: float) -> dict[int, float]:
+    """The probability of each token of the nucleus."""
+    probabilities = softmax(logits, temperature)
+    kept: list[int] = []
+    for token in sorted(range(len(logits)), key=lambda token: (-probabilities[token], token)):
+        if math.fsum(probabilities[t] for t in kept) >= top_p:
+            break
+        kept.append(token)
+    mass = math.fsum(probabilities[token] for token in kept)
+    return {token: probabilities[token] / mass for token in kept}
+
+
+def assert_drawn_from(expected: dict[int, float], drawn: Sequence[int]) -> None:
+    """Chi-square: tokens expected fewer than 5 times count together."""
+    counts = Counter(drawn)
+    assert set(counts) <= set(expected)
+    common = [token for token, p in expected.items() if p * len(drawn) >= 5]
+    observed = [counts[token] for token in common]
+    wanted = [expected[token] * len(drawn) for token in common]
+    if len(drawn) - sum(wanted) >= 5:
+        observed.append(len(drawn) - sum(observed))
+        wanted.append(len(drawn) - sum(wanted))
+    wanted = [count * sum(observed) / sum(wanted) for count in wanted]
+    assert len(wanted) > 3
+    assert stats.chisquare(observed, wanted).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
+@pytest.mark.parametrize("size", [50, 300])
+def test_draws_follow_the_softmax_of_the_nucleus(temperature: float, top_p: float, size: int) -> None:
+    logits = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)) * 1.5
+    drawn = decode.draw(logits.expand(DRAWS, -1), torch.arange(DRAWS), 0, temperature, top_p)
+    assert_drawn_from(exact(logits.tolist(), temperature, top_p), drawn.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_draws_from_16_and_32_bit_logits_follow_the_softmax_of_those_logits(dtype: torch.dtype) -> None:
+    logits = (torch.randn(50, generator=torch.Generator().manual_seed(1)) * 2).to(dtype)
+    drawn = decode.draw(logits.expand(DRAWS, -1), torch.arange(DRAWS), 0, 0.7, 1.0)
+    assert_drawn_from(exact(logits.tolist(), 0.7, 1.0), drawn.tolist())
+
+
+def sample(model: LlamaForCausalLM, prompt: tuple[int, ...], how: Decoding) -> list[Completion]:
+    keys = tuple(noise.noise_key("draw", index) for index in range(DRAWS))
+    (completions,) = HF(5000)(model, [Request(prompt, keys)], how)
+    return completions
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_first_tokens_follow_the_distribution_of_the_model(model: LlamaForCausalLM, top_p: float) -> None:
+    prompt = tokens(9, 4)
+    drawn = [completion.ids[0] for completion in sample(model, prompt, decoding(0.7, top_p, max_new_tokens=1))]
+    assert_drawn_from(exact(next_logits(model, prompt).tolist(), 0.7, top_p), drawn)
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_second_tokens_follow_the_distribution_of_the_model_behind_the_first(
+    model: LlamaForCausalLM, top_p: float
+) -> None:
+    prompt = tokens(9, 4)
+    drawn = [completion.ids for completion in sample(model, prompt, decoding(0.7, top_p, max_new_tokens=2))]
+    ((first, times),) = Counter(ids[0] for ids in drawn).most_common(1)
+    assert times > 1000
+    behind = exact(next_logits(model, (*prompt, first)).tolist(), 0.7, top_p)
+    assert_drawn_from(behind, [ids[1] for ids in drawn if ids[0] == first])
+
+
+def test_a_small_nucleus_is_the_most_probable_token() -> None:
+    logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(decode.draw(logits, torch.arange(40), 0, 1.0, 1e-9), logits.argmax(-1))
+
+
+# The nucleus
+
+
+def kept(values_BK: Tensor, ids_BK: Tensor) -> list[list[int]]:
+    """The ids of each row's nucleus, in order."""
+    return [ids[values > -math.inf].tolist() for values, ids in zip(values_BK, ids_BK, strict=True)]
+
+
+def assert_nucleus(row: Sequence[float], ids: list[int], top_p: float, tolerance: float) -> None:
+    """`ids` are the first of all tokens by probability, ties by id, and as many as it takes to reach top_p.
+
+    Sums may be off by `tolerance`, so one token more or less is right where the sum is as near to top_p as that.
+    """
+    probabilities = softmax(row, 1.0)
+    order = sorted(range(len(row)), key=lambda token: (-row[token], token))
+    assert ids == order[: len(ids)]
+    assert ids
+    assert math.fsum(probabilities[token] for token in ids[:-1]) < top_p + tolerance
+    assert len(ids) == len(row) or math.fsum(probabilities[token] for token in ids) >= top_p - tolerance
+
+
+levels = st.sampled_from([-4.0, -1.0, 0.0, 0.5, 1.0, 3.0])  # few values, many ties
+logit_rows = st.one_of(
+    st.lists(st.floats(-30, 30), min_size=1, max_size=200),
+    st.lists(levels, min_size=1, max_size=400),
+    st.builds(lambda size, logit: [logit] * size, st.integers(1, 1500), levels),
+    st.builds(
+        lambda size, seed, scale: [scale * random.Random(seed).gauss(0, 1) for _ in range(size)],
+        st.integers(129, 1500),
+        st.integers(0, 100),
+        st.sampled_from([0.01, 0.3, 2.0, 6.0]),
+    ),
+)
+shares = st.one_of(st.floats(1e-6, 1, exclude_max=True), st.sampled_from([0.1, 0.5, 0.9, 0.95, 0.999, 1 - 2**-52]))
+
+
+@settings(deadline=None, max_examples=200)
+@given(row=logit_rows, top_p=shares)
+@example(row=[0.0], top_p=0.5)
+@example(row=[0.0] * 128, top_p=0.999)
+@example(row=[0.0] * 129, top_p=0.5)
+@example(row=[0.0] * 1025, top_p=0.9)
+@example(row=[1.0, 1.0, 0.0, 1.0], top_p=0.5)
+def test_the_nucleus_is_what_sorting_all_tokens_gives(row: list[float], top_p: float) -> None:
+    logits = torch.tensor([row], dtype=torch.float64)
+    values_BK, ids_BK = decode.nucleus(logits, top_p)
+    (ids,) = kept(values_BK, ids_BK)
+    assert_nucleus(row, ids, top_p, tolerance=1e-9)
+    assert values_BK[0, : len(ids)].tolist() == [row[id_] for id_ in ids]
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.99])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+def test_the_nucleus_of_32_bit_logits_is_what_sorting_gives(scale: float, top_p: float) -> None:
+    logits = torch.randn(5, 3001, generator=torch.Generator().manual_seed(3)) * scale
+    for row, ids in zip(logits, kept(*decode.nucleus(logits, top_p)), strict=True):
+        assert_nucleus(row.tolist(), ids, top_p, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("size", [3, 128, 129, 1000, 1025])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+def test_the_nucleus_is_that_of_transformers(scale: float, size: int, top_p: float) -> None:
+    logits = torch.randn(8, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)) * scale
+    theirs = TopPLogitsWarper(top_p)(torch.zeros(8, 1, dtype=torch.int64), logits) > -math.inf
+    ours = kept(*decode.nucleus(logits, top_p))
+    assert [set(ids) for ids in ours] == [set(row.nonzero().flatten().tolist()) for row in theirs]
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.2, 0.5, 0.9])
+def test_the_nucleus_of_a_row_does_not_depend_on_the_rows_beside_it_though_tokens_tie(top_p: float) -> None:
+    """16-bit logits have many ties, and a flat row beside them makes the sampler look further."""
+    logits = (torch.randn(20, 1000, generator=torch.Generator().manual_seed(4)) * 2).bfloat16().float()
+    flat = torch.zeros(1, 1000)
+    together = kept(*decode.nucleus(torch.cat([logits, flat]), top_p))
+    alone = [kept(*decode.nucleus(row.unsqueeze(0), top_p))[0] for row in logits]
+    assert together[:-1] == alone
+    keys = torch.arange(21)
+    drawn = decode.draw(torch.cat([logits, flat]), keys, 0, 1.0, top_p)
+    assert drawn[:-1].tolist() == [
+        decode.draw(row.unsqueeze(0), key.unsqueeze(0), 0, 1.0, top_p).item()
+        for row, key in zip(logits, keys, strict=False)
+    ]
+
+
+# A sample belongs to its question, not to its batch
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Request]:
+    lengths = [1, 2, 2, 3, 5, 8, 8, 13, 21, 30, 40, 4]
+    return [
+        Request(prompt, tuple(noise.noise_key("question", index, sample) for sample in range(1 + index % 3)))
+        for index, prompt in enumerate(prompts(lengths, shared=5))
+    ]
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_question_gets_the_same_sample_in_any_batch_and_order(
+    model: LlamaForCausalLM, questions: list[Request], top_p: float
+) -> None:
+    how = decoding(1.0, top_p, max_new_tokens=10, stop=STOPS)
+    expected = dict(zip(questions, HF(1)(model, questions, how), strict=True))
+    assert len({len(completion.ids) for answers in expected.values() for completion in answers}) > 3
+    for seed, batch_size in enumerate((3, 8, 64)):
+        shuffled = random.Random(seed).sample(questions, k=len(questions))
+        assert dict(zip(shuffled, HF(batch_size)(model, shuffled, how), strict=True)) == expected
+
+
+def test_a_question_gets_the_same_sample_alone(model: LlamaForCausalLM, questions: list[Request]) -> None:
+    how = decoding(1.0, 0.9, stop=STOPS)
+    together = HF(64)(model, questions, how)
+    assert [HF(64)(model, [question], how)[0] for question in questions] == together
+
+
+def test_answers_come_in_the_order_of_requests_and_keys(model: LlamaForCausalLM) -> None:
+    long, short = tokens(20, 1), tokens(3, 2)
+    how = decoding(max_new_tokens=6)
+    first, second = HF(2)(model, [Request(long, (5, 6, 7)), Request(short, (8,))], how)
+    assert (len(first), len(second)) == (3, 1)
+    assert [first[2], second[0]] == [
+        HF(1)(model, [Request(long, (7,))], how)[0][0],
+        HF(1)(model, [Request(short, (8,))], how)[0][0],
+    ]
+
+
+def test_a_prompt_asked_twice_is_answered_alike_for_the_same_key_and_otherwise_not(model: LlamaForCausalLM) -> None:
+    prompt = tokens(7, 1)
+    (one, other), (again, third) = HF(64)(model, [Request(prompt, (1, 2)), Request(prompt, (1, 3))], decoding())
+    assert one == again
+    assert len({one, other, third}) == 3
+
+
+def test_the_noise_of_a_token_is_that_of_its_position_in_the_answer(model: LlamaForCausalLM) -> None:
+    """Gumbel-max, position by position, with plain forward passes: whatever the length of the prompt."""
+    for prompt in (tokens(1, 3), tokens(25, 3)):
+        ((completion,),) = HF(8)(model, [Request(prompt, (42,))], decoding(0.7, max_new_tokens=6))
+        for position, id_ in enumerate(completion.ids):
+            gumbel = noise.gumbel_all(torch.tensor([42]), position, VOCABULARY)[0]
+            assert id_ == (next_logits(model, prompt + completion.ids[:position]) / 0.7 + gumbel).argmax()
+
+
+# How answers end
+
+
+def greedy(model: LlamaForCausalLM, limit: int, stop: Sequence[int]) -> Completion:
+    ((completion,),) = HF(4)(model, [Request(tokens(9, 4), (0,))], decoding(0, max_new_tokens=limit, stop=stop))
+    return completion
+
+
+def test_a_stop_token_ends_an_answer_and_belongs_to_it(model: LlamaForCausalLM) -> None:
+    free = greedy(model, 10, ())
+    stop = free.ids[4]
+    ends = free.ids.index(stop) + 1
+    assert greedy(model, 10, (stop,)) == Completion(free.ids[:ends], truncated=False)
+
+
+def test_the_token_limit_truncates_an_answer(model: LlamaForCausalLM) -> None:
+    free = greedy(model, 10, ())
+    assert free.truncated
+    assert len(free.ids) == 10
+    assert greedy(model, 4, ()) == Completion(free.ids[:4], truncated=True)
+
+
+def test_a_stop_token_at_the_limit_is_no_truncation(model: LlamaForCausalLM) -> None:
+    free = greedy(model, 10, ())
+    last = next(position for position in range(9, 0, -1) if free.ids[position] not in free.ids[:position])
+    assert greedy(model, last + 1, (free.ids[last],)) == Completion(free.ids[: last + 1], truncated=False)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_one_token_is_the_whole_answer_where_one_is_allowed(
+    model: LlamaForCausalLM, stops: bool, shapes: list[tuple[int, ...]]
+) -> None:
+    first = greedy(model, 10, ()).ids[0]
+    shapes.clear()
+    assert greedy(model, 1, (first,) if stops else ()) == Completion((first,), truncated=not stops)
+    assert len(shapes) == 2  # the prefix and the last token of the prompt: nothing is computed that is not sampled
+
+
+def test_all_answers_may_end_at_the_first_token(model: LlamaForCausalLM) -> None:
+    requests = [Request(prompt, (index, index + 100)) for index, prompt in enumerate(MIXED)]
+    for answers in HF(64)(model, requests, decoding(stop=range(VOCABULARY))):
+        assert [(len(completion.ids), completion.truncated) for completion in answers] == [(1, False)] * 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("limit", [1, 2, 10])
+@pytest.mark.parametrize("stop", [(), STOPS, range(VOCABULARY)], ids=["none stop", "some stop", "all stop"])
+def test_progress_counts_every_answer_once(
+    model: LlamaForCausalLM, questions: list[Request], batch_size: int, limit: int, stop: Sequence[int]
+) -> None:
+    told: list[int] = []
+    HF(batch_size)(model, questions, decoding(max_new_tokens=limit, stop=stop), told.append)
+    assert sum(told) == sum(len(question.keys) for question in questions)
+    assert min(told) >= 0
+
+
+def test_nothing_asked_is_nothing_answered(model: LlamaForCausalLM, shapes: list[tuple[int, ...]]) -> None:
+    assert HF(4)(model, [], decoding()) == []
+    assert HF(4)(model, [Request((1, 2), ())], decoding()) == [[]]
+    assert shapes == []
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_rows_is_refused_by_name(batch_size: int) -> None:
+    with pytest.raises(ValueError, match=rf"^engine\.batch_size={batch_size}: expected at least 1"):
+        HF(batch_size)
+
+
+def test_an_answer_that_does_not_fit_into_the_context_is_refused_before_anything_is_sampled(
+    model: LlamaForCausalLM, shapes: list[tuple[int, ...]]
+) -> None:
+    requests = [Request((1,), (0,)), Request(tokens(CONTEXT - 7, 1), (0,))]
+    with pytest.raises(ValueError, match=rf"{CONTEXT - 7} tokens and sampling\.max_new_tokens=8 .* {CONTEXT} tokens"):
+        HF(1)(model, requests, decoding(max_new_tokens=8))
+    assert shapes == []
+
+
+def test_an_answer_may_fill_the_context(model: LlamaForCausalLM) -> None:
+    ((completion,),) = HF(1)(model, [Request(tokens(CONTEXT - 8, 1), (0,))], decoding(max_new_tokens=8))
+    assert len(completion.ids) == 8

@@ -1,0 +1,54 @@
+"""The README tells the truth about commands, options and files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from test_run import CONF, composed
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.S)
+LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+RUNS = [line for line in LINES if "-m stasc.run" in line or line.startswith("stasc ")]
+
+
+@pytest.mark.parametrize("line", RUNS)
+def test_every_run_command_composes(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(line)
+    overrides = words[words.index("stasc.run" if "stasc.run" in words else "stasc") + 1 :]
+    for swept in [word for word in overrides if not word.startswith("--")]:
+        key, _, values = swept.partition("=")
+        for value in values.split(",") if "--multirun" in overrides and "[" not in values else [values]:
+            composed(*(word for word in overrides if not word.startswith("--") and word != swept), f"{key}={value}")
+
+
+@pytest.mark.parametrize("target", sorted({word for line in LINES for word in re.findall(r"^make (\w+)", line)}))
+def test_every_make_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_the_option_table_is_conf() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", README, re.M)
+    table = {group: re.findall(r"`([\w.]+)`", options) for group, options in rows}
+    conf = {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in CONF.iterdir()
+        if folder.is_dir() and folder.name != "hydra" and any(folder.glob("*.yaml"))
+    }
+    assert {group: sorted(options) for group, options in table.items() if group in conf} == conf
+
+
+def test_the_defaults_named_first_are_the_defaults() -> None:
+    choices = composed().get("hydra", {})
+    rows = dict(re.findall(r"^\| `(\w+)` \| \*\*`([\w.]+)`\*\*", README, re.M))
+    defaults = dict(re.findall(r"^  - (\w+): (\w+)$", (CONF / "config.yaml").read_text(), re.M))
+    assert choices == {} and rows == defaults
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http|#)[^)]+)\)", README))))
+def test_every_link_leads_somewhere(path: str) -> None:
+    assert (ROOT / path.split("#")[0]).exists()
