@@ -85,7 +85,7 @@ def byte_tokenizer(
 
 
 def chatml(initial_system: str) -> str:
-    """Turns between <|im_start|> and <|im_end|>, begun by `initial_system` where the conversation has no system turn."""
+    """Turns of <|im_start|> to <|im_end|>, begun by `initial_system` where the conversation has no system turn."""
     return (
         "{% if messages[0].role != 'system' %}<|im_start|>system\n" + initial_system + "<|im_end|>\n{% endif %}"
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

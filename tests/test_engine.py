@@ -73,7 +73,7 @@ def next_logits(model: LlamaForCausalLM, prompt: Sequence[int]) -> Tensor:
         return model(torch.tensor([prompt], device=model.device)).logits[0, -1]
 
 
-MIXED = prompts([1, 2, 3, 5, 8, 8, 13, 30], shared=6) + [tokens(6, 0), tokens(6, 0) + (7, 7)]
+MIXED = [*prompts([1, 2, 3, 5, 8, 8, 13, 30], shared=6), tokens(6, 0), (*tokens(6, 0), 7, 7)]
 STOPS = tuple(range(0, VOCABULARY, 9))  # 29 of 260: some answers end early, some at once, some never
 
 
@@ -122,9 +122,9 @@ def test_greedy_on_cuda_in_float32_is_what_generate_gives(folder: str, batch_siz
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("top_p", [0.9, 1.0])
-def test_drawing_from_bfloat16_logits_on_cuda_is_drawing_on_the_cpu(top_p: float) -> None:
-    logits = (torch.randn(64, 5000, generator=torch.Generator().manual_seed(0)) * 3).bfloat16()
+@pytest.mark.parametrize(("dtype", "top_p"), [(torch.float32, 0.9), (torch.float32, 1.0), (torch.bfloat16, 1.0)])
+def test_drawing_on_cuda_is_drawing_on_the_cpu(dtype: torch.dtype, top_p: float) -> None:
+    logits = (torch.randn(64, 5000, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
     keys = torch.arange(64)
     expected = decode.draw(logits, keys, 2, 1.0, top_p)
     assert torch.equal(decode.draw(logits.cuda(), keys.cuda(), 2, 1.0, top_p).cpu(), expected)
@@ -140,8 +140,8 @@ def test_drawing_from_bfloat16_logits_on_cuda_is_drawing_on_the_cpu(top_p: float
         prompts([4, 9, 2, 7]),
         [tokens(12, 1)] * 5,
         [tokens(1, 1)],
-        [tokens(1, 1), tokens(1, 1) + (5,), tokens(1, 1) + (5, 6, 7)],
-        [tokens(9, 1), tokens(9, 1)[:4], tokens(9, 1)[:8] + (0,), tokens(9, 1)],
+        [tokens(1, 1), (*tokens(1, 1), 5), (*tokens(1, 1), 5, 6, 7)],
+        [tokens(9, 1), tokens(9, 1)[:4], (*tokens(9, 1)[:8], 0), tokens(9, 1)],
         [(0,) * 3, (0,) * 9],
     ],
     ids=["common prefix", "no common prefix", "one prompt", "one token", "one token shared", "prefixes", "zeros"],
@@ -166,9 +166,17 @@ def test_later_logits_are_those_of_a_plain_forward_pass_though_rows_have_left(mo
 def test_the_common_prefix_is_computed_once_and_each_distinct_prompt_once(
     model: LlamaForCausalLM, shapes: list[tuple[int, ...]]
 ) -> None:
-    short, long = tokens(10, 0) + (1, 2), tokens(10, 0) + (3, 4, 5)
+    short, long = (*tokens(10, 0), 1, 2), (*tokens(10, 0), 3, 4, 5)
     HF(64)(model, [Request(short, (0, 1, 2)), Request(long, (3,)), Request(short, (4,))], decoding(max_new_tokens=2))
     assert shapes == [(1, 10), (2, 3), (5, 1)]
+
+
+def test_a_prompt_asked_twice_is_computed_once_though_another_stands_between(
+    model: LlamaForCausalLM, shapes: list[tuple[int, ...]]
+) -> None:
+    one, other = tokens(5, 1), tokens(5, 2)
+    HF(2)(model, [Request(one, (0,)), Request(other, (1,)), Request(one, (2,))], decoding(max_new_tokens=1))
+    assert shapes == [(1, 4), (1, 1)] * 2
 
 
 def test_rows_leave_as_they_end(model: LlamaForCausalLM, shapes: list[tuple[int, ...]]) -> None:
@@ -190,19 +198,21 @@ def test_the_network_is_put_into_evaluation_mode(folder: str) -> None:
 def softmax(logits: Sequence[float], temperature: float) -> list[float]:
     top = max(logits)
     weights = [math.exp((logit - top) / temperature) for logit in logits]
-    return [weight / math.fsum(weights) for weight in weights]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
 
 
 def exact(logits: Sequence[float], temperature: float, top_p: float) -> dict[int, float]:
     """The probability of each token of the nucleus."""
     probabilities = softmax(logits, temperature)
-    kept: list[int] = []
-    for token in sorted(range(len(logits)), key=lambda token: (-probabilities[token], token)):
-        if math.fsum(probabilities[t] for t in kept) >= top_p:
+    nucleus: list[int] = []
+    mass = 0.0
+    for token in sorted(range(len(logits)), key=lambda token: -probabilities[token]):
+        if mass >= top_p and top_p < 1:
             break
-        kept.append(token)
-    mass = math.fsum(probabilities[token] for token in kept)
-    return {token: probabilities[token] / mass for token in kept}
+        nucleus.append(token)
+        mass += probabilities[token]
+    return {token: probabilities[token] / mass for token in nucleus}
 
 
 def assert_drawn_from(expected: dict[int, float], drawn: Sequence[int]) -> None:
@@ -216,22 +226,24 @@ def assert_drawn_from(expected: dict[int, float], drawn: Sequence[int]) -> None:
         observed.append(len(drawn) - sum(observed))
         wanted.append(len(drawn) - sum(wanted))
     wanted = [count * sum(observed) / sum(wanted) for count in wanted]
-    assert len(wanted) > 3
+    assert len(wanted) > 1
     assert stats.chisquare(observed, wanted).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
-@pytest.mark.parametrize("size", [50, 300])
-def test_draws_follow_the_softmax_of_the_nucleus(temperature: float, top_p: float, size: int) -> None:
-    logits = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)) * 1.5
+@pytest.mark.parametrize(
+    ("size", "temperature", "top_p"),
+    [(50, temperature, top_p) for temperature in (0.7, 1.0, 2.0) for top_p in (0.5, 0.9, 1.0)] + [(200, 2.0, 0.95)],
+)
+def test_draws_follow_the_softmax_of_the_nucleus(size: int, temperature: float, top_p: float) -> None:
+    logits = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
     drawn = decode.draw(logits.expand(DRAWS, -1), torch.arange(DRAWS), 0, temperature, top_p)
     assert_drawn_from(exact(logits.tolist(), temperature, top_p), drawn.tolist())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_draws_from_16_and_32_bit_logits_follow_the_softmax_of_those_logits(dtype: torch.dtype) -> None:
-    logits = (torch.randn(50, generator=torch.Generator().manual_seed(1)) * 2).to(dtype)
+    """Around 100, steps of bfloat16 are 1/2, and 1 once divided by 0.7 in it: that would distort probabilities."""
+    logits = (100 + torch.randn(50, generator=torch.Generator().manual_seed(1))).to(dtype)
     drawn = decode.draw(logits.expand(DRAWS, -1), torch.arange(DRAWS), 0, 0.7, 1.0)
     assert_drawn_from(exact(logits.tolist(), 0.7, 1.0), drawn.tolist())
 
@@ -261,6 +273,18 @@ def test_second_tokens_follow_the_distribution_of_the_model_behind_the_first(
     assert_drawn_from(behind, [ids[1] for ids in drawn if ids[0] == first])
 
 
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
+def test_each_row_draws_by_gumbel_max_with_the_noise_of_its_own_key(top_p: float) -> None:
+    """Large and small nuclei take turns, so that rows which are looked at together do not stand together."""
+    scale = torch.tensor([[0.3], [4.0], [0.3]]).repeat(6, 1)
+    logits = (torch.randn(18, 1000, generator=torch.Generator().manual_seed(5)) * scale).double()
+    keys = torch.tensor([noise.noise_key("row", row) for row in range(18)])
+    gumbel = noise.gumbel_all(keys, 3, 1000)
+    for row, drawn in enumerate(decode.draw(logits, keys, 3, 0.7, top_p).tolist()):
+        nucleus = exact(logits[row].tolist(), 0.7, top_p)
+        assert drawn == max(nucleus, key=lambda token, row=row: logits[row, token] / 0.7 + gumbel[row, token])
+
+
 def test_a_small_nucleus_is_the_most_probable_token() -> None:
     logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(2))
     assert torch.equal(decode.draw(logits, torch.arange(40), 0, 1.0, 1e-9), logits.argmax(-1))
@@ -269,20 +293,25 @@ def test_a_small_nucleus_is_the_most_probable_token() -> None:
 # The nucleus
 
 
-def kept(values_BK: Tensor, ids_BK: Tensor) -> list[list[int]]:
+def nuclei(logits_BV: Tensor, top_p: float) -> list[list[int]]:
     """The ids of each row's nucleus, in order."""
-    return [ids[values > -math.inf].tolist() for values, ids in zip(values_BK, ids_BK, strict=True)]
+    found: dict[int, list[int]] = {}
+    for rows_R, values_RK, ids_RK in decode.nuclei(logits_BV, top_p):
+        for row, values, ids in zip(rows_R.tolist(), values_RK, ids_RK, strict=True):
+            assert row not in found
+            found[row] = ids[values > -math.inf].tolist()
+            assert torch.equal(values[: len(found[row])], logits_BV[row, found[row]])
+    return [found[row] for row in range(len(logits_BV))]
 
 
 def assert_nucleus(row: Sequence[float], ids: list[int], top_p: float, tolerance: float) -> None:
-    """`ids` are the first of all tokens by probability, ties by id, and as many as it takes to reach top_p.
+    """`ids` are the first of all tokens by probability, ties in any order, and as many as it takes to reach top_p.
 
     Sums may be off by `tolerance`, so one token more or less is right where the sum is as near to top_p as that.
     """
     probabilities = softmax(row, 1.0)
-    order = sorted(range(len(row)), key=lambda token: (-row[token], token))
-    assert ids == order[: len(ids)]
-    assert ids
+    assert [row[token] for token in ids] == sorted(row, reverse=True)[: len(ids)]
+    assert len(set(ids)) == len(ids) > 0
     assert math.fsum(probabilities[token] for token in ids[:-1]) < top_p + tolerance
     assert len(ids) == len(row) or math.fsum(probabilities[token] for token in ids) >= top_p - tolerance
 
@@ -311,17 +340,15 @@ shares = st.one_of(st.floats(1e-6, 1, exclude_max=True), st.sampled_from([0.1, 0
 @example(row=[1.0, 1.0, 0.0, 1.0], top_p=0.5)
 def test_the_nucleus_is_what_sorting_all_tokens_gives(row: list[float], top_p: float) -> None:
     logits = torch.tensor([row], dtype=torch.float64)
-    values_BK, ids_BK = decode.nucleus(logits, top_p)
-    (ids,) = kept(values_BK, ids_BK)
+    (ids,) = nuclei(logits, top_p)
     assert_nucleus(row, ids, top_p, tolerance=1e-9)
-    assert values_BK[0, : len(ids)].tolist() == [row[id_] for id_ in ids]
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.99])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
 def test_the_nucleus_of_32_bit_logits_is_what_sorting_gives(scale: float, top_p: float) -> None:
     logits = torch.randn(5, 3001, generator=torch.Generator().manual_seed(3)) * scale
-    for row, ids in zip(logits, kept(*decode.nucleus(logits, top_p)), strict=True):
+    for row, ids in zip(logits, nuclei(logits, top_p), strict=True):
         assert_nucleus(row.tolist(), ids, top_p, tolerance=1e-5)
 
 
@@ -331,8 +358,7 @@ def test_the_nucleus_of_32_bit_logits_is_what_sorting_gives(scale: float, top_p:
 def test_the_nucleus_is_that_of_transformers(scale: float, size: int, top_p: float) -> None:
     logits = torch.randn(8, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size)) * scale
     theirs = TopPLogitsWarper(top_p)(torch.zeros(8, 1, dtype=torch.int64), logits) > -math.inf
-    ours = kept(*decode.nucleus(logits, top_p))
-    assert [set(ids) for ids in ours] == [set(row.nonzero().flatten().tolist()) for row in theirs]
+    assert [set(ids) for ids in nuclei(logits, top_p)] == [set(row.nonzero().flatten().tolist()) for row in theirs]
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.2, 0.5, 0.9])
@@ -340,8 +366,8 @@ def test_the_nucleus_of_a_row_does_not_depend_on_the_rows_beside_it_though_token
     """16-bit logits have many ties, and a flat row beside them makes the sampler look further."""
     logits = (torch.randn(20, 1000, generator=torch.Generator().manual_seed(4)) * 2).bfloat16().float()
     flat = torch.zeros(1, 1000)
-    together = kept(*decode.nucleus(torch.cat([logits, flat]), top_p))
-    alone = [kept(*decode.nucleus(row.unsqueeze(0), top_p))[0] for row in logits]
+    together = nuclei(torch.cat([logits, flat]), top_p)
+    alone = [nuclei(row.unsqueeze(0), top_p)[0] for row in logits]
     assert together[:-1] == alone
     keys = torch.arange(21)
     drawn = decode.draw(torch.cat([logits, flat]), keys, 0, 1.0, top_p)
@@ -349,6 +375,15 @@ def test_the_nucleus_of_a_row_does_not_depend_on_the_rows_beside_it_though_token
         decode.draw(row.unsqueeze(0), key.unsqueeze(0), 0, 1.0, top_p).item()
         for row, key in zip(logits, keys, strict=False)
     ]
+
+
+def test_a_peaked_row_is_not_sorted_further_because_of_a_flat_one_beside_it() -> None:
+    rows = torch.zeros(3, 5000)
+    rows[0, 7] = rows[2, 9] = 20.0
+    groups = [(rows_R.tolist(), ids_RK.shape[1]) for rows_R, _, ids_RK in decode.nuclei(rows, 0.5)]
+    (peaked, narrow), (flat, wide) = groups
+    assert (peaked, flat) == ([0, 2], [1])
+    assert narrow < 2500 <= wide
 
 
 # A sample belongs to its question, not to its batch

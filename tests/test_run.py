@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -22,7 +21,9 @@ from stasc.experiment import Experiment, run
 from stasc.run import CONF, build_experiment
 
 TINY = ("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")
-OPTIONS = [(folder.parent.name, folder.stem) for folder in sorted(CONF.glob("*/*.yaml")) if folder.parent.name != "hydra"]
+OPTIONS = [
+    (folder.parent.name, folder.stem) for folder in sorted(CONF.glob("*/*.yaml")) if folder.parent.name != "hydra"
+]
 
 
 def even_first_byte(answer: str, references: Sequence[str]) -> float:
@@ -73,9 +74,7 @@ def without_times(summary: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("start", ["fixed", "evolving"])
 @pytest.mark.parametrize("filter_", ["strict", "lenient", "maintaining"])
 @pytest.mark.parametrize("init", ["fixed", "evolving"])
-def test_every_combination_of_choices_runs(
-    init: str, filter_: str, start: str, finetune: str, tmp_path: Path
-) -> None:
+def test_every_combination_of_choices_runs(init: str, filter_: str, start: str, finetune: str, tmp_path: Path) -> None:
     choices = [f"init={init}", f"filter={filter_}", f"start={start}", f"finetune={finetune}"]
     summary = run_tiny(tmp_path / "run", *choices, "iterations=2", "patience=2", "dataset.n_train=6")
     letters = {"fixed": "F", "evolving": "E", "strict": "I", "lenient": "N", "maintaining": "M"}

@@ -165,6 +165,7 @@ class Lora(Optimization):
         from peft import LoraConfig, get_peft_model
         from transformers import set_seed
 
+        self._check_target_modules(network)
         set_seed(seed)
         config = LoraConfig(
             r=self.rank,
@@ -179,6 +180,19 @@ class Lora(Optimization):
             return cast("PeftModel", get_peft_model(cast("PreTrainedModel", network), config))
         except ValueError as error:
             raise ValueError(f"finetune.target_modules={self.target_modules}: {error}") from error
+
+    def _check_target_modules(self, network: Network) -> None:
+        """peft is content if one of the names exists."""
+        from torch import nn
+
+        known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        names = [name for name, _ in network.named_modules()]
+        for target in [] if self.target_modules == ["all-linear"] else self.target_modules:
+            if not any(f".{name}".endswith(f".{target}") for name in names):
+                raise ValueError(
+                    f"finetune.target_modules={self.target_modules}: this model has no module {target}; "
+                    f"expected [all-linear] or some of {', '.join(sorted(known))}"
+                )
 
 
 @dataclass(frozen=True)
@@ -265,7 +279,9 @@ def _train(
             num_items_in_batch: Tensor | int | None = None,
         ) -> Tensor:
             assert num_items_in_batch is not None  # the trained tokens of all micro-batches of this step
-            loss = loss_sum(model, inputs) / num_items_in_batch
+            summed = loss_sum(model, inputs)
+            sums.append(summed.detach().double())
+            loss = summed / num_items_in_batch
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss is {loss.item()} at step {self.state.global_step + 1}: "
@@ -277,6 +293,7 @@ def _train(
         def on_step_end(self, *args: object, **kwargs: object) -> None:
             advance()
 
+    sums: list[Tensor] = []  # of the loss, by micro-batch
     micro = settings.micro_batch_size or settings.batch_size
     with tempfile.TemporaryDirectory() as scratch:
         arguments = Arguments(
@@ -297,6 +314,7 @@ def _train(
             fp16=live.dtype == torch.float16,
             use_cpu=live.device.type == "cpu",
             dataloader_pin_memory=live.device.type == "cuda",
+            use_cache=getattr(network.config, "use_cache", True),  # it is written to the model's configuration
             remove_unused_columns=False,
             save_strategy="no",
             logging_strategy="no",
@@ -311,10 +329,10 @@ def _train(
         output = trainer.train()
         trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     if settings.gradient_checkpointing:
-        network.gradient_checkpointing_disable()
+        network.activation_checkpointing_disable()
     network.zero_grad(set_to_none=True)
     tokens = settings.epochs * sum(len(example.completion) for example in examples)
-    return Training(output.training_loss, output.global_step, tokens, len(examples))
+    return Training(torch.stack(sums).sum().item() / tokens, output.global_step, tokens, len(examples))
 
 
 def steps(settings: Optimization, examples: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from stasc import sources
 
@@ -97,6 +97,12 @@ class LiveModel:
     def __init__(
         self, base: str, revision: str | None, device: torch.device, dtype: torch.dtype, *, four_bit: bool
     ) -> None:
+        import torch
+
+        if four_bit and dtype == torch.float64:
+            raise ValueError(
+                "model.dtype=float64 cannot be held in 4 bits: set model.dtype=auto, or finetune=lora, not qlora"
+            )
         self.base, self.revision = base, revision
         self.device, self.dtype, self.four_bit = device, dtype, four_bit
         self._current: tuple[Model, torch.dtype] | None = None
@@ -149,7 +155,7 @@ class LiveModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             weights or self.base,
             revision=None if weights else self.revision,
             dtype=dtype,
@@ -157,7 +163,20 @@ class LiveModel:
             quantization_config=quantization if self.four_bit else None,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
+        network, report = loaded
+        if report["missing_keys"]:  # which transformers has filled with random numbers
+            raise ValueError(
+                f"the model at {weights or self.base} lacks {len(report['missing_keys'])} of its weights, e.g. "
+                f"{min(report['missing_keys'])}: set model.path to a whole one"
+            )
+        for module in network.modules():
+            # On a CPU with AVX-512 BF16, bitsandbytes would repack the weights when first sampled from: rounded once
+            # more, for good, and without a gradient, so that what is trained afterwards would learn noise.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        return cast("PreTrainedModel", network)
 
 
 def load_chat(config: ModelConfig, base: str) -> Chat:

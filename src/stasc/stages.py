@@ -19,6 +19,8 @@ from stasc.prompt import Message, Prompt
 from stasc.records import Answer, Pair, Question, Split
 from stasc.settings import Sampling
 
+_LABELS = {"initial": "initial answers", "correction": "corrections"}
+
 
 class Progress(Protocol):
     """Shows how far a stage is."""
@@ -55,7 +57,7 @@ class Stages:
             [self._key(split, "initial", n, question, i) for i in range(self.sampling[split.name].n_init)]
             for question in split.questions
         ]
-        return self._answers(model, split, "initial answers", conversations, keys)
+        return self._answers(model, split, "initial", conversations, keys)
 
     def correct(self, model: Model, split: Split, y1: Sequence[Sequence[Answer]], n: int) -> list[list[list[Answer]]]:
         """y2[question][i][k] ~ model(. | x, y1[question][i])."""
@@ -69,7 +71,7 @@ class Stages:
             [self._key(split, "correction", n, question, i, k) for k in range(self.sampling[split.name].n_corr)]
             for question, i, _ in seen
         ]
-        corrections = iter(self._answers(model, split, "corrections", conversations, keys))
+        corrections = iter(self._answers(model, split, "correction", conversations, keys))
         return [[next(corrections) for _ in answers] for answers in y1]
 
     def score(
@@ -113,7 +115,7 @@ class Stages:
         self,
         model: Model,
         split: Split,
-        label: str,
+        stage: str,
         conversations: Sequence[Sequence[Message]],
         keys: Sequence[Sequence[int]],
     ) -> list[list[Answer]]:
@@ -124,9 +126,9 @@ class Stages:
             Request(self.chat.prompt(conversation), tuple(samples))
             for conversation, samples in zip(conversations, keys, strict=True)
         ]
-        stage = label if split.name == "train" else f"{split.name} {label}"
-        timed = "evaluate" if split.name != "train" else ("sample" if label == "initial answers" else "correct")
-        with self._timed(timed, stage, sum(map(len, keys)), "answers") as advance:
+        training = split.name == "train"
+        label = _LABELS[stage] if training else f"{split.name} {_LABELS[stage]}"
+        with self._timed(stage if training else "evaluation", label, sum(map(len, keys)), "answers") as advance:
             network = self.live.load(model)
             completions = self.engines[split.name](network, requests, decoding, advance)
         return [[Answer(self.chat.decode(c.ids), len(c.ids), c.truncated) for c in samples] for samples in completions]

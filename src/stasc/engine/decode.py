@@ -4,12 +4,12 @@ What all prompts of a batch begin with is computed once, each distinct prompt on
 as they end.
 
 Shapes: P distinct prompts, S prompt tokens after the common prefix, B rows (one per sample), V vocabulary,
-K candidates.
+K candidates, R rows of a group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -118,29 +118,30 @@ def draw(logits_BV: Tensor, keys_B: Tensor, position: int, temperature: float, t
     scaled_BV = scaled_BV / temperature
     if top_p >= 1:
         return (scaled_BV + noise.gumbel_all(keys_B, position, scaled_BV.shape[1])).argmax(-1)
-    values_BK, ids_BK = nucleus(scaled_BV, top_p)
-    chosen_B = (values_BK + noise.gumbel(keys_B, position, ids_BK)).argmax(-1, keepdim=True)
-    return ids_BK.gather(1, chosen_B).squeeze(1)
+    chosen_B = torch.empty_like(keys_B)
+    for rows_R, values_RK, ids_RK in nuclei(scaled_BV, top_p):
+        winner_R1 = (values_RK + noise.gumbel(keys_B[rows_R], position, ids_RK)).argmax(-1, keepdim=True)
+        chosen_B[rows_R] = ids_RK.gather(1, winner_R1).squeeze(1)
+    return chosen_B
 
 
-def nucleus(scaled_BV: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """The nucleus of each row as (logits, ids), both (B, K), most probable first, -inf where it has fewer than K.
+def nuclei(scaled_BV: Tensor, top_p: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields the nucleus of every row, by groups of R rows with nuclei of like size.
 
-    Of equally probable tokens the lower id comes first. The vocabulary is sorted only as far as the largest nucleus
-    reaches, and all of its ties: else their choice would depend on the other rows.
+    Returns: the rows (R,); their nuclei as logits and token ids (R, K), most probable first, the logits -inf where a
+        row's nucleus has fewer than K tokens. No row is sorted much further than its nucleus reaches.
     """
     vocabulary = scaled_BV.shape[1]
     total_B1 = scaled_BV.logsumexp(-1, keepdim=True)
+    rows_R = torch.arange(len(scaled_BV), device=scaled_BV.device)
     k = min(_FIRST_CANDIDATES, vocabulary)
-    while True:
-        values_BK, ids_BK = scaled_BV.topk(k, dim=-1)
-        mass_BK = (values_BK - total_B1).exp().cumsum(-1)
-        reached_BK = (mass_BK >= top_p) & (values_BK > values_BK[:, -1:])
-        if k == vocabulary or bool(reached_BK.any(-1).all()):
-            break
+    while len(rows_R):
+        values_RK, ids_RK = scaled_BV[rows_R].topk(k, dim=-1)
+        mass_RK = (values_RK - total_B1[rows_R]).exp().cumsum(-1)
+        before_RK = torch.cat([torch.zeros_like(mass_RK[:, :1]), mass_RK[:, :-1]], dim=1)
+        values_RK = values_RK.masked_fill(before_RK >= top_p, float("-inf"))
+        within_R = (mass_RK[:, -1] >= top_p) | (k == vocabulary)
+        if within_R.any():
+            yield rows_R[within_R], values_RK[within_R], ids_RK[within_R]
+        rows_R = rows_R[~within_R]
         k = min(8 * k, vocabulary)
-    ids_BK, order_BK = ids_BK.sort(-1)
-    values_BK, order_BK = values_BK.gather(1, order_BK).sort(dim=-1, descending=True, stable=True)
-    ids_BK = ids_BK.gather(1, order_BK)
-    before_BK = torch.cat([torch.zeros_like(mass_BK[:, :1]), mass_BK[:, :-1]], dim=1)
-    return values_BK.masked_fill(before_BK >= top_p, float("-inf")), ids_BK
