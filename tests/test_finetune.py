@@ -295,6 +295,19 @@ def test_a_gradient_longer_than_max_grad_norm_is_shortened_to_it(base: str, tmp_
     assert sizes == pytest.approx([0.5 * 0.01], rel=1e-4)
 
 
+def test_weight_decay_pulls_matrices_towards_zero_and_leaves_norms_alone(base: str, tmp_path: Path):
+    after = []
+    for weight_decay in (0.0, 0.5):
+        live = make_live(base)
+        settings = make("full", learning_rate=0.01, batch_size=6, weight_decay=weight_decay)
+        model, _ = settings(live, M_0, EXAMPLES, tmp_path / str(weight_decay), 0, nothing)
+        after.append(live.load(model))
+    for name, value in read(base).named_parameters():
+        pulled = after[1].get_parameter(name) - after[0].get_parameter(name)
+        expected = torch.zeros_like(value) if "norm" in name else -0.01 * 0.5 * value
+        torch.testing.assert_close(pulled, expected, rtol=0.0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "optimizer",
     ["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"],
@@ -430,6 +443,15 @@ def test_the_files_of_m_0_are_never_touched(base: str, tmp_path: Path, method: s
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_m_0_is_as_before_right_after_a_training(base: str, tmp_path: Path, method: str):
+    settings = make(method)
+    live = make_live(base, torch.float32, four_bit=settings.four_bit)
+    before = logits(live.load(M_0))
+    settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    assert torch.equal(logits(live.load(M_0)), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_fixed_start_gives_the_same_model_however_many_were_trained_before(base: str, tmp_path: Path, method: str):
     settings = make(method)
     live = make_live(base, torch.float32, four_bit=settings.four_bit)
@@ -467,6 +489,27 @@ def test_weights_are_trained_in_32_bits_where_the_model_is_sampled_in_16(base: s
     assert moved == saved.keys() and lost, "steps too small for 16 bits are kept"
     assert live.load(model).dtype == torch.bfloat16
     assert live.load(model, live.training_dtype).dtype == torch.float32
+
+
+def test_training_in_16_bits_computes_in_16_bits(base: str, tmp_path: Path):
+    of_32, of_16 = (
+        make("full", batch_size=6)(make_live(base, dtype), M_0, EXAMPLES, tmp_path / str(dtype), 0, nothing)[1].loss
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert 1e-5 < abs(of_32 - of_16) / of_32 < 2e-2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_after_training_the_network_in_memory_is_as_if_read_again(base: str, tmp_path: Path, method: str):
+    settings = make(method)
+    live, other = (make_live(base, torch.bfloat16, four_bit=settings.four_bit) for _ in range(2))
+    model, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    dtype = live.training_dtype if method == "full" else None
+    network = live.load(model, dtype)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    actual, expected = logits(network), logits(other.load(model, dtype))
+    assert actual.dtype == expected.dtype
+    assert torch.equal(actual, expected)
 
 
 # LoRA.

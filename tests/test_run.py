@@ -252,7 +252,7 @@ def test_without_bitsandbytes_what_needs_it_is_refused(
 
 @pytest.mark.slow
 def test_help_and_the_composed_config_come_at_once(tmp_path: Path) -> None:
-    """Under 1.5 s: neither torch nor transformers is imported for them. The faster of two tries, as machines stutter."""
+    """Under 1.5 s: torch and transformers are not imported for them. The faster of two tries: machines stutter."""
     for arguments in (["--help"], ["--cfg", "job"]):
         seconds = []
         for _ in range(2):
