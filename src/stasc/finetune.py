@@ -330,7 +330,6 @@ def _train(
         trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     if settings.gradient_checkpointing:
         network.activation_checkpointing_disable()
-    network.zero_grad(set_to_none=True)
     tokens = settings.epochs * sum(len(example.completion) for example in examples)
     return Training(torch.stack(sums).sum().item() / tokens, output.global_step, tokens, len(examples))
 

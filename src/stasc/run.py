@@ -23,33 +23,37 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if folder.is_dir())
 
 
-def build(cfg: DictConfig, group: str, target: type | None = None) -> Any:
-    """The part that a group's settings describe: an instance of its `_target_`, or of `target`.
+def build(cfg: DictConfig, group: str) -> Any:
+    """The part that a group's settings describe, an instance of its `_target_`."""
+    return build_part(cfg[group], f"{group}.")
+
+
+def build_part(cfg: DictConfig, prefix: str, target: type | None = None) -> Any:
+    """An instance of `target`, or of the settings' own `_target_`; `prefix` stands before their names in errors.
 
     A dataclass has its settings checked against the types of its fields; any other callable is called with them.
     Raises: ValueError that names the setting.
     """
     try:
-        settings = OmegaConf.to_container(cfg[group], resolve=True, throw_on_missing=True)
+        settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert isinstance(settings, dict)
         name = settings.pop("_target_", None)
-        kind = target or _located(group, name)
+        kind = target or _located(prefix, name)
         if not is_dataclass(kind):
             return hydra.utils.instantiate({"_target_": name, **settings}, _convert_="all")
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
     except ConfigKeyError as error:
         known = ", ".join(field.name for field in fields(kind))
-        raise ValueError(f"{group}.{error.full_key}: no such setting; {group} has {known}") from error
+        raise ValueError(f"{prefix}{error.full_key}: no such setting; there are {known}") from error
     except OmegaConfBaseException as error:
-        key = ".".join(part for part in (group, error.full_key) if part)
-        raise ValueError(f"{key}: {str(error.msg or error).splitlines()[0]}") from error
+        raise ValueError(f"{prefix}{error.full_key or ''}: {str(error.msg or error).splitlines()[0]}") from error
 
 
-def _located(group: str, name: object) -> Any:
+def _located(prefix: str, name: object) -> Any:
     try:
         return hydra.utils.get_object(str(name))
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{group}._target_={name}: {str(error).splitlines()[-1]}") from error
+        raise ValueError(f"{prefix}_target_={name}: {str(error).splitlines()[-1]}") from error
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:
@@ -61,10 +65,10 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     from stasc.settings import Evaluation, Loop, Sampling
     from stasc.tracking import redact
 
-    top = OmegaConf.create({"loop": {name: cfg[name] for name in ("seed", "iterations", "patience", "correct_at")}})
+    loop = OmegaConf.create({field.name: cfg[field.name] for field in fields(Loop)})
     if cfg.pairing not in PAIRINGS:
         raise ValueError(f"pairing={cfg.pairing}: expected one of {', '.join(PAIRINGS)}")
-    evaluation = build(cfg, "evaluation", Evaluation)
+    evaluation = build_part(cfg.evaluation, "evaluation.", Evaluation)
     parts = {group: build(cfg, group) for group in ("init", "start", "finetune", "model", "prompt", "reward")}
     parts |= {"keep": build(cfg, "filter"), "engine": build(cfg, "engine"), "tracking": build(cfg, "tracking")}
     dataset = build(cfg, "dataset")
@@ -74,8 +78,8 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     return Experiment(
-        loop=build(top, "loop", Loop),
-        sampling=build(cfg, "sampling", Sampling),
+        loop=build_part(loop, "", Loop),
+        sampling=build_part(cfg.sampling, "sampling.", Sampling),
         evaluation=evaluation,
         pairing=PAIRINGS[cfg.pairing],
         train=train,
@@ -109,7 +113,10 @@ def _job(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Runs the command line."""
-    _job()
+    try:
+        _job()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
