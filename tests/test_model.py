@@ -289,7 +289,7 @@ def test_float64_is_not_quantised_to_four_bits(base: str) -> None:
 # Devices and dtypes by name
 
 
-@pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
+@pytest.mark.parametrize(("there", "expected"), [(True, "cuda:0"), (False, "cpu")])
 def test_auto_is_cuda_where_there_is_one(there: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert resolve_device("auto") == torch.device(expected)
@@ -316,7 +316,7 @@ def test_cuda_that_is_not_there_is_refused(device: str, monkeypatch: pytest.Monk
 def test_of_two_cuda_devices_there_are_0_and_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [str(resolve_device(name)) for name in ("cuda", "cuda:0", "cuda:1")] == ["cuda", "cuda:0", "cuda:1"]
+    assert [str(resolve_device(name)) for name in ("cuda", "cuda:0", "cuda:1")] == ["cuda:0", "cuda:0", "cuda:1"]
     for name in ("cuda:2", "cuda:7"):
         with pytest.raises(ValueError, match=rf"^model\.device={name}: there are only 2 CUDA devices"):
             resolve_device(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
@@ -99,7 +100,11 @@ def test_every_option_composes_and_builds(group: str, option: str, tmp_path: Pat
     }
     if (group, option) == ("dataset", "nq"):
         pytest.skip("its questions come from the hub; test_dataset.py reads local copies")
-    built = experiment(f"{'+' if group == 'experiment' else ''}{group}={option}", *needed.get((group, option), []))
+    built = experiment(f"{group}={option}", *needed.get((group, option), []))
+    part = {"filter": "keep"}.get(group, group)
+    target = yaml.safe_load((CONF / group / f"{option}.yaml").read_text()).get("_target_", "stasc.model.ModelConfig")
+    if group != "dataset":
+        assert f"{type(getattr(built, part)).__module__}.{type(getattr(built, part)).__name__}" == target
     assert len(built.train.questions) == 3
     assert len(built.test.questions) == 3
 
@@ -189,6 +194,8 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("evaluation.split=validation dataset.n_validation=0", r"dataset\.n_validation"),
+        ("finetune.warmup_ratio=0.1", r"finetune\.warmup_ratio=0\.1: .*constant_with_warmup"),
         ("sampling.top_p=1.5", r"sampling\.top_p=1\.5: expected 0 < top_p <= 1"),
         ("sampling.n_init=0", r"sampling\.n_init=0: expected at least 1"),
         ("sampling.n_init=two", r"sampling\.n_init: .*two"),
@@ -198,7 +205,7 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
         ("+filter.margni=0.1", r"filter\.margni: no such setting; there are letter, margin"),
         ("filter.margin=high", r"filter\.margin: .*high"),
         ("finetune.optimizer=adam", r"finetune\.optimizer=adam: expected one of adamw_torch"),
-        ("finetune.micro_batch_size=3", r"finetune\.micro_batch_size=3: expected null or a divisor of 8"),
+        ("finetune.micro_batch_size=3", r"finetune\.micro_batch_size=3: expected null or a divisor of 4"),
         ("model.dtype=int8", r"model\.dtype=int8: expected one of auto"),
         ("reward.scope=final", r"reward\.scope=final"),
         ("evaluation.split=train", r"evaluation\.split=train: expected test or validation"),

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from stasc.prompt import Message
 
 PLAIN = """\
-{%- if add_bos %}{{ bos_token }}{% endif -%}
 {%- for message in messages -%}
 {%- if message.role == 'system' %}{{ message.content | trim }}
 
@@ -45,9 +44,11 @@ class Chat:
         stop_ids: Iterable[int] = (),
     ) -> None:
         self.tokenizer = tokenizer
-        self._args: dict[str, Any] = {"add_bos": _adds_bos(tokenizer), **template_args}
-        if template is not None:
-            tokenizer.chat_template = PLAIN if template == "plain" else _read_template(template)
+        self._args = dict(template_args)
+        if template == "plain":
+            tokenizer.chat_template = ("{{ bos_token }}" if _adds_bos(tokenizer) else "") + PLAIN
+        elif template is not None:
+            tokenizer.chat_template = read_template(template)
         if not tokenizer.chat_template:
             raise ValueError(
                 f"the tokenizer of {tokenizer.name_or_path} has no chat template, as base models do not: "
@@ -150,7 +151,7 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
 
 
-def _read_template(path: str) -> str:
+def read_template(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

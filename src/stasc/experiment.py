@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -57,7 +58,7 @@ class Experiment:
 def run(experiment: Experiment, path: Path, group: str, console: Console) -> dict[str, Any]:
     """Runs an experiment and returns its summary, as summary.json has it. All files go to the folder `path`.
 
-    Raises: ValueError for a setting that does not fit the machine or the model, before the model is loaded.
+    Raises: ValueError for a setting that does not fit the machine or the model.
     """
     loop = experiment.loop
     chat, live = _prepare(experiment)
@@ -74,14 +75,16 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
             RunInfo(name, group, experiment.variant, loop.seed, path, experiment.config)
         )
         folder = RunFolder(path, summary, journal, tracker, loop.correct_at)
-        folder.begin(
-            config=experiment.config,
-            versions=provenance.versions(),
-            machine=provenance.machine(),
-            commit=provenance.commit(),
-            data={split.name: provenance.data_digest(split.questions) for split in (experiment.train, experiment.test)},
-        )
         try:
+            folder.begin(
+                config=experiment.config,
+                versions=provenance.versions(),
+                machine=provenance.machine(live.device),
+                commit=provenance.commit(),
+                data={
+                    split.name: provenance.data_digest(split.questions) for split in (experiment.train, experiment.test)
+                },
+            )
             model = _iterate(experiment, _stages(experiment, chat, live, folder, console), folder, console)
             _save_model(model, live, chat, path / "model")
             shutil.rmtree(_models(path), ignore_errors=True)
@@ -91,6 +94,8 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
         except BaseException as error:
             folder.end("failed", f"{type(error).__name__}: {error}")
             raise
+        finally:
+            live.release()
         folder.end("finished" if len(summary["iterations"]) > loop.iterations else "stopped_empty")
     console.final(summary)
     return summary
@@ -98,6 +103,8 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
 
 def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     """The tokenizer, and the model yet to be loaded, once device, dtype and chat template are known to be right."""
+    from stasc.chat import read_template
+
     device = resolve_device(experiment.model.device)
     dtype = resolve_dtype(experiment.model.dtype, device)
     tune = experiment.finetune
@@ -107,9 +114,16 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
             "installed: pip install bitsandbytes, or take finetune=lora or full and finetune.optimizer=adamw_torch"
         )
     _quieten_libraries()
+    if experiment.model.chat_template not in (None, "plain"):
+        read_template(experiment.model.chat_template)
+    # Weights that are pickled are refused; without this, transformers would ask a service to convert them.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     base = experiment.model.fetch()
-    chat = load_chat(experiment.model, base)
-    return chat, LiveModel(base, experiment.model.revision, device, dtype, four_bit=tune.four_bit)
+    live = LiveModel(base, experiment.model.revision, device, dtype, four_bit=tune.four_bit)
+    try:
+        return load_chat(experiment.model, base), live
+    except OSError as error:
+        raise OSError(f"model.path={experiment.model.path}: {error}") from error
 
 
 def _stages(experiment: Experiment, chat: Chat, live: LiveModel, folder: RunFolder, console: Console) -> Stages:

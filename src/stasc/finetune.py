@@ -89,6 +89,8 @@ class Optimization:
         _expect("optimizer", self.optimizer, self.optimizer in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}")
         _expect("schedule", self.schedule, self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
         _expect("warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "0 <= ratio < 1")
+        warms_up = self.schedule != "constant" or not self.warmup_ratio
+        _expect("warmup_ratio", self.warmup_ratio, warms_up, "0, or finetune.schedule=constant_with_warmup")
         _expect("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         _expect("max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0, "at least 0 (0: no clipping)")
 
@@ -265,10 +267,10 @@ def _train(
         def _setup_devices(self) -> torch.device:
             """The run's device alone, where the Trainer would spread over all that it sees."""
             super()._setup_devices  # noqa: B018 - a property whose work is wanted
-            if live.device.type == "cuda":
+            if device.type == "cuda":
                 self._n_gpu = 1
-                torch.cuda.set_device(live.device)
-            return live.device
+                torch.cuda.set_device(device)
+            return device
 
     class CompletionTrainer(Trainer):
         def compute_loss(
@@ -293,6 +295,7 @@ def _train(
         def on_step_end(self, *args: object, **kwargs: object) -> None:
             advance()
 
+    device = live.device  # the classes above must not hold the model
     sums: list[Tensor] = []  # of the loss, by micro-batch
     micro = settings.micro_batch_size or settings.batch_size
     with tempfile.TemporaryDirectory() as scratch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -57,7 +58,7 @@ def resolve_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
@@ -72,6 +73,7 @@ def resolve_device(device: str) -> torch.device:
             )
         if (resolved.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"model.device={device}: there are only {torch.cuda.device_count()} CUDA devices")
+        return torch.device("cuda", resolved.index or 0)
     return resolved
 
 
@@ -131,6 +133,15 @@ class LiveModel:
     def adopt(self, model: Model, network: Network, dtype: torch.dtype) -> None:
         """Notes that `network`, which is in memory, has become `model`."""
         self._current, self._network = (model, dtype), network
+
+    def release(self) -> None:
+        """Frees the network: in a sweep, the next run needs the memory."""
+        import torch
+
+        self._current = self._network = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _base_network(self, model: Model, dtype: torch.dtype) -> PreTrainedModel:
         """The network of `model` without its adapter: the one in memory if it has the same base weights."""

@@ -10,8 +10,12 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stasc.records import Question
+
+if TYPE_CHECKING:
+    import torch
 
 _LIBRARIES = ("stasc", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors")
 
@@ -21,11 +25,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES}
 
 
-def machine() -> dict[str, str | int]:
+def machine(device: torch.device) -> dict[str, str | int]:
     """Processor, threads and accelerator."""
     import torch
 
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     return {
         "platform": platform.platform(),
         "processor": _processor(),
@@ -39,11 +43,11 @@ def commit() -> str | None:
     here = Path(__file__).parent
     try:
         head = _git(here, "rev-parse", "HEAD")
-        tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # fails where git does not know this file
         changed = _git(here, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("+" if changed else "") if tracked else None
+    return head + ("+" if changed else "")
 
 
 def data_digest(questions: Sequence[Question]) -> str:

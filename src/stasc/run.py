@@ -17,6 +17,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 if TYPE_CHECKING:
     from stasc.experiment import Experiment
 
+log = logging.getLogger(__name__)
 traceback_log = logging.getLogger("stasc.traceback")  # goes to run.log, not to the console
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -74,6 +75,9 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     dataset = build(cfg, "dataset")
     train = Split("train", tuple(dataset("train")))
     test = Split(evaluation.split, tuple(dataset(evaluation.split)))
+    for split in (train, test):
+        if not split.questions:
+            raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
     check_disjoint(train.questions, test.questions)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -100,19 +104,20 @@ def _job(cfg: DictConfig) -> float:
     job = HydraConfig.get()
     try:
         summary = experiment.run(build_experiment(cfg), Path(job.runtime.output_dir), cfg.sweep.name, console)
-    except (ValueError, OSError) as error:  # of a setting, the data or the disk: the message says it all
+    except Exception as error:
         traceback_log.exception("the run stopped")
         if job.mode == RunMode.MULTIRUN:
+            log.error("job %s (%s) failed: %s", job.job.num, cfg.variant, error)
             raise
-        sys.exit(f"error: {error}")
-    except Exception:
-        traceback_log.exception("the run stopped")
+        if isinstance(error, ValueError | OSError | FloatingPointError):  # of a setting, the data, the disk, the loss
+            sys.exit(f"error: {error}")  # the message says it all
         raise
     return float(summary["iterations"][-1]["test"]["corr_acc"])
 
 
 def main() -> None:
     """Runs the command line."""
+    sys.path.append("")  # the installed command finds modules of the working folder, as `python -m` does
     try:
         _job()
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Sampling with a transformers model, on the CPU and on CUDA alike.
 
-Prompts are sorted by length and sampled in batches. Noise comes from `noise.py`, so a batch decides no token.
+Prompts are sorted by length and sampled in batches. Noise comes from `noise.py`, so a batch decides no noise.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class HF:
 
 
 def check_context(model: Network, requests: Sequence[Request], decoding: Decoding) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max((len(request.prompt) for request in requests), default=0)
     if limit is not None and longest + decoding.max_new_tokens > limit:
         raise ValueError(
