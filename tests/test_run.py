@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from omegaconf import DictConfig
 
 from stasc.console import Console
 from stasc.experiment import Experiment, run
+from stasc.model import LiveModel
 from stasc.run import CONF, build_experiment
 
 TINY = ("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")
@@ -305,3 +308,88 @@ def test_an_error_is_one_line_and_an_exit_status(tmp_path: Path) -> None:
     assert unknown.returncode != 0
     assert "Could not find 'filter/stict'" in unknown.stderr
     assert "strict" in unknown.stderr
+
+
+def interrupting(answer: str, references: Sequence[str]) -> float:
+    """A reward at which somebody presses Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_says_so_in_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            experiment("~reward", "+reward={_target_: test_run.interrupting, _partial_: true}"),
+            tmp_path,
+            "group",
+            Console(),
+        )
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("learning_rate", ["2e-5", "1e30"])
+@pytest.mark.parametrize("finetune", ["full", "lora"])
+def test_a_run_frees_its_model_whether_it_ends_well_or_not(
+    learning_rate: str, finetune: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep is many runs in one process, and Hydra keeps the exceptions of those that failed."""
+    networks: list[weakref.ref[Any]] = []
+    adopt = LiveModel.adopt
+    monkeypatch.setattr(
+        LiveModel,
+        "adopt",
+        lambda self, model, net, dtype: (networks.append(weakref.ref(net)), adopt(self, model, net, dtype)),
+    )
+    kept: list[BaseException] = []
+    try:
+        run_tiny(
+            tmp_path / "run",
+            f"finetune={finetune}",
+            f"finetune.learning_rate={learning_rate}",
+            "finetune.batch_size=1",
+            "finetune.epochs=4",
+            "iterations=1",
+        )
+    except FloatingPointError as error:
+        kept.append(error)
+    assert bool(kept) == (learning_rate == "1e30")
+    gc.collect()
+    assert networks
+    assert [ref() for ref in networks] == [None] * len(networks)
+
+
+def test_a_question_file_runs_and_its_validation_questions_can_be_evaluated_on(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps({"q": f"What is {i} + {i}?", "a": [str(2 * i)]}) + "\n" for i in range(30)))
+    settings = ["dataset=jsonl", f"dataset.path={file}", "dataset.question=q", "dataset.answer=a"]
+    summary = run_tiny(
+        tmp_path / "run", *settings, "evaluation.split=validation", "dataset.n_validation=5", "iterations=1"
+    )
+    assert summary["iterations"][1]["test"]["questions"] == 5
+
+
+@pytest.mark.slow
+def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
+    answer = stasc(tmp_path, "--multirun", *TINY, "model.path=/no/such/model,tiny:0", "sweep.name=two", "iterations=0")
+    assert answer.returncode != 0
+    assert "job 0 (EIE) failed: model.path=/no/such/model" in answer.stderr
+    failed, finished = sorted((tmp_path / "multirun" / "two").glob("*EIE*"))
+    assert "Traceback" in (failed / "run.log").read_text()
+    assert json.loads((finished / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_the_installed_package_brings_its_settings(tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(CONF.parent)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
+    answer = subprocess.run(
+        [sys.executable, "-m", "stasc.run", "--cfg", "job"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "_target_: stasc.init.Evolving" in answer.stdout

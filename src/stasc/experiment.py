@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -93,6 +94,7 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
             raise
         except BaseException as error:
             folder.end("failed", f"{type(error).__name__}: {error}")
+            traceback.clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it what they hold
             raise
         finally:
             live.release()
