@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _alone(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No W&B account or setting of the user's is seen, and models are made in a temporary cache."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
@@ -19,6 +20,7 @@ def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("NETRC", str(home / "netrc"))
     monkeypatch.setenv("STASC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("STASC_STORE", str(tmp_path / "store"))
 
 
 @pytest.fixture(autouse=True)

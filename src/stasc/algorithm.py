@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from stasc.records import Answer, Iteration, Pair, Split
+from stasc.records import Iteration, Pair, Split
 
 Model = TypeVar("Model")
-InitialAnswers = Sequence[Sequence[Answer]]  # y1[question][i]
-Corrections = Sequence[Sequence[Sequence[Answer]]]  # y2[question][i][k]
+InitialAnswers = TypeVar("InitialAnswers")  # y1[question][i]
+Corrections = TypeVar("Corrections")  # y2[question][i][k]
 
 
 class Init(Protocol):

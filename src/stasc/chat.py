@@ -44,7 +44,7 @@ class Chat:
         stop_ids: Iterable[int] = (),
     ) -> None:
         self.tokenizer = tokenizer
-        self._args = dict(template_args)
+        self.args = dict(template_args)
         if template == "plain":
             tokenizer.chat_template = ("{{ bos_token }}" if _adds_bos(tokenizer) else "") + PLAIN
         elif template is not None:
@@ -100,7 +100,7 @@ class Chat:
             messages = _fold_system(messages)
         try:
             text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self._args
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self.args
             )
         except TemplateError as error:
             raise ValueError(f"the chat template refuses a conversation: {error}; set model.chat_template") from error

@@ -7,10 +7,10 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rich import box
 from rich.console import Console as Terminal
@@ -32,6 +32,14 @@ class StderrHandler(logging.Handler):
 
 class Advance(Protocol):
     def __call__(self, k: int = 1) -> None: ...
+
+
+class Ended(NamedTuple):
+    """How a job of a sweep ended: with a summary, or with an error."""
+
+    job: str
+    summary: Mapping[str, Any] | None
+    error: str | None
 
 
 class Console:
@@ -99,6 +107,13 @@ class Console:
         self.out.print(final_table(summary))
         self.out.print(verdict(summary), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
+    def sweep(self, jobs: Sequence[Ended]) -> None:
+        """Prints what became of each job of a sweep, and below it why those that failed did."""
+        self.out.print(sweep_table(jobs))
+        for job in jobs:
+            if job.error:
+                self.out.print(f"{job.job}: {job.error}", markup=False, highlight=False, emoji=False, soft_wrap=True)
+
     def _line(self, text: str) -> None:
         self.err.print(text.rstrip(), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
@@ -154,6 +169,25 @@ def final_table(summary: Mapping[str, Any]) -> Table:
             _kept(iteration["train"]) if iteration["train"] else "-",
             f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}",
         )
+    return table
+
+
+def sweep_table(jobs: Sequence[Ended]) -> Table:
+    """The jobs of a sweep, one a row; correction accuracies of M_0 and of the last model, in percent."""
+    failed = sum(job.error is not None for job in jobs)
+    title = f"{len(jobs)} jobs, {failed} failed" if failed else f"{len(jobs)} jobs"
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False)
+    for name in ("job", "status"):
+        table.add_column(name, no_wrap=True)
+    for name in ("M_0", "M_N", "gain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for job in jobs:
+        if not job.summary:
+            table.add_row(job.job, "failed", "-", "-", "-")
+            continue
+        first, last = (job.summary["iterations"][i]["test"]["corr_acc"] for i in (0, -1))
+        accuracies = (f"{100 * first:.1f}", f"{100 * last:.1f}")
+        table.add_row(job.job, job.summary["status"], *accuracies, f"{100 * (last - first):+.1f}")
     return table
 
 

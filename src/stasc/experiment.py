@@ -7,27 +7,31 @@ import logging
 import os
 import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc import provenance
+from stasc import content, disk, fsx, keys, leases, provenance
 from stasc.algorithm import Init, stasc
 from stasc.console import Console
 from stasc.engine.hf import HF
+from stasc.explain import Watch
 from stasc.finetune import Full, Lora
-from stasc.folder import RunFolder
+from stasc.folder import RunFolder, earlier
+from stasc.leases import Lease
 from stasc.model import M_0, LiveModel, Model, ModelConfig, load_chat, resolve_device, resolve_dtype
 from stasc.pairing import Pairing, Reward
 from stasc.prompt import Prompt
-from stasc.records import Split
-from stasc.settings import Evaluation, Loop, Sampling
-from stasc.tracking import Journal, Off, RunInfo, Wandb
+from stasc.records import Iteration, Split
+from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
+from stasc.store import Store, digest
+from stasc.tracking import Journal, Off, RunInfo, Wandb, redact
 
 if TYPE_CHECKING:
     from stasc.chat import Chat
+    from stasc.derivation import Derivation, Plan, Step
     from stasc.stages import Stages
 
 log = logging.getLogger(__name__)
@@ -50,20 +54,142 @@ class Experiment:
     model: ModelConfig
     engine: HF
     tracking: Wandb | Off
+    store: StoreConfig
     train: Split
     test: Split
     variant: str
-    config: dict[str, Any]  # as composed, without secrets
+    settings: Mapping[str, Any]  # as composed, secrets included
+
+    @property
+    def config(self) -> dict[str, object]:
+        """The settings without secrets."""
+        return redact(self.settings)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin: its model yet to be loaded, and what it will derive, in order."""
+
+    experiment: Experiment
+    chat: Chat
+    live: LiveModel
+    m_0: Model
+    recipes: keys.Recipes
+    steps: tuple[Step, ...]
+
+    @property
+    def key(self) -> str:
+        """Of all that decides the run's results."""
+        loop = self.experiment.loop
+        return digest([[step.key for step in self.steps], loop.iterations, loop.patience])
+
+    def lease(self, path: Path, status: str) -> Lease:
+        """What the run in folder `path` needs of the store, supposing that every iteration keeps something."""
+        final = [self.m_0.key, *(step.key for step in self.steps if step.kind == "finetune")][-1]
+        return Lease(str(path.absolute()), status, self.experiment.store.keep_models, self.steps, final)
 
 
 def run(experiment: Experiment, path: Path, group: str, console: Console) -> dict[str, Any]:
     """Runs an experiment and returns its summary, as summary.json has it. All files go to the folder `path`.
 
-    Raises: ValueError for a setting that does not fit the machine or the model.
+    A run that was interrupted goes on from its stages in the store; one that is complete is left as it is.
+
+    Raises: ValueError for a setting that does not fit the machine or the model, or a folder that holds another run.
     """
-    loop = experiment.loop
+    prepared = prepare(experiment)
+    summary = _resumed(prepared, path)
+    if summary is not None:
+        log.info("this run is complete; nothing to do")
+        console.final(summary)
+        return summary
+    store = open_store(prepared)
+    disk.check(store.root, experiment.finetune, prepared.live, prepared.steps, experiment.store.keep_models)
+    summary = _execute(prepared, store, path, group, console)
+    console.final(summary)
+    return summary
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Everything short of loading weights. Raises: ValueError or OSError naming the setting that is wrong."""
+    from stasc.derivation import Plan
+
     chat, live = _prepare(experiment)
+    root = Path(experiment.store.dir).expanduser()
+    test, train = experiment.test.name, experiment.train.name
+    recipes = keys.Recipes(
+        settings=experiment.settings,
+        base=content.folder_digest(Path(live.base), root / "digests.json"),
+        four_bit=live.four_bit,
+        numerics=keys.numerics(live.device.type, str(live.dtype)),
+        template={"text": chat.tokenizer.chat_template, "args": chat.args, "stop_ids": sorted(chat.stop_ids)},
+        sampling={train: experiment.sampling, test: experiment.evaluation.sampling(experiment.sampling)},
+        batch={
+            train: experiment.engine.batch_size,
+            test: experiment.evaluation.batch or experiment.engine.batch_size,
+        },
+        parts={
+            "reward": experiment.reward,
+            "filter": experiment.keep,
+            "finetune": experiment.finetune,
+            "engine": experiment.engine,
+        },
+    )
+    m_0 = replace(M_0, key=digest(recipes.m_0()))
+    plan = Plan(recipes)
+    for _ in _loop(replace(experiment, keep=lambda r1, r2: True), m_0.key, plan):
+        pass
+    return Prepared(experiment, chat, live, m_0, recipes, tuple(plan.steps))
+
+
+def open_store(prepared: Prepared) -> Store:
+    """The store of a run."""
+    root = Path(prepared.experiment.store.dir).expanduser().absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"store.dir={root}: {error.strerror}; set store.dir to a folder of yours") from error
+    return Store(root, provenance.machine(prepared.live.device))
+
+
+def expect(prepared: Prepared, path: Path) -> None:
+    """Tells the store of a run that is yet to come, so that what it needs is not dropped before."""
+    store, folder = open_store(prepared), str(path.absolute())
+    if not any(lease.folder == folder and lease.steps == prepared.steps for lease in leases.every(store)):
+        leases.write(store, prepared.lease(path, "expected"))
+
+
+def _resumed(prepared: Prepared, path: Path) -> dict[str, Any] | None:
+    """The summary of the run in this folder if it is complete. Raises: ValueError if it is another run's folder."""
+    experiment = prepared.experiment
+    started, summary = earlier(path)
+    if experiment.store.resume == "must" and started is None:
+        raise ValueError(f"store.resume=must: {path} holds no run to go on with; set store.resume=auto to begin one")
+    if started is None:
+        return None
+    if experiment.store.resume == "never":
+        raise ValueError(f"store.resume=never: {path} holds a run already; choose another folder, or store.resume=auto")
+    if started.get("key") != prepared.key:
+        raise ValueError(
+            f"{path} holds another run, which this one must not be mixed with "
+            f"({'; '.join(_drift(started, experiment)) or 'of other data, model files or code'}): choose another "
+            "sweep.name or hydra.run.dir, or remove the folder"
+        )
+    return summary
+
+
+def _drift(started: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """What sets this run apart from the one that a folder's journal tells of."""
+    there = {**keys.deciding(started["config"]), **keys.leaves({"versions": started["versions"]})}
+    here = {**keys.deciding(experiment.config), **keys.leaves({"versions": provenance.versions()})}
+    return keys.differences(here, [there]) or []
+
+
+def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: Console) -> dict[str, Any]:
+    experiment, live = prepared.experiment, prepared.live
+    loop = experiment.loop
     summary: dict[str, Any] = {
+        "schema": 1,
+        "key": prepared.key,
         "status": "running",
         "variant": experiment.variant,
         "seed": loop.seed,
@@ -78,6 +204,9 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
         folder = RunFolder(path, summary, journal, tracker, loop.correct_at)
         try:
             folder.begin(
+                name=name,
+                group=group,
+                key=prepared.key,
                 config=experiment.config,
                 versions=provenance.versions(),
                 machine=provenance.machine(live.device),
@@ -86,9 +215,11 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
                     split.name: provenance.data_digest(split.questions) for split in (experiment.train, experiment.test)
                 },
             )
-            model = _iterate(experiment, _stages(experiment, chat, live, folder, console), folder, console)
-            _save_model(model, live, chat, path / "model")
-            shutil.rmtree(_models(path), ignore_errors=True)
+            leases.write(store, prepared.lease(path, "running"))
+            model = _iterate(prepared, store, folder, console)
+            _save_model(model, prepared, store, path / "model")
+            leases.write(store, replace(prepared.lease(path, "done"), final=model.key))
+            leases.drop_unneeded(store, prepared.steps, ())
         except KeyboardInterrupt:
             folder.end("interrupted", "KeyboardInterrupt")
             raise
@@ -99,7 +230,6 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
         finally:
             live.release()
         folder.end("finished" if len(summary["iterations"]) > loop.iterations else "stopped_empty")
-    console.final(summary)
     return summary
 
 
@@ -128,52 +258,61 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
         raise OSError(f"model.path={experiment.model.path}: {error}") from error
 
 
-def _stages(experiment: Experiment, chat: Chat, live: LiveModel, folder: RunFolder, console: Console) -> Stages:
+def _stages(prepared: Prepared) -> Stages:
     from stasc.stages import Stages
 
-    def progress(label: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
-        return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
-
-    test, train = experiment.test.name, experiment.train.name
-    batch = experiment.evaluation.batch or experiment.engine.batch_size
+    experiment, batch = prepared.experiment, prepared.recipes.batch
     return Stages(
-        live=live,
-        chat=chat,
-        engines={train: experiment.engine, test: replace(experiment.engine, batch_size=batch)},
+        live=prepared.live,
+        chat=prepared.chat,
+        engines={split: replace(experiment.engine, batch_size=size) for split, size in batch.items()},
         prompt=experiment.prompt,
         reward=experiment.reward,
         pairing=experiment.pairing,
         tune=experiment.finetune,
-        sampling={train: experiment.sampling, test: experiment.evaluation.sampling(experiment.sampling)},
+        sampling=prepared.recipes.sampling,
         seed=experiment.loop.seed,
-        models=_models(folder.path),
-        progress=progress,
     )
 
 
-def _iterate(experiment: Experiment, stages: Stages, folder: RunFolder, console: Console) -> Model:
-    """Runs the loop and returns its last model."""
-    model = M_0
-    for iteration in stasc(
-        M_0,
+def _loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterator[Iteration[Any]]:
+    """Algorithm 1 with the experiment's choices."""
+    return stasc(
+        m_0,
         experiment.train,
         experiment.test,
         init=experiment.init,
-        sample=stages.sample,
-        correct=stages.correct,
-        score=stages.score,
+        sample=steps.sample,
+        correct=steps.correct,
+        score=steps.score,
         keep=experiment.keep,
         start=experiment.start,
-        finetune=stages.finetune,
+        finetune=steps.finetune,
         iterations=experiment.loop.iterations,
         patience=experiment.loop.patience,
-    ):
+    )
+
+
+def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Console) -> Model:
+    """Runs the loop and returns its last model."""
+    from stasc.derivation import Derivation
+
+    experiment = prepared.experiment
+    watch = Watch(store, folder, experiment.store.explain)
+
+    def progress(label: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+        return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
+
+    steps = Derivation(_stages(prepared), replace(store, watch=watch), prepared.recipes, experiment.keep, progress)
+    model = prepared.m_0
+    for iteration in _loop(experiment, prepared.m_0, steps):
         model = iteration.model
-        folder.iteration(iteration, stages.training.get(iteration.n), stages.pop_seconds())
-        _drop_models(stages.models, model)
+        folder.iteration(iteration, steps.training.get(iteration.n), watch.pop_seconds())
+        leases.drop_unneeded(store, prepared.steps, [model.key])
         console.iteration(folder.summary["iterations"][-1])
         if iteration.n and not iteration.kept:
             log.warning(_nothing_kept(experiment, folder.summary["iterations"][-1]))
+    watch.report()
     return model
 
 
@@ -186,25 +325,30 @@ def _nothing_kept(experiment: Experiment, entry: dict[str, Any]) -> str:
     )
 
 
-def _models(path: Path) -> Path:
-    return path / "models"
+def _save_model(model: Model, prepared: Prepared, store: Store, path: Path) -> None:
+    """Puts the final model where `from_pretrained` reads it, with its tokenizer and chat template."""
+    scratch = path.with_name(f"{fsx.SCRATCH}{path.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    if model != M_0:
+        prepared.live.before_read(model)
+    source = model.adapter or model.weights or Path(prepared.live.base)
+    for file in source.iterdir():
+        if file.suffix == ".safetensors":
+            _link(file.resolve(), scratch / file.name)
+        elif file.suffix == ".json":
+            shutil.copy(file, scratch)
+    prepared.chat.tokenizer.save_pretrained(scratch)
+    shutil.rmtree(path, ignore_errors=True)
+    fsx.replace(scratch, path)
 
 
-def _drop_models(models: Path, in_use: Model) -> None:
-    """Removes the models of earlier iterations: the next one needs M_0 and the last."""
-    for folder in models.glob("*"):
-        if folder not in (in_use.weights, in_use.adapter):
-            shutil.rmtree(folder)
-
-
-def _save_model(model: Model, live: LiveModel, chat: Chat, path: Path) -> None:
-    """Writes the final model as `from_pretrained` reads it, with its tokenizer and chat template."""
-    trained = model.adapter or model.weights
-    if trained is None:
-        live.load(model).save_pretrained(str(path))
-    else:
-        trained.rename(path)
-    chat.tokenizer.save_pretrained(path)
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, or a copy where the two places do not share a disk."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copy(source, target)
 
 
 def _quieten_libraries() -> None:

@@ -105,6 +105,10 @@ class Optimization:
 class Full(Optimization):
     """Every weight is trained. They are held in float32 and computed with in `model.dtype`."""
 
+    def model(self, start: Model, folder: Path, key: str = "") -> Model:
+        """What fine-tuning `start` into `folder` gives."""
+        return Model(weights=folder, key=key)
+
     def __call__(
         self,
         live: LiveModel,
@@ -118,7 +122,7 @@ class Full(Optimization):
         network = live.load(start, live.training_dtype)
         training = self.train(network, examples, live, seed, advance)
         network.save_pretrained(str(folder))
-        model = Model(weights=folder)
+        model = self.model(start, folder)
         live.adopt(model, network, live.training_dtype)
         return model, training
 
@@ -159,9 +163,13 @@ class Lora(Optimization):
             network = self._with_new_adapter(network, seed)
         training = self.train(network, examples, live, seed, advance)
         network.save_pretrained(str(folder))
-        model = Model(weights=start.weights, adapter=folder)
+        model = self.model(start, folder)
         live.adopt(model, network, live.dtype)
         return model, training
+
+    def model(self, start: Model, folder: Path, key: str = "") -> Model:
+        """What fine-tuning an adapter of `start` into `folder` gives."""
+        return Model(weights=start.weights, adapter=folder, key=key)
 
     def _with_new_adapter(self, network: Network, seed: int) -> Network:
         from peft import LoraConfig, get_peft_model

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from stasc import fsx, tracking
 from stasc.metrics import describe
 from stasc.records import Iteration, Pair
 from stasc.tracking import Journal, Tracker
 
+log = logging.getLogger(__name__)
+
+ENDED = ("finished", "stopped_empty")  # the statuses of a run that is complete
+
 
 class RunFolder:
-    """Records iterations as they come. `summary` is what summary.json holds, rewritten after every iteration."""
+    """Records iterations as they come. `summary` is what summary.json holds, rewritten after every iteration.
+
+    A run that goes on in the folder of an earlier start writes its files anew, and into the journal and to the tracker
+    what they do not have yet.
+    """
 
     def __init__(self, path: Path, summary: dict[str, Any], journal: Journal, tracker: Tracker, correct_at: float):
         self.path, self.summary = path, summary
         self._journal, self._tracker, self._correct_at = journal, tracker, correct_at
         self._began = time.perf_counter()
+        events = list(tracking.read(path / "journal.jsonl"))
+        self._recorded = {event["n"] for event in events if event["event"] == "iteration"}
+        self._mirrored = {event["n"] for event in events if event["event"] == "mirrored"}
         for name in ("outcomes.jsonl", "pairs.jsonl"):
-            (path / name).write_text("")
+            fsx.write(path / name, b"")
 
     def begin(self, **provenance: object) -> None:
         """Records what the run is made of, before anything is sampled."""
         self._journal.write("run_started", variant=self.summary["variant"], seed=self.summary["seed"], **provenance)
         self._write_summary()
+
+    def stage(self, kind: str, key: str, reused: bool, **facts: object) -> None:
+        """Records a stage that was computed, or was there already."""
+        self._journal.write("stage", kind=kind, key=key, reused=reused, **facts)
 
     def iteration(
         self, iteration: Iteration[Any], training: Mapping[str, float] | None, seconds: Mapping[str, float]
@@ -42,15 +59,16 @@ class RunFolder:
         }
         self._began = now
         kept = set(map(id, iteration.kept))
-        _append(
-            self.path / "pairs.jsonl",
-            ({"n": iteration.n, **_line(pair), "kept": id(pair) in kept} for pair in iteration.pairs),
-        )
+        pairs = [{"n": iteration.n, **_line(pair), "kept": id(pair) in kept} for pair in iteration.pairs]
+        _append(self.path / "pairs.jsonl", pairs)
         _append(self.path / "outcomes.jsonl", (self._outcome(iteration.n, pair) for pair in iteration.test))
         self.summary["iterations"].append(entry)
-        self._journal.write("iteration", **entry)
+        if iteration.n not in self._recorded:
+            self._journal.write("iteration", **entry)
         self._write_summary()
-        self._tracker.iteration(entry, iteration.pairs, iteration.kept)
+        sent = iteration.n in self._mirrored
+        if self._tracker.iteration(entry, iteration.pairs, iteration.kept, sent) and not sent:
+            self._journal.write("mirrored", n=iteration.n)
 
     def end(self, status: str, error: str | None = None) -> None:
         """Records how the run ended."""
@@ -69,9 +87,30 @@ class RunFolder:
         return {"n": n, "seed": self.summary["seed"], "sample": line.pop("i"), **line}
 
     def _write_summary(self) -> None:
-        scratch = self.path / ".summary.json"
-        scratch.write_text(json.dumps(self.summary, indent=1) + "\n", encoding="utf-8")
-        scratch.replace(self.path / "summary.json")
+        fsx.write(self.path / "summary.json", json.dumps(self.summary, indent=1).encode() + b"\n")
+
+
+def earlier(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What an earlier start left in a run's folder: its last `run_started` event, and its summary if it is complete.
+
+    A journal that was changed after it was written is set aside.
+    """
+    journal, started = path / "journal.jsonl", None
+    if journal.exists():
+        try:
+            for event in tracking.read(journal):
+                if event["event"] == "run_started":
+                    started = event
+        except ValueError as error:
+            aside = next(p for n in range(1, 10_000) if not (p := path / f"journal.jsonl.corrupt-{n}").exists())
+            journal.rename(aside)
+            log.warning("%s; set aside as %s", error, aside.name)
+    try:
+        summary = json.loads((path / "summary.json").read_bytes())
+        complete = summary["status"] in ENDED and all((path / name).exists() for name in ("outcomes.jsonl", "model"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return started, None
+    return started, summary if complete else None
 
 
 def _line(pair: Pair) -> dict[str, object]:
@@ -88,5 +127,4 @@ def _line(pair: Pair) -> dict[str, object]:
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+    fsx.append(path, "".join(json.dumps(line) + "\n" for line in lines).encode())

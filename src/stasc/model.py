@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -27,6 +28,7 @@ class Model:
 
     weights: Path | None = None  # null: those of M_0
     adapter: Path | None = None
+    key: str = field(default="", compare=False)  # what it was derived from
 
 
 M_0 = Model()
@@ -49,8 +51,14 @@ class ModelConfig:
             raise ValueError(f"model.dtype={self.dtype}: expected one of {', '.join(_DTYPES)}")
 
     def fetch(self) -> str:
-        """M_0's local folder, made or downloaded where it has to be, or its hub name."""
-        return sources.fetch(self.path, Path(self.cache_dir).expanduser())
+        """M_0's local folder, made or downloaded where it has to be. Raises: OSError or ValueError naming the path."""
+        folder = sources.fetch(self.path, Path(self.cache_dir).expanduser())
+        if Path(folder).is_dir():
+            return folder
+        try:
+            return sources.snapshot(folder, self.revision)
+        except (OSError, ValueError) as error:
+            raise OSError(f"model.path={self.path}: {error}") from error
 
 
 def resolve_device(device: str) -> torch.device:
@@ -93,7 +101,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 class LiveModel:
     """The one model in memory. It becomes whichever model of the run is asked for; M_0 comes from `base`.
 
-    `four_bit` holds the base weights in NF4 (bitsandbytes), M_0 included.
+    `four_bit` holds the base weights in NF4 (bitsandbytes), M_0 included. `before_read` is called with a model whose
+    files are about to be read: they may have to be checked, or made.
     """
 
     def __init__(
@@ -109,6 +118,7 @@ class LiveModel:
         self.device, self.dtype, self.four_bit = device, dtype, four_bit
         self._current: tuple[Model, torch.dtype] | None = None
         self._network: Network | None = None
+        self.before_read: Callable[[Model], None] = lambda model: None
 
     @property
     def training_dtype(self) -> torch.dtype:
@@ -124,6 +134,8 @@ class LiveModel:
         wanted = (model, dtype or self.dtype)
         if self._current == wanted and self._network is not None:
             return self._network
+        if model != M_0:
+            self.before_read(model)
         network: Network = self._base_network(*wanted)
         if model.adapter is not None:
             network = PeftModel.from_pretrained(network, model.adapter, is_trainable=True)
@@ -133,6 +145,11 @@ class LiveModel:
     def adopt(self, model: Model, network: Network, dtype: torch.dtype) -> None:
         """Notes that `network`, which is in memory, has become `model`."""
         self._current, self._network = (model, dtype), network
+
+    def moved(self, old: Model, new: Model) -> None:
+        """Notes that the files of `old` have become those of `new`."""
+        if self._current and self._current[0] == old:
+            self._current = (new, self._current[1])
 
     def release(self) -> None:
         """Frees the network: in a sweep, the next run needs the memory."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Model = TypeVar("Model")
+T = TypeVar("T")
+
+
+class Keyed(list[T]):
+    """What a stage gave, and the key of what it was derived from."""
+
+    def __init__(self, key: str, items: Iterable[T]) -> None:
+        super().__init__(items)
+        self.key = key
 
 
 @dataclass(frozen=True)

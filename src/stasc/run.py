@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 if TYPE_CHECKING:
+    from stasc.console import Ended
     from stasc.experiment import Experiment
 
 log = logging.getLogger(__name__)
@@ -63,8 +65,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     from stasc.experiment import Experiment
     from stasc.pairing import PAIRINGS
     from stasc.records import Split
-    from stasc.settings import Evaluation, Loop, Sampling
-    from stasc.tracking import redact
+    from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
 
     loop = OmegaConf.create({field.name: cfg[field.name] for field in fields(Loop)})
     if cfg.pairing not in PAIRINGS:
@@ -85,33 +86,55 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         loop=build_part(loop, "", Loop),
         sampling=build_part(cfg.sampling, "sampling.", Sampling),
         evaluation=evaluation,
+        store=build_part(cfg.store, "store.", StoreConfig),
         pairing=PAIRINGS[cfg.pairing],
         train=train,
         test=test,
         variant=cfg.variant,
-        config=redact({str(key): value for key, value in config.items()}),
+        settings={str(key): value for key, value in config.items()},
         **parts,
     )
+
+
+def _settings_digest(*, _root_: DictConfig) -> str:
+    from stasc.keys import settings_digest
+
+    ours = OmegaConf.masked_copy(_root_, [str(group) for group in _root_ if group != "hydra"])
+    settings = OmegaConf.to_container(ours, resolve=True)
+    assert isinstance(settings, dict)
+    return settings_digest({str(key): value for key, value in settings.items()})
+
+
+OmegaConf.register_new_resolver("stasc.settings", _settings_digest, replace=True)
+
+
+_ended: list[Ended] = []  # the jobs of this process's sweep
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(cfg: DictConfig) -> float:
     """One run; a sweep has many. Returns the final correction accuracy, for sweepers that optimise."""
-    from stasc import experiment
-    from stasc.console import Console
+    from stasc import experiment, fsx
+    from stasc.console import Console, Ended
 
     console = Console()
     job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
     try:
-        summary = experiment.run(build_experiment(cfg), Path(job.runtime.output_dir), cfg.sweep.name, console)
-    except Exception as error:
+        summary = experiment.run(build_experiment(cfg), folder, cfg.sweep.name, console)
+    except (Exception, SystemExit) as error:  # a part of the user's may call sys.exit
         traceback_log.exception("the run stopped")
         if job.mode == RunMode.MULTIRUN:
-            log.error("job %s (%s) failed: %s", job.job.num, cfg.variant, error)
-            raise
+            log.error("%s failed: %s", folder.name, error)
+            _ended.append(Ended(folder.name, None, f"{type(error).__name__}: {error}"))
+            return float("nan")
+        if fsx.is_full(error):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(os.EX_IOERR)
         if isinstance(error, ValueError | OSError | FloatingPointError):  # of a setting, the data, the disk, the loss
             sys.exit(f"error: {error}")  # the message says it all
         raise
+    _ended.append(Ended(folder.name, summary, None))
     return float(summary["iterations"][-1]["test"]["corr_acc"])
 
 
@@ -122,6 +145,12 @@ def main() -> None:
         _job()
     except KeyboardInterrupt:
         sys.exit(130)
+    if "--multirun" in sys.argv or "-m" in sys.argv:
+        from stasc.console import Console
+
+        Console().sweep(_ended)
+        if any(ended.error for ended in _ended):
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,21 @@ class Evaluation:
         )
 
 
+@dataclass(frozen=True)
+class StoreConfig:
+    """Where stages are kept, and what of them."""
+
+    dir: str
+    keep_models: str
+    resume: str
+    explain: bool
+
+    def __post_init__(self) -> None:
+        _expect("store.keep_models", self.keep_models, self.keep_models in ("last", "all"), "last or all")
+        _expect("store.resume", self.resume, self.resume in ("auto", "must", "never"), "auto, must or never")
+        _expect("store.dir", self.dir, bool(self.dir.strip()), "a folder")
+
+
 def _check_decoding(group: str, temperature: float | None, top_p: float | None, max_new_tokens: int | None) -> None:
     _expect(f"{group}.temperature", temperature, temperature is None or temperature >= 0, "at least 0 (0: greedy)")
     _expect(f"{group}.top_p", top_p, top_p is None or 0 < top_p <= 1, "0 < top_p <= 1")

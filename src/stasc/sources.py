@@ -49,6 +49,17 @@ def fetch(path: str, cache: Path) -> str:
     return path
 
 
+def snapshot(name: str, revision: str | None) -> str:
+    """The local folder of a hub model, downloaded where it is not yet. Pickled weights are left where they are.
+
+    Raises: ValueError or OSError, as huggingface_hub does, if the hub has no such model or can't be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    kinds = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+    return snapshot_download(name, revision=revision, allow_patterns=kinds)
+
+
 def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
     """`folder`, filled by `make` under another name first: an interrupted start leaves nothing half-made."""
     if not folder.exists():

@@ -1,78 +1,80 @@
-"""The stages of Algorithm 1 on a real model: conversations in, answers and models out."""
+"""What the stages of Algorithm 1 compute on a real model: conversations in, answers and weights out."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from stasc import pairing
 from stasc.chat import Chat
-from stasc.engine import Decoding, Request, noise
+from stasc.engine import Decoding, Request, Row, noise
 from stasc.engine.hf import HF
-from stasc.finetune import Example, Full, Lora, steps
+from stasc.finetune import Example, Full, Lora, Training, steps
 from stasc.model import LiveModel, Model
 from stasc.prompt import Message, Prompt
 from stasc.records import Answer, Pair, Question, Split
 from stasc.settings import Sampling
 
-_LABELS = {"initial": "initial answers", "correction": "corrections"}
 
-
-class Progress(Protocol):
-    """Shows how far a stage is."""
-
-    def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]: ...
-
-
-@dataclass
+@dataclass(frozen=True)
 class Stages:
     """Sampling, correcting, scoring and fine-tuning, bound to one model in memory and one seed.
 
-    `engines` and `sampling` are by split name. Seconds spent go to `seconds` by stage, what a fine-tuning did to
-    `training`, by iteration. Models are written to `models/<n>`.
+    `engines` and `sampling` are by split name.
     """
 
     live: LiveModel
     chat: Chat
-    engines: dict[str, HF]
+    engines: Mapping[str, HF]
     prompt: Prompt
     reward: pairing.Reward
     pairing: pairing.Pairing
     tune: Full | Lora
-    sampling: dict[str, Sampling]
+    sampling: Mapping[str, Sampling]
     seed: int
-    models: Path
-    progress: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-    training: dict[int, dict[str, float]] = field(default_factory=dict)
 
-    def sample(self, model: Model, split: Split, n: int) -> list[list[Answer]]:
-        """y1[question][i] ~ model(. | x)."""
-        conversations = [self.prompt.ask(question.text) for question in split.questions]
-        keys = [
-            [self._key(split, "initial", n, question, i) for i in range(self.sampling[split.name].n_init)]
+    def ask(self, split: Split, n: int) -> list[Request]:
+        """The prompts of y1[question][i] ~ model(. | x), one a question."""
+        samples = range(self.sampling[split.name].n_init)
+        return [
+            self._request(
+                self.prompt.ask(question.text),
+                [self._noise(split, "initial", n, question, i) for i in samples],
+            )
             for question in split.questions
         ]
-        return self._answers(model, split, "initial", conversations, keys)
 
-    def correct(self, model: Model, split: Split, y1: Sequence[Sequence[Answer]], n: int) -> list[list[list[Answer]]]:
-        """y2[question][i][k] ~ model(. | x, y1[question][i])."""
-        seen = [
-            (question, i, answer)
+    def ask_to_correct(self, split: Split, y1: Sequence[Sequence[Answer]], n: int) -> list[Request]:
+        """The prompts of y2[question][i][k] ~ model(. | x, y1[question][i]), one an initial answer."""
+        samples = range(self.sampling[split.name].n_corr)
+        return [
+            self._request(
+                self.prompt.ask_to_correct(question.text, answer.text),
+                [self._noise(split, "correction", n, question, i, k) for k in samples],
+            )
             for question, answers in zip(split.questions, y1, strict=True)
             for i, answer in enumerate(answers)
         ]
-        conversations = [self.prompt.ask_to_correct(question.text, answer.text) for question, _, answer in seen]
-        keys = [
-            [self._key(split, "correction", n, question, i, k) for k in range(self.sampling[split.name].n_corr)]
-            for question, i, _ in seen
-        ]
-        corrections = iter(self._answers(model, split, "correction", conversations, keys))
-        return [[next(corrections) for _ in answers] for answers in y1]
+
+    def batches(self, split: Split, requests: Sequence[Request]) -> list[list[Row]]:
+        """Which answers are sampled together."""
+        return self.engines[split.name].batches(requests)
+
+    def answer(
+        self,
+        model: Model,
+        split: Split,
+        requests: Sequence[Request],
+        batch: Sequence[Row],
+        advance: Callable[[int], None],
+    ) -> list[Answer]:
+        """The answer of each row of a batch."""
+        sampling = self.sampling[split.name]
+        decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_new_tokens, self.chat.stop_ids)
+        network = self.live.load(model)
+        completions = self.engines[split.name].sample(network, requests, batch, decoding, advance)
+        return [Answer(self.chat.decode(c.ids), len(c.ids), c.truncated) for c in completions]
 
     def score(
         self, split: Split, y1: Sequence[Sequence[Answer]], y2: Sequence[Sequence[Sequence[Answer]]]
@@ -80,20 +82,17 @@ class Stages:
         """The pairs of initial answers and corrections, with their rewards."""
         return pairing.score(split, y1, y2, self.reward, self.pairing)
 
-    def finetune(self, start: Model, kept: Sequence[Pair], n: int) -> Model:
-        """M_n: `start` trained on the kept corrections."""
+    def finetune(
+        self, start: Model, kept: Sequence[Pair], n: int, folder: Path, advance: Callable[[], None]
+    ) -> tuple[Model, Training]:
+        """M_n, `start` trained on the kept corrections and written to `folder`."""
         examples = [self.example(pair) for pair in kept]
-        with self._timed("finetune", "fine-tuning", steps(self.tune, len(examples)), "steps") as advance:
-            model, training = self.tune(
-                self.live,
-                start,
-                examples,
-                self.models / str(n),
-                noise.noise_key(self.seed, "finetune", n) % 2**32,
-                lambda: advance(1),
-            )
-        self.training[n] = asdict(training)
-        return model
+        seed = noise.noise_key(self.seed, "finetune", n) % 2**32
+        return self.tune(self.live, start, examples, folder, seed, advance)
+
+    def steps(self, kept: Sequence[Pair]) -> int:
+        """Optimizer steps of that."""
+        return steps(self.tune, len(kept))
 
     def example(self, pair: Pair) -> Example:
         """What is trained for a pair: its correction, in the conversation that it was sampled in."""
@@ -103,41 +102,8 @@ class Stages:
             raise ValueError(f"question {pair.question.id}: its correction {pair.y2.text!r} has no token to train on")
         return Example(self.chat.prompt(conversation), completion)
 
-    def pop_seconds(self) -> dict[str, float]:
-        """Seconds spent in each stage since the last call."""
-        seconds, self.seconds = self.seconds, {}
-        return seconds
+    def _request(self, conversation: Sequence[Message], keys: Sequence[int]) -> Request:
+        return Request(self.chat.prompt(conversation), tuple(keys))
 
-    def _key(self, split: Split, stage: str, n: int, question: Question, *sample: int) -> int:
+    def _noise(self, split: Split, stage: str, n: int, question: Question, *sample: int) -> int:
         return noise.noise_key(self.seed, split.name, stage, n, question.id, *sample)
-
-    def _answers(
-        self,
-        model: Model,
-        split: Split,
-        stage: str,
-        conversations: Sequence[Sequence[Message]],
-        keys: Sequence[Sequence[int]],
-    ) -> list[list[Answer]]:
-        """One answer per key of each conversation."""
-        sampling = self.sampling[split.name]
-        decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_new_tokens, self.chat.stop_ids)
-        requests = [
-            Request(self.chat.prompt(conversation), tuple(samples))
-            for conversation, samples in zip(conversations, keys, strict=True)
-        ]
-        training = split.name == "train"
-        label = _LABELS[stage] if training else f"{split.name} {_LABELS[stage]}"
-        with self._timed(stage if training else "evaluation", label, sum(map(len, keys)), "answers") as advance:
-            network = self.live.load(model)
-            completions = self.engines[split.name](network, requests, decoding, advance)
-        return [[Answer(self.chat.decode(c.ids), len(c.ids), c.truncated) for c in samples] for samples in completions]
-
-    @contextmanager
-    def _timed(self, name: str, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        began = time.perf_counter()
-        try:
-            with self.progress(label, total, unit) as advance:
-                yield advance
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began

@@ -181,7 +181,9 @@ class RunInfo:
 class Tracker(Protocol):
     """Follows one run. `summary` is an iteration's entry of summary.json."""
 
-    def iteration(self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> None: ...
+    def iteration(
+        self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair], sent: bool = False
+    ) -> bool: ...
 
     def finish(self, status: str, failed: bool) -> None: ...
 
@@ -299,8 +301,10 @@ class Wandb:
 
 
 class _Nothing:
-    def iteration(self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> None:
-        pass
+    def iteration(
+        self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair], sent: bool = False
+    ) -> bool:
+        return False
 
     def finish(self, status: str, failed: bool) -> None:
         pass
@@ -316,9 +320,12 @@ class _Mirror:
         self._tests: list[Mapping[str, Any]] = []
         self._broken = False
 
-    def iteration(self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> None:
+    def iteration(
+        self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair], sent: bool = False
+    ) -> bool:
         if not self._broken:
             self._try(lambda: self._log(summary, pairs, kept))
+        return not self._broken
 
     def finish(self, status: str, failed: bool) -> None:
         import wandb

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+Row = tuple[int, int]  # (request, sample): which answer
+
 
 @dataclass(frozen=True)
 class Request:

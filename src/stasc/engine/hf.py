@@ -5,11 +5,11 @@ Prompts are sorted by length and sampled in batches. Noise comes from `noise.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stasc.engine import Completion, Decoding, Request
+from stasc.engine import Completion, Decoding, Request, Row
 
 if TYPE_CHECKING:
     from stasc.model import Network
@@ -36,26 +36,39 @@ class HF:
 
         Raises: ValueError if a prompt and its answer do not fit into the model's context.
         """
+        completions: dict[Row, Completion] = {}
+        for batch in self.batches(requests):
+            completions |= zip(batch, self.sample(model, requests, batch, decoding, advance), strict=True)
+        return [[completions[r, s] for s in range(len(request.keys))] for r, request in enumerate(requests)]
+
+    def batches(self, requests: Sequence[Request]) -> list[list[Row]]:
+        """The rows of each batch; requests of like length, and those of one prompt, stand together."""
+        order = sorted(range(len(requests)), key=lambda r: (len(requests[r].prompt), requests[r].prompt))
+        rows = [(r, sample) for r in order for sample in range(len(requests[r].keys))]
+        return [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
+
+    def sample(
+        self,
+        model: Network,
+        requests: Sequence[Request],
+        batch: Sequence[Row],
+        decoding: Decoding,
+        advance: Callable[[int], None] = lambda rows: None,
+    ) -> list[Completion]:
+        """The completion of each row of a batch.
+
+        Raises: ValueError if a prompt and its answer do not fit into the model's context.
+        """
         import torch
 
         from stasc.engine.decode import sample_batch
 
         check_context(model, requests, decoding)
-        completions: dict[tuple[int, int], Completion] = {}
+        prompts = [requests[request].prompt for request, _ in batch]
+        keys = [requests[request].keys[sample] for request, sample in batch]
         model.eval()
         with torch.inference_mode():
-            for rows in self._batches(requests):
-                prompts = [requests[request].prompt for request, _ in rows]
-                keys = [requests[request].keys[sample] for request, sample in rows]
-                completions |= zip(rows, sample_batch(model, prompts, keys, decoding, advance), strict=True)
-        return [[completions[r, s] for s in range(len(request.keys))] for r, request in enumerate(requests)]
-
-    def _batches(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
-        """(request, sample) of each batch; requests of like length, and those of one prompt, stand together."""
-        order = sorted(range(len(requests)), key=lambda r: (len(requests[r].prompt), requests[r].prompt))
-        rows = [(r, sample) for r in order for sample in range(len(requests[r].keys))]
-        for first in range(0, len(rows), self.batch_size):
-            yield rows[first : first + self.batch_size]
+            return sample_batch(model, prompts, keys, decoding, advance)
 
 
 def check_context(model: Network, requests: Sequence[Request], decoding: Decoding) -> None:

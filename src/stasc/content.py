@@ -1,0 +1,38 @@
+"""The content digest of a model's folder: two folders with the same files are the same model, whatever their names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from stasc import fsx
+from stasc.store import digest, file_sha256
+
+_DECIDING = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, configuration, tokenizer, template
+
+
+def folder_digest(folder: Path, cache: Path) -> str:
+    """sha256 over the names and contents of the files that make up a model.
+
+    Hashing gigabytes takes seconds, so `cache` remembers what it gave, by path, size and time of change.
+    """
+    known = _read(cache)
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _DECIDING and path.is_file():
+            stat = path.stat()
+            state = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+            if state not in known:
+                known[state] = file_sha256(path)
+            digests[path.relative_to(folder).as_posix()] = known[state]
+    if known != _read(cache):
+        fsx.write(cache, json.dumps(known, indent=1).encode())
+    return digest(digests)
+
+
+def _read(cache: Path) -> dict[str, str]:
+    try:
+        known = json.loads(cache.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

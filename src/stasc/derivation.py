@@ -1,0 +1,235 @@
+"""The stages of Algorithm 1 with a store around them: what was derived before is read, not computed again.
+
+The loop does not know of it: these are the callables that it is given. `Plan` has the same ones, which derive keys and
+compute nothing, so that what a run will need is known before it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from stasc import fsx
+from stasc.engine import Request, Row
+from stasc.keys import Description, Recipes
+from stasc.model import Model
+from stasc.records import Answer, Keyed, Pair, Split
+from stasc.stages import Stages
+from stasc.store import Artifact, Store, digest
+from stasc.tracking import redact
+
+T = TypeVar("T")
+LABELS = {"initial": "initial answers", "correction": "corrections"}
+
+
+class Progress(Protocol):
+    """Shows how far a stage is."""
+
+    def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]: ...
+
+
+class Step(NamedTuple):
+    """A stage that a run will need, and the model whose weights computing it reads."""
+
+    kind: str
+    key: str
+    model: str | None
+
+
+@dataclass
+class Plan:
+    """Notes the stages of a run, as if every iteration kept something. Models and answers are their keys."""
+
+    recipes: Recipes
+    steps: list[Step] = field(default_factory=list)
+    _filter: str = ""
+
+    def sample(self, model: str, split: Split, n: int) -> Keyed[Any]:
+        return self._note("initial", self.recipes.initial(model, split, n), model)
+
+    def correct(self, model: str, split: Split, y1: Any, n: int) -> Keyed[Any]:
+        return self._note("correction", self.recipes.correction(model, split, y1.key, n), model)
+
+    def score(self, split: Split, y1: Any, y2: Any) -> Keyed[Pair]:
+        if split.name != "train":
+            return self._note("evaluation", self.recipes.evaluation(split, y1.key, y2.key), None)
+        self._filter = self._note("filter", self.recipes.filter(split, y1.key, y2.key), None).key
+        nothing = Answer("", 0)
+        return Keyed(self._filter, [Pair(split.questions[0], 0, 0, 0, nothing, nothing, 0.0, 1.0)])
+
+    def finetune(self, start: str, kept: Sequence[Pair], n: int) -> str:
+        return self._note("finetune", self.recipes.finetune(start, self._filter, n), start).key
+
+    def _note(self, kind: str, description: Description, model: str | None) -> Keyed[Any]:
+        key = digest(description)
+        self.steps.append(Step(kind, key, model))
+        return Keyed(key, [])
+
+
+class Derivation:
+    """The stages of a run, each read from the store or computed into it.
+
+    Weights may be missing from the store, dropped or damaged, while what followed from them is there: they are derived
+    again when something has to be computed with them. `training` is what fine-tunings did, by iteration.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        store: Store,
+        recipes: Recipes,
+        keep: Callable[[float, float], bool],
+        progress: Progress,
+    ) -> None:
+        self.training: dict[int, Mapping[str, float]] = {}
+        self._stages, self._store, self._recipes, self._keep = stages, store, recipes, keep
+        self._progress = progress
+        self._pairs: Keyed[Pair] = Keyed("", [])  # of the training split, last scored
+        self._weights: dict[str, Callable[[], None]] = {}  # checks or derives those of a model, by its key
+        stages.live.before_read = self._have
+
+    def sample(self, model: Model, split: Split, n: int) -> Keyed[list[Answer]]:
+        """y1[question][i], the initial answers."""
+        key, rows = self._sampled(
+            "initial", self._recipes.initial(model.key, split, n), model, split, lambda: self._stages.ask(split, n)
+        )
+        n_init = self._stages.sampling[split.name].n_init
+        return Keyed(key, [[rows[q, i] for i in range(n_init)] for q in range(len(split.questions))])
+
+    def correct(self, model: Model, split: Split, y1: Keyed[list[Answer]], n: int) -> Keyed[list[list[Answer]]]:
+        """y2[question][i][k], the corrections."""
+        key, rows = self._sampled(
+            "correction",
+            self._recipes.correction(model.key, split, y1.key, n),
+            model,
+            split,
+            lambda: self._stages.ask_to_correct(split, y1, n),
+        )
+        request = count()
+        n_corr = range(self._stages.sampling[split.name].n_corr)
+        seen = [[next(request) for _ in answers] for answers in y1]  # the request of each initial answer
+        return Keyed(key, [[[rows[r, k] for k in n_corr] for r in requests] for requests in seen])
+
+    def score(self, split: Split, y1: Keyed[list[Answer]], y2: Keyed[list[list[Answer]]]) -> Keyed[Pair]:
+        """The pairs with their rewards; those of the training split with the filter's verdict beside them."""
+        training = split.name == "train"
+        describe = self._recipes.filter if training else self._recipes.evaluation
+        description = describe(split, y1.key, y2.key)
+
+        def compute(work: Path) -> None:
+            scored = self._stages.score(split, y1, y2)
+            verdicts = [{"kept": self._keep(pair.r1, pair.r2)} if training else {} for pair in scored]
+            lines = [{**_names(pair), **verdict} for pair, verdict in zip(scored, verdicts, strict=True)]
+            fsx.write(work / "pairs.jsonl", _jsonl(lines))
+
+        def read(artifact: Artifact) -> list[Pair]:
+            place = {question.id: q for q, question in enumerate(split.questions)}
+            pairs = []
+            for line in map(json.loads, artifact.read("pairs.jsonl").splitlines()):
+                q, i, seen, k = place[line["question"]], line["i"], line["seen"], line["k"]
+                pairs.append(Pair(split.questions[q], i, seen, k, y1[q][i], y2[q][seen][k], line["r1"], line["r2"]))
+            return pairs
+
+        key, pairs = self._derive("filter" if training else "evaluation", description, compute, read)
+        if training:
+            self._pairs = Keyed(key, pairs)
+        return Keyed(key, pairs)
+
+    def finetune(self, start: Model, kept: Sequence[Pair], n: int) -> Model:
+        """M_n: `start` trained on the kept corrections."""
+        assert kept == [pair for pair in self._pairs if self._keep(pair.r1, pair.r2)]
+        description = self._recipes.finetune(start.key, self._pairs.key, n)
+        key = digest(description)
+        made = self._stages.tune.model(start, self._store.root / "model" / key / "weights", key)
+
+        def train(work: Path) -> None:
+            shutil.rmtree(work / "weights", ignore_errors=True)  # of a try that was interrupted
+            with self._progress("fine-tuning", self._stages.steps(kept), "steps") as advance:
+                model, training = self._stages.finetune(start, kept, n, work / "weights", lambda: advance(1))
+            self._stages.live.moved(model, made)
+            fsx.write(work / "training.json", json.dumps(asdict(training)).encode())
+
+        def derive_weights(read: Callable[[Artifact], T]) -> T:
+            return self._store.derive("model", key, redact(description), train, read)
+
+        def compute(work: Path) -> None:
+            fsx.write(work / "training.json", derive_weights(lambda artifact: artifact.read("training.json")))
+
+        self._weights[key] = lambda: derive_weights(Artifact.verify)
+        _, self.training[n] = self._derive(
+            "finetune", description, compute, lambda artifact: json.loads(artifact.read("training.json"))
+        )
+        return made
+
+    def _have(self, model: Model) -> None:
+        """Checks the weights of a model that are about to be read, and derives them again if need be."""
+        self._weights[model.key]()
+
+    def _sampled(
+        self, kind: str, description: Description, model: Model, split: Split, ask: Callable[[], list[Request]]
+    ) -> tuple[str, dict[Row, Answer]]:
+        """The answers of a sampling stage by (request, sample), committed batch by batch."""
+
+        def compute(work: Path) -> None:
+            requests = ask()
+            label = LABELS[kind] if split.name == "train" else f"{split.name} {LABELS[kind]}"
+            total = sum(len(request.keys) for request in requests)
+            with self._progress(label, total, "answers") as advance:
+                for number, batch in enumerate(self._stages.batches(split, requests)):
+                    if _whole_chunk(work, number):
+                        advance(len(batch))
+                        continue
+                    answers = self._stages.answer(model, split, requests, batch, advance)
+                    lines = [
+                        {"request": r, "sample": s, **asdict(answer)}
+                        for (r, s), answer in zip(batch, answers, strict=True)
+                    ]
+                    data = _jsonl(lines)
+                    fsx.write(work / f"{number:05d}-{hashlib.sha256(data).hexdigest()}.jsonl", data)
+
+        def read(artifact: Artifact) -> dict[Row, Answer]:
+            rows: dict[Row, Answer] = {}
+            for name in sorted(artifact.files):
+                for line in map(json.loads, artifact.read(name).splitlines()):
+                    row = (line.pop("request"), line.pop("sample"))
+                    rows[row] = Answer(**line)
+            return rows
+
+        return self._derive(kind, description, compute, read)
+
+    def _derive(
+        self, kind: str, description: Description, compute: Callable[[Path], None], read: Callable[[Artifact], T]
+    ) -> tuple[str, T]:
+        key = digest(description)
+        return key, self._store.derive(kind, key, redact(description), compute, read)
+
+
+def _whole_chunk(work: Path, number: int) -> bool:
+    """Whether a batch was sampled before an interruption. What is there but not whole is removed."""
+    for path in work.glob(f"{number:05d}-*.jsonl"):
+        if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem.partition("-")[2]:
+            return True
+        path.unlink()
+    return False
+
+
+def _names(pair: Pair) -> dict[str, object]:
+    return {
+        "question": pair.question.id,
+        "i": pair.i,
+        "seen": pair.seen,
+        "k": pair.k,
+        "r1": pair.r1,
+        "r2": pair.r2,
+    }
+
+
+def _jsonl(lines: Iterable[Mapping[str, object]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()

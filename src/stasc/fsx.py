@@ -1,0 +1,108 @@
+"""Durable writing: what these functions have done is on disk, under its final name as a whole or not at all.
+
+Everything that a run relies on after a crash is written here, and every step that a crash can fall between is
+announced to `at`, so that a test can crash at each of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+SCRATCH = ".tmp-"  # what names of unfinished files begin with; a crash leaves them, and they mean nothing
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+def at(step: str, path: Path) -> None:
+    """Called before each step. Tests replace it to crash, or to fail, there."""
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes a file whole, or leaves what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{path.name}")
+    with naming(path):
+        with scratch.open("wb") as file:
+            _put(file, data, path)
+        replace(scratch, path)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds to a file's end. A crash leaves a part of it at most, without the end."""
+    with naming(path), path.open("ab") as file:
+        _put(file, data, path)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Renames a file or folder, atomically."""
+    with naming(target):
+        at("rename", target)
+        source.replace(target)
+        at("renamed", target)
+    sync_folder(target.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Makes what a library wrote into a folder durable."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with naming(path):
+                at("sync", path)
+                _sync(path, os.O_RDWR)  # Windows syncs writable files only
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable. Windows can't, and needn't."""
+    with naming(folder):
+        at("sync", folder)
+        if os.name != "nt":
+            _sync(folder, os.O_RDONLY)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the disk names the path, and says how much room there is."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error) or error.filename:
+            raise
+        reason = f"{os.strerror(error.errno or 0)}; {free(path)} bytes are free there"
+        raise OSError(error.errno, reason, str(path)) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, a quota or a limit of the process refused a write: no setting is wrong."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def free(path: Path) -> int:
+    """Bytes free where `path` is, or will be."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def _put(file: BinaryIO, data: bytes, path: Path) -> None:
+    at("write", path)
+    half = len(data) // 2
+    file.write(data[:half])
+    file.flush()
+    at("half-written", path)
+    file.write(data[half:])
+    file.flush()
+    at("sync", path)
+    os.fsync(file.fileno())
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,233 @@
+"""What decides a stage's content, and so its key: the keys of its inputs, its settings, the code and its numerics.
+
+A key is the hash of such a description. Left out is what changes no result: names, paths, tracking. So two runs share
+every stage up to where they differ, and nothing that was made otherwise is taken for the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stasc import provenance
+from stasc.records import Split
+from stasc.settings import Sampling
+from stasc.store import digest
+
+Description = dict[str, Any]
+
+# Every setting, and the stages whose keys it is in. `run`: it decides which stages there are. A stage that has another
+# one's key changes with it. A setting that is in neither table, such as one of your own reward's, is in the run's key.
+ALL = ("initial", "correction", "filter", "finetune", "evaluation")
+SAMPLED = ("initial", "correction")
+DECIDING: dict[str, tuple[str, ...]] = {
+    "seed": (*SAMPLED, "finetune"),
+    "iterations": ("run",),
+    "patience": ("run",),
+    "pairing": ("filter",),
+    "correct_at": ("evaluation",),
+    "init._target_": ("run",),
+    "start._target_": ("run",),
+    **dict.fromkeys(("filter._target_", "filter.margin", "filter.correct_at"), ("filter",)),
+    **dict.fromkeys((f"dataset.{name}" for name in ("_target_", "n_train", "n_validation", "n_test", "seed")), ALL),
+    **dict.fromkeys(("dataset.min_population", "dataset.test_countries", "dataset.revision"), ALL),
+    **dict.fromkeys((f"dataset.{kind}path" for kind in ("", "train_", "validation_", "test_")), ALL),
+    **dict.fromkeys(("dataset.question", "dataset.answer", "dataset.id", "dataset.answer_pattern"), ALL),
+    **dict.fromkeys((f"model.{name}" for name in ("_target_", "path", "revision", "device", "dtype")), SAMPLED),
+    **dict.fromkeys(("model.chat_template", "model.template_args"), SAMPLED),
+    **dict.fromkeys((f"prompt.{name}" for name in ("_target_", "system", "initial")), SAMPLED),
+    "prompt.correction": ("correction",),
+    "prompt.marker": ("filter", "evaluation"),  # through reward.marker
+    **dict.fromkeys((f"reward.{name}" for name in ("_target_", "scope", "marker")), ("filter", "evaluation")),
+    "sampling.n_init": ("initial",),
+    "sampling.n_corr": ("correction",),
+    **dict.fromkeys((f"sampling.{name}" for name in ("temperature", "top_p", "max_new_tokens")), SAMPLED),
+    **dict.fromkeys((f"evaluation.{name}" for name in ("split", "temperature", "top_p", "max_new_tokens")), SAMPLED),
+    **dict.fromkeys(("engine._target_", "engine.batch_size", "evaluation.batch"), SAMPLED),
+    **dict.fromkeys(
+        (
+            f"finetune.{name}"
+            for name in (
+                *("_target_", "learning_rate", "epochs", "batch_size", "micro_batch_size", "optimizer", "schedule"),
+                *("warmup_ratio", "weight_decay", "max_grad_norm", "gradient_checkpointing"),
+                *("rank", "alpha", "dropout", "target_modules", "dora", "rslora"),
+            )
+        ),
+        ("finetune",),
+    ),
+}
+INERT = frozenset(
+    {
+        *("variant", "init.letter", "filter.letter", "start.letter", "finetune.suffix"),
+        *("sweep.name", "store.dir", "store.explain", "store.keep_models", "store.resume", "model.cache_dir"),
+        *(f"tracking.{name}" for name in ("_target_", "project", "entity", "mode", "tags", "sample_pairs")),
+    }
+)
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings by their dotted names. `model.template_args` and lists are single settings."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and prefix + name != "model.template_args":
+            flat |= leaves(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide results, by their dotted names."""
+    return {name: value for name, value in leaves(settings).items() if name not in INERT}
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """Names a job's folder: the hash of its settings that decide results."""
+    return digest(deciding(settings))[:8]
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """Describes each stage of one run."""
+
+    settings: Mapping[str, Any]  # as composed
+    base: str  # content digest of M_0's files
+    four_bit: bool
+    numerics: Mapping[str, Any]  # device, dtype, library versions
+    template: Mapping[str, Any]  # of the chat, with its stop tokens
+    sampling: Mapping[str, Sampling]  # by split name
+    batch: Mapping[str, int]  # answers sampled together, by split name
+    parts: Mapping[str, object]  # reward, filter, finetune, engine: for their code
+
+    def m_0(self) -> Description:
+        return {"weights": self.base, "four_bit": self.four_bit}
+
+    def initial(self, model: str, split: Split, n: int) -> Description:
+        return self._sampled(model, split, n, self.sampling[split.name].n_init)
+
+    def correction(self, model: str, split: Split, y1: str, n: int) -> Description:
+        description = self._sampled(model, split, n, self.sampling[split.name].n_corr)
+        return {**description, "y1": y1, "correction_prompt": self.settings["prompt"]["correction"]}
+
+    def filter(self, split: Split, y1: str, y2: str) -> Description:
+        return {
+            **self._scored(split, y1, y2),
+            "pairing": self.settings["pairing"],
+            "filter": self._part("filter"),
+        }
+
+    def evaluation(self, split: Split, y1: str, y2: str) -> Description:
+        return {**self._scored(split, y1, y2), "correct_at": self.settings["correct_at"]}
+
+    def finetune(self, start: str, filter_: str, n: int) -> Description:
+        return {
+            "start": start,
+            "filter": filter_,
+            "n": n,
+            "seed": self.settings["seed"],
+            "finetune": self._part("finetune"),
+            "template": self.template,
+            "numerics": self.numerics,
+            "code": code("stasc.stages", "stasc.model", "stasc.chat", "stasc.prompt"),
+        }
+
+    def _sampled(self, model: str, split: Split, n: int, samples: int) -> Description:
+        prompt = self.settings["prompt"]
+        sampling = self.sampling[split.name]
+        return {
+            "model": model,
+            "split": split.name,
+            "n": n,
+            "seed": self.settings["seed"],
+            "questions": digest([[question.id, question.text] for question in split.questions]),
+            "prompt": {name: prompt[name] for name in prompt if name not in ("correction", "marker")},
+            "template": self.template,
+            "samples": samples,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_new_tokens,
+            "engine": {**self._part("engine"), "batch_size": self.batch[split.name]},
+            "numerics": self.numerics,
+            "code": code(
+                *("stasc.engine.decode", "stasc.engine.noise", "stasc.stages"),
+                *("stasc.model", "stasc.chat", "stasc.prompt"),
+            ),
+        }
+
+    def _scored(self, split: Split, y1: str, y2: str) -> Description:
+        return {
+            "y1": y1,
+            "y2": y2,
+            "split": split.name,
+            "references": digest([[question.id, question.references] for question in split.questions]),
+            "reward": self._part("reward"),
+            "unicode": unicodedata.unidata_version,
+            "code": code("stasc.pairing", "stasc.metrics"),
+        }
+
+    def _part(self, group: str) -> Description:
+        """An option: its settings but for its names, and its code."""
+        settings = {name: value for name, value in self.settings[group].items() if f"{group}.{name}" not in INERT}
+        part = self.parts[group]
+        kind = part.func if isinstance(part, functools.partial) else part if callable_itself(part) else type(part)
+        return {**settings, "code": code(kind.__module__)}
+
+
+def callable_itself(part: object) -> bool:
+    """Whether a part is a plain function or a class, rather than an object with settings."""
+    return hasattr(part, "__qualname__")
+
+
+def numerics(device: str, dtype: str) -> Description:
+    """What decides the numbers beside the settings: kind of device, dtype, versions of the libraries."""
+    libraries = {name: version for name, version in provenance.versions().items() if name not in ("stasc", "python")}
+    return {"device": device, "dtype": dtype, **libraries}
+
+
+@functools.cache
+def code(*modules: str) -> str:
+    """Digest of the modules' code, without comments and docstrings. A module without source counts by its name."""
+    return digest([_code(module) for module in modules])
+
+
+def _code(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return module
+    tree = ast.parse(Path(spec.origin).read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def differences(made_of: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[str] | None:
+    """What sets a description apart from the nearest of others, as `name: theirs -> ours`; None if there is none."""
+    ours = leaves(made_of)
+
+    def apart(other: Mapping[str, Any]) -> list[str]:
+        theirs = leaves(other)
+        names = [name for name in {**theirs, **ours} if theirs.get(name, _NONE) != ours.get(name, _NONE)]
+        return [f"{name}: {_shown(theirs.get(name))} -> {_shown(ours.get(name))}" for name in names]
+
+    return min((apart(other) for other in others), key=len, default=None)
+
+
+_NONE = object()
+
+
+def _shown(value: object) -> str:
+    """In few characters: of a digest, its beginning."""
+    text = str(value)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:12]
+    return text if len(text) <= 40 else f"{text[:37]}..."

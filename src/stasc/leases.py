@@ -1,0 +1,69 @@
+"""Which run folders use a store, and which weights they still need.
+
+A run says at its start what it will derive; a sweep says it for all its jobs before the first. Weights that no stage
+still to be computed reads can go: what followed from them is kept, and they can be derived again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stasc import fsx
+from stasc.derivation import Step
+from stasc.store import Store
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a run folder needs: `status` is expected, running or done, `final` the key of its last model."""
+
+    folder: str
+    status: str
+    keep_models: str
+    steps: tuple[Step, ...]
+    final: str
+
+
+def write(store: Store, lease: Lease) -> None:
+    """Says what a run folder needs, in place of what it said before."""
+    fsx.write(_path(store, lease.folder), json.dumps(asdict(lease)).encode())
+
+
+def every(store: Store) -> Iterator[Lease]:
+    """All leases. One that can't be read is none: its run writes it again when it goes on."""
+    for path in sorted((store.root / "leases").glob("*.json")):
+        try:
+            lease = json.loads(path.read_bytes())
+            yield Lease(**{**lease, "steps": tuple(Step(*step) for step in lease["steps"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+
+
+def remove(store: Store, folder: str) -> None:
+    _path(store, folder).unlink(missing_ok=True)
+
+
+def drop_unneeded(store: Store, steps: Sequence[Step], in_use: Iterable[str]) -> int:
+    """Deletes the weights that a run's `steps` made and that no run still needs. Returns: bytes freed."""
+    needed = {*in_use, *_needed(store, every(store))}
+    made = [step.key for step in steps if step.kind == "finetune"]
+    return sum(store.remove("model", key) for key in made if key not in needed)
+
+
+def _needed(store: Store, leases: Iterable[Lease]) -> Iterator[str]:
+    for lease in leases:
+        if lease.keep_models == "all":
+            yield from (step.key for step in lease.steps if step.kind == "finetune")
+        yield lease.final
+        if lease.status != "done":
+            for step in lease.steps:
+                if step.model and not (store.root / step.kind / step.key).exists():
+                    yield step.model
+
+
+def _path(store: Store, folder: str) -> Path:
+    return store.root / "leases" / f"{hashlib.sha256(folder.encode()).hexdigest()[:16]}.json"

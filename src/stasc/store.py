@@ -1,0 +1,262 @@
+"""Durable artifacts: what each stage gave, under the key of everything that decided it.
+
+An artifact is an immutable folder, `<kind>/<key>`, with a COMMIT.json that has its files' sizes and sha256. It comes
+into being by one rename, under a lock that the kernel frees when its holder dies, and is verified whenever it is read;
+what fails is set aside and derived again. joblib, diskcache and datasets' cache unpickle what they read or check
+nothing, and DVC wants a repository; so this is our own but for the locks, which are `filelock`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from stasc import fsx
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1  # of COMMIT.json and of the files beside it
+COMMIT = "COMMIT.json"
+KINDS = ("initial", "correction", "filter", "finetune", "model", "evaluation")
+
+T = TypeVar("T")
+
+
+class Damaged(Exception):
+    """A file of an artifact is not what was committed."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artifact. `made_of` is what its key is the hash of, without secrets."""
+
+    kind: str
+    key: str
+    folder: Path
+    files: Mapping[str, Mapping[str, Any]]  # name: size in bytes, sha256
+    made_of: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    seconds: float  # that computing it took
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(file["size"] for file in self.files.values())
+
+    def read(self, name: str) -> bytes:
+        """The content of a file, checked. Raises: Damaged."""
+        try:
+            data = (self.folder / name).read_bytes()
+        except OSError as error:
+            raise Damaged(f"{name}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != self.files.get(name, {}).get("sha256"):
+            raise Damaged(f"{name} does not match its checksum")
+        return data
+
+    def verify(self) -> None:
+        """Checks every file. Raises: Damaged."""
+        for name, file in self.files.items():
+            try:
+                actual = file_sha256(self.folder / name)
+            except OSError as error:
+                raise Damaged(f"{name}: {error.strerror}") from error
+            if actual != file["sha256"]:
+                raise Damaged(f"{name} does not match its checksum")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The artifacts in a folder, shared by all runs and processes that name it.
+
+    `watch` is told of every stage: its artifact, and whether it was there already.
+    """
+
+    root: Path
+    machine: Mapping[str, Any]
+    watch: Callable[[Artifact, bool], None] = lambda artifact, reused: None
+
+    def derive(
+        self,
+        kind: str,
+        key: str,
+        made_of: Mapping[str, Any],
+        compute: Callable[[Path], None],
+        read: Callable[[Artifact], T],
+    ) -> T:
+        """What `read` makes of the artifact, computed first if it is not there or is damaged.
+
+        Args:
+            compute: fills a folder, which may hold whole files of an earlier try that was interrupted.
+            read: raises Damaged where the artifact is not what it was.
+        """
+        for _ in range(3):
+            found = self.find(kind, key)
+            if found is None:
+                with self.lock(kind, key):
+                    found = self.find(kind, key)  # another process may have been first
+                    if found is None:
+                        artifact = self._compute(kind, key, made_of, compute)
+                        self.watch(artifact, False)
+                        return read(artifact)
+            try:
+                value = read(found)
+            except Damaged as damage:
+                self.set_aside(found.folder, str(damage))
+                continue
+            self.watch(found, True)
+            return value
+        raise OSError(f"{self.root}: the artifact {kind}/{key} is damaged again and again; is the disk failing?")
+
+    def find(self, kind: str, key: str) -> Artifact | None:
+        """The artifact, its files unread. What stands in its place without a sound COMMIT.json is set aside."""
+        folder = self.root / kind / key
+        if not folder.exists():
+            return None
+        try:
+            return _committed(folder)
+        except Damaged as damage:
+            self.set_aside(folder, str(damage))
+            return None
+
+    def every(self, kind: str) -> Iterator[Artifact]:
+        """All sound-looking artifacts of a kind, their files unread."""
+        for folder in sorted((self.root / kind).glob("*")):
+            if "." not in folder.name:
+                try:
+                    yield _committed(folder)
+                except Damaged:
+                    continue
+
+    def set_aside(self, folder: Path, reason: str) -> None:
+        """Renames a damaged artifact, so that it is kept for inspection and never read again."""
+        for n in range(1, 1_000_000):
+            aside = folder.with_name(f"{folder.name}.corrupt-{n}")
+            if not aside.exists():
+                break
+        try:
+            folder.rename(aside)
+        except OSError:
+            if folder.exists():  # else another process has done it
+                raise
+        log.warning(
+            "store: %s/%s is damaged (%s); set aside as %s", folder.parent.name, folder.name, reason, aside.name
+        )
+
+    def remove(self, kind: str, key: str) -> int:
+        """Deletes an artifact if it is there. Returns: the bytes that it had."""
+        folder = self.root / kind / key
+        try:
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            gone = folder.with_name(f"{fsx.SCRATCH}{os.getpid()}-{key}")
+            folder.rename(gone)  # first, so that nobody finds half of it
+        except FileNotFoundError:
+            return 0
+        shutil.rmtree(gone, ignore_errors=True)
+        return size
+
+    @contextmanager
+    def lock(self, kind: str, key: str, *, wait: bool = True) -> Iterator[None]:
+        """Held by one process at a time. The kernel frees it when its holder dies.
+
+        Raises: filelock.Timeout if another process holds it, and `wait` is false.
+        """
+        path = self.root / "locks" / f"{kind}-{key}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            if not wait:
+                raise
+            log.info("store: another run is computing %s/%s; waiting for it", kind, key[:12])
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _compute(self, kind: str, key: str, made_of: Mapping[str, Any], compute: Callable[[Path], None]) -> Artifact:
+        began = time.perf_counter()
+        work = self.root / "unfinished" / f"{kind}-{key}"
+        work.mkdir(parents=True, exist_ok=True)
+        compute(work)
+        return self._commit(kind, key, made_of, work, time.perf_counter() - began)
+
+    def _commit(self, kind: str, key: str, made_of: Mapping[str, Any], work: Path, seconds: float) -> Artifact:
+        for scratch in work.rglob(f"{fsx.SCRATCH}*"):
+            scratch.unlink()
+        (work / COMMIT).unlink(missing_ok=True)  # of a try that got no further
+        fsx.sync_tree(work)
+        files = {
+            path.relative_to(work).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in sorted(work.rglob("*"))
+            if path.is_file()
+        }
+        body = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "key": key,
+            "files": files,
+            "made_of": made_of,
+            "machine": self.machine,
+            "seconds": seconds,
+        }
+        fsx.write(work / COMMIT, json.dumps({**body, "sha256": digest(body)}, indent=1).encode())
+        target = self.root / kind / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fsx.replace(work, target)
+        return _committed(target)
+
+
+def _committed(folder: Path) -> Artifact:
+    """The artifact in a folder. Raises: Damaged if its COMMIT.json, or a file's size, is not what it was."""
+    try:
+        commit = json.loads((folder / COMMIT).read_bytes())
+        checksum = commit.pop("sha256")
+    except OSError as error:
+        raise Damaged(f"{COMMIT}: {error.strerror}") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise Damaged(f"{COMMIT} is not what was written") from error
+    if checksum != digest(commit) or (commit["kind"], commit["key"]) != (folder.parent.name, folder.name):
+        raise Damaged(f"{COMMIT} is not what was written")
+    if commit["schema"] != SCHEMA:
+        raise Damaged(f"it has schema {commit['schema']}, and this version of stasc reads {SCHEMA}")
+    return Artifact(
+        commit["kind"],
+        commit["key"],
+        folder,
+        commit["files"],
+        commit["made_of"],
+        commit["machine"],
+        commit["seconds"],
+    )
+
+
+def digest(value: object) -> str:
+    """sha256 of plain data, as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    import sys
+
+    from stasc.housekeeping import main
+
+    sys.exit(main())

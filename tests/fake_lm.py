@@ -1,0 +1,175 @@
+"""A language model that is a hash function: the whole of a run but its arithmetic, in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_run import experiment
+
+from stasc import experiment as runner
+from stasc.console import Console
+from stasc.engine import Completion, Decoding, Request, Row
+from stasc.engine.hf import HF
+from stasc.experiment import Experiment
+from stasc.finetune import Example, Full, Training
+from stasc.model import M_0, Model
+
+
+def sha256(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+class FakeLive:
+    """Its network is the content of its weights' file."""
+
+    base: str
+    four_bit = False
+    device = torch.device("cpu")
+    dtype = training_dtype = torch.float32
+
+    def __init__(self, base: Path) -> None:
+        base.mkdir(parents=True, exist_ok=True)
+        (base / "config.json").write_text("{}")
+        self.base = str(base)
+        self.before_read: Callable[[Model], None] = lambda model: None
+        self._current: Model | None = None
+
+    def load(self, model: Model) -> str:
+        if model == M_0:
+            return "M_0"
+        if model != self._current:
+            self.before_read(model)
+        assert model.weights
+        self._current = model
+        return (model.weights / "model.safetensors").read_text()
+
+    def moved(self, old: Model, new: Model) -> None:
+        if self._current == old:
+            self._current = new
+
+    def adopt(self, model: Model) -> None:
+        self._current = model
+
+    def release(self) -> None:
+        self._current = None
+
+
+class FakeTokenizer:
+    chat_template = "a template"
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+
+
+class FakeChat:
+    args: dict[str, object] = {}  # noqa: RUF012
+    stop_ids = frozenset({0})
+    tokenizer = FakeTokenizer()
+
+    def prompt(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        return tuple(sha256(messages).encode())
+
+    def completion(self, messages: object, answer: str, *, ended: bool = True) -> tuple[int, ...]:
+        return (*answer.encode(), 0)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode()
+
+
+@dataclass(frozen=True)
+class FakeEngine(HF):
+    def sample(
+        self,
+        model: Any,
+        requests: Sequence[Request],
+        batch: Sequence[Row],
+        decoding: Decoding,
+        advance: Callable[[int], None] = lambda rows: None,
+    ) -> list[Completion]:
+        advance(len(batch))
+        texts = [sha256(model, requests[r].prompt, requests[r].keys[s]) for r, s in batch]
+        return [Completion(tuple(text[:6].encode()), False) for text in texts]
+
+
+@dataclass(frozen=True)
+class FakeTune(Full):
+    def __call__(
+        self,
+        live: Any,
+        start: Model,
+        examples: Sequence[Example],
+        folder: Path,
+        seed: int,
+        advance: Callable[[], None],
+    ) -> tuple[Model, Training]:
+        network = live.load(start)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text(sha256(network, [e.completion for e in examples], seed))
+        (folder / "config.json").write_text("{}")
+        model = self.model(start, folder)
+        live.adopt(model)
+        return model, Training(1.0, 1, len(examples), len(examples))
+
+
+def fake_experiment(*overrides: str) -> Experiment:
+    """Of several batches per stage and a filter that keeps some pairs, but for arithmetic a real one."""
+    real = experiment(
+        "~reward",
+        "+reward={_target_: test_run.even_first_byte, _partial_: true}",
+        "filter=lenient",
+        "iterations=2",
+        "engine.batch_size=8",
+        "evaluation.batch=2",
+        *overrides,
+    )
+    tune = FakeTune(**{field.name: getattr(real.finetune, field.name) for field in fields(Full)})
+    return replace(real, engine=FakeEngine(real.engine.batch_size), finetune=tune)
+
+
+def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    """From now on, runs load no model."""
+    monkeypatch.setattr(runner, "_prepare", lambda experiment: (FakeChat(), FakeLive(base)))
+    monkeypatch.setattr(runner.provenance, "commit", lambda: None)  # git takes longer than the whole run
+    machine = {"platform": "a", "processor": "b", "threads": 1, "accelerator": "none"}
+    monkeypatch.setattr(runner.provenance, "machine", lambda device: machine)
+
+
+def results(folder: Path) -> dict[str, str]:
+    """sha256 of all that a run must give again, its wall times left out."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for entry in summary["iterations"]:
+        del entry["seconds"]
+    files = ("outcomes.jsonl", "pairs.jsonl", "model/model.safetensors", "model/adapter_model.safetensors")
+    return {"summary": sha256(summary)} | {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files if (folder / name).exists()
+    }
+
+
+def run_fake(experiment: Experiment, folder: Path) -> dict[str, str]:
+    """Runs in `folder`, with a store beside it, and returns its results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = replace(experiment.store, dir=str(folder.parent / "store"))
+    runner.run(replace(experiment, store=beside), folder, "group", Silent())
+    return results(folder)
+
+
+class Silent(Console):
+    """Shows nothing."""
+
+    @contextmanager
+    def stage(self, label: str, total: int, unit: str) -> Iterator[Any]:
+        yield lambda k=1: None
+
+    def iteration(self, summary: Mapping[str, Any]) -> None:
+        pass
+
+    def final(self, summary: Mapping[str, Any]) -> None:
+        pass
