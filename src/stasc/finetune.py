@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from stasc.check import expect
 from stasc.model import LiveModel, Model
 
 if TYPE_CHECKING:
@@ -79,20 +80,20 @@ class Optimization:
         return self.four_bit or self.optimizer.endswith("8bit") or self.optimizer.startswith("paged")
 
     def __post_init__(self) -> None:
-        _expect("learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
-        _expect("epochs", self.epochs, self.epochs >= 1, "at least 1")
-        _expect("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        expect("finetune.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
+        expect("finetune.epochs", self.epochs, self.epochs >= 1, "at least 1")
+        expect("finetune.batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
         divides = self.micro_batch_size is None or (
             self.micro_batch_size >= 1 and self.batch_size % self.micro_batch_size == 0
         )
-        _expect("micro_batch_size", self.micro_batch_size, divides, f"null or a divisor of {self.batch_size}")
-        _expect("optimizer", self.optimizer, self.optimizer in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}")
-        _expect("schedule", self.schedule, self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
-        _expect("warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "0 <= ratio < 1")
+        expect("finetune.micro_batch_size", self.micro_batch_size, divides, f"null or a divisor of {self.batch_size}")
+        expect("finetune.optimizer", self.optimizer, self.optimizer in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}")
+        expect("finetune.schedule", self.schedule, self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
+        expect("finetune.warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "0 <= ratio < 1")
         warms_up = self.schedule != "constant" or not self.warmup_ratio
-        _expect("warmup_ratio", self.warmup_ratio, warms_up, "0, or finetune.schedule=constant_with_warmup")
-        _expect("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        _expect("max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0, "at least 0 (0: no clipping)")
+        expect("finetune.warmup_ratio", self.warmup_ratio, warms_up, "0, or finetune.schedule=constant_with_warmup")
+        expect("finetune.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        expect("finetune.max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0, "at least 0 (0: no clipping)")
 
     def train(
         self, network: Network, examples: Sequence[Example], live: LiveModel, seed: int, advance: Callable[[], None]
@@ -139,10 +140,11 @@ class Lora(Optimization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _expect("rank", self.rank, self.rank >= 1, "at least 1")
-        _expect("alpha", self.alpha, self.alpha > 0, "above 0")
-        _expect("dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
-        _expect("target_modules", self.target_modules, bool(self.target_modules), "[all-linear] or names of modules")
+        expect("finetune.rank", self.rank, self.rank >= 1, "at least 1")
+        expect("finetune.alpha", self.alpha, self.alpha > 0, "above 0")
+        expect("finetune.dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
+        named = bool(self.target_modules)
+        expect("finetune.target_modules", self.target_modules, named, "[all-linear] or names of modules")
 
     def __call__(
         self,
@@ -202,11 +204,6 @@ class QLora(Lora):
     """LoRA on base weights in NF4 (Dettmers et al., arXiv 2305.14314). M_0 is the 4-bit model, in sampling too."""
 
     four_bit: ClassVar[bool] = True
-
-
-def _expect(name: str, value: object, ok: bool, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"finetune.{name}={value}: expected {expected}")
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
