@@ -22,7 +22,7 @@ from stasc.folder import RunFolder
 from stasc.model import M_0, LiveModel, Model, ModelConfig, load_chat, resolve_device, resolve_dtype
 from stasc.pairing import Pairing, Reward
 from stasc.prompt import Prompt
-from stasc.records import Split
+from stasc.records import Advance, Split
 from stasc.settings import Evaluation, Loop, Sampling
 from stasc.tracking import Journal, Off, RunInfo, Wandb
 
@@ -131,7 +131,7 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
 def _stages(experiment: Experiment, chat: Chat, live: LiveModel, folder: RunFolder, console: Console) -> Stages:
     from stasc.stages import Stages
 
-    def progress(label: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+    def progress(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
         return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
 
     test, train = experiment.test.name, experiment.train.name

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from stasc.check import expect
 from stasc.model import LiveModel, Model
+from stasc.records import Advance
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -96,7 +97,7 @@ class Optimization:
         expect("finetune.max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0, "at least 0 (0: no clipping)")
 
     def train(
-        self, network: Network, examples: Sequence[Example], live: LiveModel, seed: int, advance: Callable[[], None]
+        self, network: Network, examples: Sequence[Example], live: LiveModel, seed: int, advance: Advance
     ) -> Training:
         """Trains `network` in place."""
         return _train(network, examples, self, live, seed, advance)
@@ -113,7 +114,7 @@ class Full(Optimization):
         examples: Sequence[Example],
         folder: Path,
         seed: int,
-        advance: Callable[[], None],
+        advance: Advance,
     ) -> tuple[Model, Training]:
         """Fine-tunes `start` and writes the result to `folder`."""
         network = live.load(start, live.training_dtype)
@@ -153,7 +154,7 @@ class Lora(Optimization):
         examples: Sequence[Example],
         folder: Path,
         seed: int,
-        advance: Callable[[], None],
+        advance: Advance,
     ) -> tuple[Model, Training]:
         """Fine-tunes an adapter of `start` and writes it to `folder`."""
         network = live.load(start)
@@ -254,7 +255,7 @@ def _train(
     settings: Optimization,
     live: LiveModel,
     seed: int,
-    advance: Callable[[], None],
+    advance: Advance,
 ) -> Training:
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -288,7 +289,7 @@ def _train(
                 )
             return loss
 
-    class Advance(TrainerCallback):
+    class Told(TrainerCallback):
         def on_step_end(self, *args: object, **kwargs: object) -> None:
             advance()
 
@@ -322,7 +323,7 @@ def _train(
             disable_tqdm=True,
         )
         trainer = CompletionTrainer(
-            model=network, args=arguments, train_dataset=list(examples), data_collator=collate, callbacks=[Advance()]
+            model=network, args=arguments, train_dataset=list(examples), data_collator=collate, callbacks=[Told()]
         )
         trainer.remove_callback(PrinterCallback)
         trainer.model_accepts_loss_kwargs = True  # so that it counts them

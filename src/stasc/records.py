@@ -1,12 +1,18 @@
-"""What crosses modules: questions, answers, pairs of answers, and what an iteration leaves behind."""
+"""What crosses modules: questions, answers, pairs of answers, what an iteration leaves behind, and progress."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Model = TypeVar("Model")
+
+
+class Advance(Protocol):
+    """Is told that `k` more units of a stage's work are done."""
+
+    def __call__(self, k: int = 1, /) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from stasc.engine.hf import HF
 from stasc.finetune import Example, Full, Lora, steps
 from stasc.model import LiveModel, Model
 from stasc.prompt import Message, Prompt
-from stasc.records import Answer, Pair, Question, Split
+from stasc.records import Advance, Answer, Pair, Question, Split
 from stasc.settings import Sampling
 
 _LABELS = {"initial": "initial answers", "correction": "corrections"}
@@ -25,7 +25,7 @@ _LABELS = {"initial": "initial answers", "correction": "corrections"}
 class Progress(Protocol):
     """Shows how far a stage is."""
 
-    def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]: ...
+    def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]: ...
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Stages:
                 examples,
                 self.models / str(n),
                 noise.noise_key(self.seed, "finetune", n) % 2**32,
-                lambda: advance(1),
+                advance,
             )
         self.training[n] = asdict(training)
         return model
@@ -134,7 +134,7 @@ class Stages:
         return [[Answer(self.chat.decode(c.ids), len(c.ids), c.truncated) for c in samples] for samples in completions]
 
     @contextmanager
-    def _timed(self, name: str, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    def _timed(self, name: str, label: str, total: int, unit: str) -> Iterator[Advance]:
         began = time.perf_counter()
         try:
             with self.progress(label, total, unit) as advance:

@@ -5,11 +5,12 @@ Prompts are sorted by length and sampled in batches. Noise comes from `noise.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stasc.engine import Completion, Decoding, Request
+from stasc.records import Advance
 
 if TYPE_CHECKING:
     from stasc.model import Network
@@ -30,7 +31,7 @@ class HF:
         model: Network,
         requests: Sequence[Request],
         decoding: Decoding,
-        advance: Callable[[int], None] = lambda rows: None,
+        advance: Advance = lambda k=1: None,
     ) -> list[list[Completion]]:
         """Completions of each request, one per key, in order. `advance` is told how many rows have ended.
 
