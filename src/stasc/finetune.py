@@ -9,12 +9,10 @@ Shapes: B examples, T tokens, C trained positions.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from stasc.check import expect
 from stasc.model import LiveModel, Model
@@ -100,7 +98,9 @@ class Optimization:
         self, network: Network, examples: Sequence[Example], live: LiveModel, seed: int, advance: Advance
     ) -> Training:
         """Trains `network` in place."""
-        return _train(network, examples, self, live, seed, advance)
+        from stasc import trainer
+
+        return trainer.train(network, examples, self, live, seed, advance)
 
 
 @dataclass(frozen=True)
@@ -247,92 +247,6 @@ def loss_sum(network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     logits = logits_BCV[:, :-1][next_BC != IGNORE]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return functional.cross_entropy(logits, next_BC[next_BC != IGNORE], reduction="sum")
-
-
-def _train(
-    network: Network,
-    examples: Sequence[Example],
-    settings: Optimization,
-    live: LiveModel,
-    seed: int,
-    advance: Advance,
-) -> Training:
-    import torch
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    class Arguments(TrainingArguments):
-        @cached_property
-        def _setup_devices(self) -> torch.device:
-            """The run's device alone, where the Trainer would spread over all that it sees."""
-            super()._setup_devices  # noqa: B018 - a property whose work is wanted
-            if device.type == "cuda":
-                self._n_gpu = 1
-                torch.cuda.set_device(device)
-            return device
-
-    class CompletionTrainer(Trainer):
-        def compute_loss(
-            self,
-            model: nn.Module,
-            inputs: dict[str, Any],
-            return_outputs: bool = False,
-            num_items_in_batch: Tensor | int | None = None,
-        ) -> Tensor:
-            assert num_items_in_batch is not None  # the trained tokens of all micro-batches of this step
-            summed = loss_sum(model, inputs)
-            sums.append(summed.detach().double())
-            loss = summed / num_items_in_batch
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {self.state.global_step + 1}: "
-                    f"lower finetune.learning_rate ({settings.learning_rate}) or set model.dtype=float32"
-                )
-            return loss
-
-    class Told(TrainerCallback):
-        def on_step_end(self, *args: object, **kwargs: object) -> None:
-            advance()
-
-    device = live.device  # the classes above must not hold the model
-    sums: list[Tensor] = []  # of the loss, by micro-batch
-    micro = settings.micro_batch_size or settings.batch_size
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = Arguments(
-            output_dir=scratch,
-            seed=seed,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=settings.batch_size // micro,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type=settings.schedule,
-            warmup_steps=settings.warmup_ratio,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            optim=settings.optimizer,
-            activation_checkpointing=settings.gradient_checkpointing,
-            activation_checkpointing_kwargs={"use_reentrant": False},
-            bf16=live.dtype == torch.bfloat16,
-            fp16=live.dtype == torch.float16,
-            use_cpu=live.device.type == "cpu",
-            dataloader_pin_memory=live.device.type == "cuda",
-            use_cache=getattr(network.config, "use_cache", True),  # it is written to the model's configuration
-            remove_unused_columns=False,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = CompletionTrainer(
-            model=network, args=arguments, train_dataset=list(examples), data_collator=collate, callbacks=[Told()]
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.model_accepts_loss_kwargs = True  # so that it counts them
-        output = trainer.train()
-        trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
-    if settings.gradient_checkpointing:
-        network.activation_checkpointing_disable()
-    tokens = settings.epochs * sum(len(example.completion) for example in examples)
-    return Training(torch.stack(sums).sum().item() / tokens, output.global_step, tokens, len(examples))
 
 
 def steps(settings: Optimization, examples: int) -> int:
