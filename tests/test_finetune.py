@@ -11,32 +11,45 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from stasc import sources
-from stasc.finetune import IGNORE, Example, Full, Lora, Optimization, QLora, Training, collate, loss_sum, steps
+from stasc import sources, trainer
+from stasc.finetune import (
+    IGNORE,
+    Example,
+    Full,
+    Lora,
+    NonFiniteError,
+    Optimization,
+    QLora,
+    Training,
+    collate,
+    loss_sum,
+    steps,
+)
 from stasc.model import M_0, LiveModel, Model
 
 CPU = torch.device("cpu")
 END = 0  # the end token of the tiny model; ids 4 and above are bytes
 EXAMPLES = [
-    Example(prompt=(1, 40, 41, 3), completion=(70, 71, 72, END)),
-    Example(prompt=(2, 50), completion=(80, END)),
-    Example(prompt=(1, 60, 61, 62, 63, 64, 65, 3), completion=(90,)),
-    Example(prompt=(9,), completion=(91, 92, 93, 94, 95, 96, 97, END)),
-    Example(prompt=(5, 6, 7), completion=(70, 70, END)),
-    Example(prompt=(2, 2, 2, 2, 3), completion=(END,)),
+    Example("a", prompt=(1, 40, 41, 3), completion=(70, 71, 72, END)),
+    Example("b", prompt=(2, 50), completion=(80, END)),
+    Example("c", prompt=(1, 60, 61, 62, 63, 64, 65, 3), completion=(90,)),
+    Example("d", prompt=(9,), completion=(91, 92, 93, 94, 95, 96, 97, END)),
+    Example("e", prompt=(5, 6, 7), completion=(70, 70, END)),
+    Example("f", prompt=(2, 2, 2, 2, 3), completion=(END,)),
 ]
 TRAINED_TOKENS = 4 + 2 + 1 + 8 + 3 + 1
 METHODS = ("full", "lora", "qlora")
@@ -70,6 +83,8 @@ def make(method: str, **changes: Any) -> Full | Lora:
         "weight_decay": 0.0,
         "max_grad_norm": 0.0,
         "gradient_checkpointing": False,
+        "on_nonfinite": "abort",
+        "max_skipped_steps": 10,
         "rank": 4,
         "alpha": 8.0,
         "dropout": 0.0,
@@ -123,15 +138,20 @@ def differ(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # A batch.
 
 
+def batch_of(*conversations: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Tensor]:
+    """The batch of these prompts and completions."""
+    return collate([Example("", prompt, completion) for prompt, completion in conversations])
+
+
 def test_a_batch_is_padded_on_the_left_and_labels_are_the_completions():
-    batch = collate([Example((5, 6), (7, END)), Example((8,), (9, 10, END))])
+    batch = batch_of(((5, 6), (7, END)), ((8,), (9, 10, END)))
     assert batch["input_ids"].tolist() == [[5, 6, 7, END], [8, 9, 10, END]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[IGNORE, IGNORE, 7, END], [IGNORE, 9, 10, END]]
 
 
 def test_padding_is_masked_and_positions_count_from_the_first_token():
-    batch = collate([Example((5, 6, 7), (8, END)), Example((9,), (END,))])
+    batch = batch_of(((5, 6, 7), (8, END)), ((9,), (END,)))
     assert batch["input_ids"].tolist()[1][-2:] == [9, END]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
@@ -147,10 +167,10 @@ def test_the_labels_of_any_batch_are_the_completions_and_never_stand_in_the_firs
     assert (batch["input_ids"][:, -9:][trained] == batch["labels"][trained]).all()
 
 
-@pytest.mark.parametrize("bad", [Example((5,), ()), Example((), (5,)), Example((), ())])
-def test_an_example_without_prompt_or_completion_is_named_by_its_place(bad: Example):
-    with pytest.raises(ValueError, match="example 1 has no token to train on"):
-        collate([EXAMPLES[0], bad, EXAMPLES[1]])
+@pytest.mark.parametrize(("prompt", "completion"), [((5,), ()), ((), (5,)), ((), ())])
+def test_an_example_without_prompt_or_completion_is_named(prompt: tuple[int, ...], completion: tuple[int, ...]):
+    with pytest.raises(ValueError, match="question 7, answer 0: no token to train on"):
+        collate([EXAMPLES[0], Example("question 7, answer 0", prompt, completion), EXAMPLES[1]])
 
 
 # The loss.
@@ -176,7 +196,7 @@ def test_the_prompt_carries_no_loss(base: str):
     prompt, first, second = (1, 40, 41, 3), (70, 71), (72, 73, END)
 
     def loss(prompt: tuple[int, ...], completion: tuple[int, ...]) -> float:
-        return loss_sum(network, collate([Example(prompt, completion)])).item()
+        return loss_sum(network, batch_of((prompt, completion))).item()
 
     whole = loss(prompt, first + second)
     assert whole == pytest.approx(loss(prompt, first) + loss(prompt + first, second), rel=0, abs=1e-10)
@@ -192,14 +212,14 @@ class Uniform(nn.Module):
 
 
 def test_each_trained_token_of_a_clueless_model_costs_the_log_of_the_vocabulary():
-    loss = loss_sum(Uniform(), collate([Example((1, 2, 3), (4, 5)), Example((6,), (0, 1, 2))]))
+    loss = loss_sum(Uniform(), batch_of(((1, 2, 3), (4, 5)), ((6,), (0, 1, 2))))
     assert loss.item() == pytest.approx(5 * math.log(7), rel=1e-6)
     assert loss.dtype == torch.float32
 
 
 def test_logits_are_computed_for_the_completions_alone():
     network = Uniform()
-    loss_sum(network, collate([Example((1,) * 500, (4, 5)), Example((6,), (0, 1, 2))]))
+    loss_sum(network, batch_of(((1,) * 500, (4, 5)), ((6,), (0, 1, 2))))
     assert network.kept == 3 + 1
 
 
@@ -218,7 +238,7 @@ def test_one_step_moves_the_weights_against_the_gradient_of_the_mean_loss(base: 
     model, training = make("full", batch_size=6)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
 
     assert_same(weights(live.load(model)), weights(expected), atol=1e-10)
-    assert training == Training(pytest.approx(mean.item(), rel=1e-12), steps=1, tokens=TRAINED_TOKENS, examples=6)
+    assert training == Training(pytest.approx(mean.item(), rel=1e-12), 1, TRAINED_TOKENS, examples=6, skipped=0)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -232,7 +252,7 @@ def test_micro_batches_change_neither_weights_nor_loss(base: str, tmp_path: Path
         results.append((weights(live.load(model)), training))
     (whole, training), (parts, same) = results
     assert_same(whole, parts, atol=1e-10)
-    assert training == Training(pytest.approx(same.loss, rel=1e-12), same.steps, same.tokens, same.examples)
+    assert training == replace(same, loss=pytest.approx(same.loss, rel=1e-12))
     assert training.steps == 4
 
 
@@ -381,7 +401,10 @@ def test_gradient_checkpointing_is_on_while_training(base: str, tmp_path: Path):
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_loss_that_is_no_number_names_the_learning_rate(base: str, tmp_path: Path, method: str):
     settings = make(method, learning_rate=1e30, batch_size=1, epochs=2)
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d+: lower finetune\.learning_rate"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the loss is (nan|inf) at step \d+, on [a-f]: lower finetune\.learning_rate \(1e\+30\)",
+    ):
         settings(make_live(base, torch.float32), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
     assert not (tmp_path / "1").exists()
 
@@ -408,6 +431,222 @@ def test_training_warns_of_nothing_that_will_be_removed(base: str, tmp_path: Pat
         settings(make_live(base, torch.float32, four_bit=settings.four_bit), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
     messages = [str(warning.message) for warning in caught if issubclass(warning.category, FutureWarning)]
     assert [message for message in messages if "is_gradient_checkpointing" not in message] == []  # that is peft's
+
+
+# Steps that are not finite.
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, what: str, value: float, ids: str = "d") -> None:
+    """Makes the loss of some examples `value` and leaves its gradient as it is, or the other way round."""
+
+    def poisoned(network: nn.Module, batch: dict[str, Any]) -> Tensor:
+        summed = loss_sum(network, batch)
+        if not any(example.id in ids for example in batch["examples"]):
+            return summed
+        if what == "loss":
+            return summed + value
+        summed.register_hook(lambda gradient: gradient * value)
+        return summed
+
+    monkeypatch.setattr(trainer, "loss_sum", poisoned)
+
+
+each_fault = pytest.mark.parametrize(
+    ("what", "value", "said"),
+    [
+        ("loss", math.nan, "the loss is nan"),
+        ("loss", -math.inf, "the loss is -inf"),
+        ("gradient", math.nan, "the norm of the gradient is nan"),
+        ("gradient", math.inf, "the norm of the gradient is (nan|inf)"),
+    ],
+    ids=["nan loss", "infinite loss", "nan gradient", "infinite gradient"],
+)
+BAD, GOOD = EXAMPLES[3], EXAMPLES[0]
+
+
+@each_fault
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_what_is_not_finite_is_stopped_before_the_step_and_nothing_is_written(
+    base: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    max_grad_norm: float,
+    what: str,
+    value: float,
+    said: str,
+):
+    poison(monkeypatch, what, value)
+    live = make_live(base)
+    settings = make(method, optimizer="adamw_torch", weight_decay=0.1, max_grad_norm=max_grad_norm)
+    with pytest.raises(NonFiniteError, match=rf"^{said} at step 1, on d: lower finetune\.learning_rate \(0\.05\)"):
+        settings(live, M_0, [BAD], tmp_path / "1", 0, nothing)
+    assert not (tmp_path / "1").exists()
+    network = live.load(M_0, live.training_dtype)  # in memory, it is the one that was not trained
+    assert torch.equal(logits(network), logits(read(base)))
+
+
+@pytest.mark.parametrize(("what", "named"), [("loss", "d"), ("gradient", "[a-f](; [a-f]){5}")])
+def test_a_message_names_the_examples_of_the_loss_or_all_those_of_the_gradient(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, named: str
+):
+    poison(monkeypatch, what, math.nan)
+    settings = make("full", batch_size=6, micro_batch_size=1)
+    with pytest.raises(NonFiniteError, match=rf"at step 1, on {named}: lower .* finetune\.on_nonfinite=skip_step$"):
+        settings(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+
+
+@each_fault
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_skipped_step_leaves_weights_and_optimizer_as_if_it_had_not_been(
+    base: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    max_grad_norm: float,
+    what: str,
+    value: float,
+    said: str,
+):
+    poison(monkeypatch, what, value)
+    check_skips(base, tmp_path, torch.float64, method, optimizer="adamw_torch", max_grad_norm=max_grad_norm)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_every_optimizer_skips_a_step(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str):
+    poison(monkeypatch, "gradient", math.nan)
+    check_skips(base, tmp_path, torch.float32, "full", optimizer=optimizer)
+
+
+def check_skips(base: str, folder: Path, dtype: torch.dtype, method: str, **changes: Any) -> None:
+    """Trained on a good and a poisoned example in turn, a model is that trained on the good one alone."""
+    changes |= {"learning_rate": 1e-3, "batch_size": 1, "epochs": 3, "weight_decay": 0.1}
+    trained = []
+    for name, examples in (("both", [GOOD, BAD]), ("good", [GOOD])):
+        live = make_live(base, dtype)
+        settings = make(method, on_nonfinite="skip_step", max_skipped_steps=3, **changes)
+        model, training = settings(live, M_0, examples, folder / name, 0, nothing)
+        trained.append((weights(live.load(model, live.training_dtype if method == "full" else None)), training))
+    (both, training), (good, expected) = trained
+    assert_same(both, good)
+    assert expected == replace(training, examples=1, skipped=0)
+    assert (training.steps, training.tokens, training.examples, training.skipped) == (3, 3 * 4, 2, 3)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_is_skipped_with_all_its_micro_batches_and_no_loss_of_them_is_reported(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+):
+    poison(monkeypatch, what, math.nan)
+    told: list[None] = []
+    seen: list[str] = []
+    compute_loss = trainer.CompletionTrainer.compute_loss
+
+    def watched(self: Any, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        seen.extend(example.id for example in inputs["examples"])
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.CompletionTrainer, "compute_loss", watched)
+    live = make_live(base)
+    settings = make("full", batch_size=3, micro_batch_size=1, on_nonfinite="skip_step")
+    _, training = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, lambda: told.append(None))
+
+    counted = seen[:3] if "d" in seen[3:] else seen[3:]
+    taken = [example for example in EXAMPLES if example.id in counted]
+    tokens = sum(len(example.completion) for example in taken)
+    network = read(base)  # of two steps one is skipped, so that the other one's loss is of M_0
+    mean = sum(nll(network, example).item() for example in taken) / tokens
+    assert training == Training(pytest.approx(mean, rel=1e-12), 1, tokens, 6, skipped=1)
+    assert len(told) == 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "stasc.trainer"]
+    step = 1 if "d" in seen[:3] else 2
+    named = "d" if what == "loss" else "; ".join(seen[3 * (step - 1) : 3 * step])
+    assert f"at step {step}, on {named}: skipped" in warning
+
+
+def scale_losses(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    """Scales losses as training in float16 does, by torch's scaler: it halves the scale when a gradient overflows."""
+    create = trainer.CompletionTrainer.create_accelerator_and_postprocess
+
+    def with_scaler(self: trainer.CompletionTrainer) -> None:
+        create(self)
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    def unscale(self: Accelerator) -> None:
+        for optimizer in self._optimizers:
+            self.scaler.unscale_(optimizer.optimizer)
+
+    monkeypatch.setattr(trainer.CompletionTrainer, "create_accelerator_and_postprocess", with_scaler)
+    monkeypatch.setattr(Accelerator, "unscale_gradients", unscale)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_overflows_for_its_scale_is_left_to_the_scaler(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_grad_norm: float
+):
+    changes = {"optimizer": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": max_grad_norm}
+    live = make_live(base)
+    model, expected = make("full", epochs=2, **changes)(live, M_0, [GOOD], tmp_path / "1", 0, nothing)
+    unscaled = weights(live.load(model))
+
+    def overflowing(network: nn.Module, batch: dict[str, Any]) -> Tensor:
+        summed = loss_sum(network, batch)
+        summed.register_hook(lambda gradient: gradient if gradient * 4 <= 2 else gradient * math.inf)
+        return summed  # its gradient is the scale by 4 trained tokens: what is scaled by more than 2 overflows
+
+    monkeypatch.setattr(trainer, "loss_sum", overflowing)
+    scale_losses(monkeypatch, 16.0)
+    live = make_live(base)
+    model, training = make("full", epochs=5, **changes)(live, M_0, [GOOD], tmp_path / "2", 0, nothing)
+    assert training == replace(expected, skipped=3)  # those scaled by 16, 8 and 4
+    assert_same(weights(live.load(model)), unscaled)
+
+
+def test_a_gradient_that_is_not_finite_at_any_scale_is_stopped(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    poison(monkeypatch, "gradient", math.nan)
+    scale_losses(monkeypatch, 4.0)
+    with pytest.raises(NonFiniteError, match="gradient is nan at step 3, on d"):  # after 4 and 2
+        make("full", epochs=5)(make_live(base), M_0, [BAD], tmp_path / "1", 0, nothing)
+
+
+def test_a_loss_that_is_not_finite_is_stopped_at_every_scale(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    poison(monkeypatch, "loss", math.nan)
+    scale_losses(monkeypatch, 4.0)
+    with pytest.raises(NonFiniteError, match="loss is nan at step 1, on d"):
+        make("full", epochs=5)(make_live(base), M_0, [BAD], tmp_path / "1", 0, nothing)
+
+
+def test_more_skipped_steps_than_allowed_abort(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, "gradient", math.nan)
+    told: list[None] = []
+    settings = make("full", batch_size=1, epochs=3, on_nonfinite="skip_step", max_skipped_steps=2)
+    message = r"at step [56], on d, with 2 steps skipped before: .* or raise finetune\.max_skipped_steps$"
+    with pytest.raises(NonFiniteError, match=message):
+        settings(make_live(base), M_0, [GOOD, BAD], tmp_path / "1", 0, lambda: told.append(None))
+    assert len(told) in (4, 5)
+    assert not (tmp_path / "1").exists()
+
+
+def test_a_bound_of_0_skips_nothing(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, "loss", math.nan)
+    with pytest.raises(NonFiniteError, match="at step 1, on d, with 0 steps skipped before"):
+        make("lora", on_nonfinite="skip_step", max_skipped_steps=0)(
+            make_live(base), M_0, [BAD], tmp_path / "1", 0, nothing
+        )
+
+
+def test_a_training_whose_every_step_is_skipped_is_none(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, "gradient", math.inf)
+    with pytest.raises(NonFiniteError, match=r"none of 2 steps had a finite loss and gradient: lower finetune\.lear"):
+        make("full", epochs=2, on_nonfinite="skip_step")(make_live(base), M_0, [BAD], tmp_path / "1", 0, nothing)
+    assert not (tmp_path / "1").exists()
 
 
 # Full.
@@ -522,7 +761,7 @@ class Untrained(Lora):
     def train(
         self, network: Any, examples: Sequence[Example], live: LiveModel, seed: int, advance: Callable[[], None]
     ) -> Training:
-        return Training(0.0, 0, 0, 0)
+        return Training(0.0, 0, 0, 0, 0)
 
 
 def untrained(settings: Lora) -> Untrained:
@@ -692,6 +931,8 @@ def test_4_bits_of_float64_are_refused_before_any_model_is_read():
         ("warmup_ratio", -0.1),
         ("weight_decay", -0.1),
         ("max_grad_norm", -1.0),
+        ("on_nonfinite", "skip"),
+        ("max_skipped_steps", -1),
         ("rank", 0),
         ("alpha", 0.0),
         ("dropout", 1.0),
@@ -712,7 +953,7 @@ def test_a_setting_out_of_range_is_named_with_its_value(name: str, value: object
     [
         {"epochs": 1, "batch_size": 1, "micro_batch_size": 1},
         {"batch_size": 6, "micro_batch_size": 3},
-        {"warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 0.0},
+        {"warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 0.0, "max_skipped_steps": 0},
         {"rank": 1, "dropout": 0.0, "target_modules": ["q_proj"]},
     ],
 )
@@ -744,3 +985,14 @@ def test_on_cuda_in_bfloat16_weights_are_trained_in_float32_on_that_device(base:
     sampled = live.load(model)
     assert (sampled.device, sampled.dtype) == (device, torch.bfloat16)
     assert sampled.lm_head.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_in_float16_a_training_outlives_the_overflows_of_its_scaling(base: str, tmp_path: Path, method: str):
+    live = LiveModel(base, None, torch.device("cuda", 0), torch.float16, four_bit=False)
+    settings = make(method, optimizer="adamw_torch", learning_rate=1e-5, epochs=20, batch_size=6)
+    model, training = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    assert math.isfinite(training.loss) and training.steps + training.skipped == 20
+    assert training.steps >= 4  # halved 16 times, the scale is 1
+    assert all(torch.isfinite(value).all() for value in weights(live.load(model)).values())

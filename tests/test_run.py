@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from stasc.console import Console
 from stasc.experiment import Experiment, run
+from stasc.finetune import NonFiniteError
 from stasc.model import LiveModel
 from stasc.run import CONF, build_experiment
 
@@ -189,7 +190,8 @@ def test_nothing_kept_keeps_the_model_says_so_and_stops(tmp_path: Path, caplog: 
 
 
 def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"finetune\.learning_rate"):
+    pair = r"countries/\w+/\w+, answer [01], correction [01]"
+    with pytest.raises(NonFiniteError, match=rf"at step \d+, on {pair}: lower finetune\.learning_rate"):
         run_tiny(tmp_path / "run", "finetune.learning_rate=1e30", "finetune.batch_size=1", "finetune.epochs=4")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 

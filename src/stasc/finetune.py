@@ -35,6 +35,7 @@ _OPTIMIZERS = (
     "adafactor",
     "sgd",
 )
+_ON_NONFINITE = ("abort", "skip_step")
 _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
@@ -42,18 +43,27 @@ _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 class Example:
     """Token ids of a conversation up to the correction, and of the correction, which is what is trained."""
 
+    id: str  # names it in messages
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a fine-tuning did: mean loss per trained token, optimizer steps, trained tokens, examples."""
+    """What a fine-tuning did: mean loss per trained token, optimizer steps, trained tokens, examples.
+
+    Neither loss nor steps nor tokens count what was `skipped`: steps whose loss or gradient was not finite.
+    """
 
     loss: float
     steps: int
     tokens: int
     examples: int
+    skipped: int
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or a gradient is not a finite number: the optimizer was kept from taking that step."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class Optimization:
     weight_decay: float
     max_grad_norm: float
     gradient_checkpointing: bool
+    on_nonfinite: str
+    max_skipped_steps: int
 
     four_bit: ClassVar[bool] = False
 
@@ -93,11 +105,14 @@ class Optimization:
         expect("finetune.warmup_ratio", self.warmup_ratio, warms_up, "0, or finetune.schedule=constant_with_warmup")
         expect("finetune.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         expect("finetune.max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0, "at least 0 (0: no clipping)")
+        known = self.on_nonfinite in _ON_NONFINITE
+        expect("finetune.on_nonfinite", self.on_nonfinite, known, f"one of {', '.join(_ON_NONFINITE)}")
+        expect("finetune.max_skipped_steps", self.max_skipped_steps, self.max_skipped_steps >= 0, "at least 0")
 
     def train(
         self, network: Network, examples: Sequence[Example], live: LiveModel, seed: int, advance: Advance
     ) -> Training:
-        """Trains `network` in place."""
+        """Trains `network` in place. Raises: NonFiniteError, by `on_nonfinite`."""
         from stasc import trainer
 
         return trainer.train(network, examples, self, live, seed, advance)
@@ -212,13 +227,13 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
 
     Returns: `input_ids`, `attention_mask`, `position_ids` (B, T), padded on the left; `labels` (B, C), the last C
         columns of the input: the completion's ids, IGNORE elsewhere and always in the first column.
-    Raises: ValueError if an example has no token to train on, or no prompt, naming its place in the batch.
+    Raises: ValueError if an example has no token to train on, or no prompt, naming it.
     """
     import torch
 
-    for row, example in enumerate(examples):
+    for example in examples:
         if not example.completion or not example.prompt:
-            raise ValueError(f"example {row} has no token to train on: its correction or its prompt is empty")
+            raise ValueError(f"{example.id}: no token to train on, its correction or its prompt is empty")
     whole = [example.prompt + example.completion for example in examples]
     width = max(len(ids) for ids in whole)
     trained = 1 + max(len(example.completion) for example in examples)

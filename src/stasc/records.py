@@ -61,6 +61,12 @@ class Pair:
     r1: float
     r2: float
 
+    @property
+    def id(self) -> str:
+        """Names the pair in messages."""
+        of_another = f" of answer {self.seen}" if self.seen != self.i else ""
+        return f"{self.question.id}, answer {self.i}, correction {self.k}{of_another}"
+
 
 @dataclass(frozen=True)
 class Iteration(Generic[Model]):

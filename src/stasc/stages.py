@@ -100,8 +100,8 @@ class Stages:
         conversation = self.prompt.ask_to_correct(pair.question.text, pair.y1.text)
         completion = self.chat.completion(conversation, pair.y2.text, ended=not pair.y2.truncated)
         if not completion:
-            raise ValueError(f"question {pair.question.id}: its correction {pair.y2.text!r} has no token to train on")
-        return Example(self.chat.prompt(conversation), completion)
+            raise ValueError(f"{pair.id}: {pair.y2.text!r} has no token to train on")
+        return Example(pair.id, self.chat.prompt(conversation), completion)
 
     def pop_seconds(self) -> dict[str, float]:
         """Seconds spent in each stage since the last call."""
