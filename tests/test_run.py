@@ -179,13 +179,18 @@ def test_crossed_pairing_pairs_every_correction_with_every_initial_answer(tmp_pa
     assert summary["iterations"][1]["train"]["pairs"] == 3 * 2 * 2 * 2
 
 
-def test_nothing_kept_keeps_the_model_says_so_and_stops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("option", "hint"), [("strict", ", or try filter=lenient"), ("lenient", "")])
+def test_nothing_kept_keeps_the_model_says_so_and_stops(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, option: str, hint: str
+) -> None:
     (tmp_path / "run").mkdir()
-    summary = run(experiment("iterations=3"), tmp_path / "run", "group", Console())
+    summary = run(experiment("iterations=3", f"filter={option}"), tmp_path / "run", "group", Console())
     assert summary["status"] == "stopped_empty"
     assert len(summary["iterations"]) == 2
-    assert "kept 0 of 12 pairs" in caplog.text
-    assert "filter=lenient" in caplog.text
+    assert (
+        f"iteration 1: filter={option} kept 0 of 12 pairs (mean r1 0.00, r2 0.00), nothing to train on; "
+        f"raise sampling.n_corr or dataset.n_train{hint}"
+    ) in [record.getMessage() for record in caplog.records]
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 

@@ -178,11 +178,11 @@ def _iterate(experiment: Experiment, stages: Stages, folder: RunFolder, console:
 
 
 def _nothing_kept(experiment: Experiment, entry: dict[str, Any]) -> str:
-    train = entry["train"]
+    train, option = entry["train"], type(experiment.keep).__name__.lower()
     return (
-        f"iteration {entry['n']}: filter {type(experiment.keep).__name__.lower()} kept 0 of {train['pairs']} pairs "
+        f"iteration {entry['n']}: filter={option} kept 0 of {train['pairs']} pairs "
         f"(mean r1 {train['init_reward']:.2f}, r2 {train['corr_reward']:.2f}), nothing to train on; "
-        "raise sampling.n_corr or dataset.n_train, or try filter=lenient"
+        "raise sampling.n_corr or dataset.n_train" + (", or try filter=lenient" if option == "strict" else "")
     )
 
 
