@@ -101,6 +101,12 @@ def make_live(base: str, dtype: torch.dtype = torch.float64, *, four_bit: bool =
     return LiveModel(base, None, CPU, dtype, four_bit=four_bit)
 
 
+def make_both(base: str, method: str) -> tuple[Full | Lora, LiveModel]:
+    """A method and a model that it can train, QLoRA too."""
+    settings = make(method)
+    return settings, make_live(base, torch.float32, four_bit=settings.four_bit)
+
+
 def weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
@@ -125,6 +131,18 @@ def nll(network: nn.Module, example: Example) -> Tensor:
 
 def nothing() -> None:
     pass
+
+
+def train(
+    settings: Full | Lora,
+    live: LiveModel,
+    folder: Path,
+    start: Model = M_0,
+    examples: Sequence[Example] = EXAMPLES,
+    seed: int = 0,
+    advance: Callable[[], None] = nothing,
+) -> tuple[Model, Training]:
+    return settings(live, start, examples, folder, seed, advance)
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) -> None:
@@ -235,7 +253,7 @@ def test_one_step_moves_the_weights_against_the_gradient_of_the_mean_loss(base: 
             parameter -= 0.05 * parameter.grad
 
     live = make_live(base)
-    model, training = make("full", batch_size=6)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, training = train(make("full", batch_size=6), live, tmp_path / "1")
 
     assert_same(weights(live.load(model)), weights(expected), atol=1e-10)
     assert training == Training(pytest.approx(mean.item(), rel=1e-12), 1, TRAINED_TOKENS, examples=6, skipped=0)
@@ -248,7 +266,7 @@ def test_micro_batches_change_neither_weights_nor_loss(base: str, tmp_path: Path
     for micro_batch_size in (None, micro):
         live = make_live(base)
         settings = make(method, epochs=2, micro_batch_size=micro_batch_size)
-        model, training = settings(live, M_0, EXAMPLES, tmp_path / str(micro_batch_size), 0, nothing)
+        model, training = train(settings, live, tmp_path / str(micro_batch_size))
         results.append((weights(live.load(model)), training))
     (whole, training), (parts, same) = results
     assert_same(whole, parts, atol=1e-10)
@@ -260,7 +278,7 @@ def test_the_reported_loss_is_the_mean_over_trained_tokens_whatever_the_batches(
     network = read(base)
     mean = sum(nll(network, example).item() for example in EXAMPLES) / TRAINED_TOKENS
     settings = make("full", learning_rate=1e-12, batch_size=4, micro_batch_size=2, epochs=3)
-    _, training = settings(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    _, training = train(settings, make_live(base), tmp_path / "1")
     assert training.loss == pytest.approx(mean, rel=1e-6)
     assert (training.steps, training.tokens, training.examples) == (3 * 2, 3 * TRAINED_TOKENS, 6)
 
@@ -275,7 +293,7 @@ def test_the_number_of_steps_is_known_before(examples: int, batch: int, epochs: 
 def test_each_step_is_told(base: str, tmp_path: Path):
     told: list[None] = []
     settings = make("full", batch_size=4, micro_batch_size=1, epochs=2)
-    _, training = settings(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, lambda: told.append(None))
+    _, training = train(settings, make_live(base), tmp_path / "1", advance=lambda: told.append(None))
     assert len(told) == training.steps == steps(settings, len(EXAMPLES)) == 4
 
 
@@ -288,7 +306,7 @@ def step_sizes(base: str, folder: Path, settings: Full | Lora, examples: Sequenc
         seen.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
 
     snapshot()
-    settings(live, M_0, examples, folder, 0, snapshot)
+    train(settings, live, folder, examples=examples, advance=snapshot)
     return [(after - before).norm().item() for before, after in pairwise(seen)]
 
 
@@ -320,7 +338,7 @@ def test_weight_decay_pulls_matrices_towards_zero_and_leaves_norms_alone(base: s
     for weight_decay in (0.0, 0.5):
         live = make_live(base)
         settings = make("full", learning_rate=0.01, batch_size=6, weight_decay=weight_decay)
-        model, _ = settings(live, M_0, EXAMPLES, tmp_path / str(weight_decay), 0, nothing)
+        model, _ = train(settings, live, tmp_path / str(weight_decay))
         after.append(live.load(model))
     for name, value in read(base).named_parameters():
         pulled = after[1].get_parameter(name) - after[0].get_parameter(name)
@@ -340,7 +358,7 @@ def test_the_first_step_of_every_adam_is_the_learning_rate_against_the_sign_of_t
     sum(nll(before, example) for example in EXAMPLES).backward()
     live = make_live(base, torch.float32)
     settings = make("full", optimizer=optimizer, learning_rate=1e-3, batch_size=6)
-    model, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(settings, live, tmp_path / "1")
     for name, after in live.load(model).named_parameters():
         start = before.get_parameter(name)
         clear = start.grad.abs() > 1e-2  # beside which Adam's epsilon and the rounding of gradients are nothing
@@ -351,8 +369,8 @@ def test_the_first_step_of_every_adam_is_the_learning_rate_against_the_sign_of_t
 def test_adafactor_lowers_the_loss(base: str, tmp_path: Path):
     live = make_live(base, torch.float32)
     settings = make("full", optimizer="adafactor", learning_rate=1e-3, batch_size=6)
-    _, first = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
-    _, second = settings(live, Model(tmp_path / "1"), EXAMPLES, tmp_path / "2", 0, nothing)
+    _, first = train(settings, live, tmp_path / "1")
+    _, second = train(settings, live, tmp_path / "2", Model(tmp_path / "1"))
     assert second.loss < first.loss
 
 
@@ -379,9 +397,7 @@ def test_gradient_checkpointing_gives_the_same_weights_and_ends_with_the_trainin
     results = []
     for checkpointing in (False, True):
         live = make_live(base)
-        model, _ = make(method, gradient_checkpointing=checkpointing)(
-            live, M_0, EXAMPLES, tmp_path / str(checkpointing), 0, nothing
-        )
+        model, _ = train(make(method, gradient_checkpointing=checkpointing), live, tmp_path / str(checkpointing))
         network = live.load(model)
         assert not any(getattr(module, "gradient_checkpointing", False) for module in network.modules())
         results.append(weights(network))
@@ -394,7 +410,7 @@ def test_gradient_checkpointing_is_on_while_training(base: str, tmp_path: Path):
     def look() -> None:
         seen.update(getattr(module, "gradient_checkpointing", None) for module in live.load(M_0).modules())
 
-    make("full", gradient_checkpointing=True)(live, M_0, EXAMPLES, tmp_path / "1", 0, look)
+    train(make("full", gradient_checkpointing=True), live, tmp_path / "1", advance=look)
     assert True in seen and False not in seen
 
 
@@ -405,22 +421,22 @@ def test_a_loss_that_is_no_number_names_the_learning_rate(base: str, tmp_path: P
         FloatingPointError,
         match=r"the loss is (nan|inf) at step \d+, on [a-f]: lower finetune\.learning_rate \(1e\+30\)",
     ):
-        settings(make_live(base, torch.float32), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+        train(settings, make_live(base, torch.float32), tmp_path / "1")
     assert not (tmp_path / "1").exists()
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(base: str, tmp_path: Path, method: str):
-    def train(name: str, seed: int) -> dict[str, Tensor]:
+    def trained(name: str, seed: int) -> dict[str, Tensor]:
         live = make_live(base)
         changes = {"dropout": 0.5} if method == "lora" else {}
-        model, _ = make(method, batch_size=1, **changes)(live, M_0, EXAMPLES, tmp_path / name, seed, nothing)
+        model, _ = train(make(method, batch_size=1, **changes), live, tmp_path / name, seed=seed)
         return weights(live.load(model))
 
-    first = train("a", 2**32 - 1)
+    first = trained("a", 2**32 - 1)
     torch.rand(3)  # the state of torch's own generator decides nothing
-    assert_same(first, train("b", 2**32 - 1))
-    assert differ(first, train("c", 1))
+    assert_same(first, trained("b", 2**32 - 1))
+    assert differ(first, trained("c", 1))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -428,7 +444,7 @@ def test_training_warns_of_nothing_that_will_be_removed(base: str, tmp_path: Pat
     settings = make(method, gradient_checkpointing=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        settings(make_live(base, torch.float32, four_bit=settings.four_bit), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+        train(settings, make_live(base, torch.float32, four_bit=settings.four_bit), tmp_path / "1")
     messages = [str(warning.message) for warning in caught if issubclass(warning.category, FutureWarning)]
     assert [message for message in messages if "is_gradient_checkpointing" not in message] == []  # that is peft's
 
@@ -481,7 +497,7 @@ def test_what_is_not_finite_is_stopped_before_the_step_and_nothing_is_written(
     live = make_live(base)
     settings = make(method, optimizer="adamw_torch", weight_decay=0.1, max_grad_norm=max_grad_norm)
     with pytest.raises(NonFiniteError, match=rf"^{said} at step 1, on d: lower finetune\.learning_rate \(0\.05\)"):
-        settings(live, M_0, [BAD], tmp_path / "1", 0, nothing)
+        train(settings, live, tmp_path / "1", examples=[BAD])
     assert not (tmp_path / "1").exists()
     network = live.load(M_0, live.training_dtype)  # in memory, it is the one that was not trained
     assert torch.equal(logits(network), logits(read(base)))
@@ -494,7 +510,7 @@ def test_a_message_names_the_examples_of_the_loss_or_all_those_of_the_gradient(
     poison(monkeypatch, what, math.nan)
     settings = make("full", batch_size=6, micro_batch_size=1)
     with pytest.raises(NonFiniteError, match=rf"at step 1, on {named}: lower .* finetune\.on_nonfinite=skip_step$"):
-        settings(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+        train(settings, make_live(base), tmp_path / "1")
 
 
 @each_fault
@@ -528,7 +544,7 @@ def check_skips(base: str, folder: Path, dtype: torch.dtype, method: str, **chan
     for name, examples in (("both", [GOOD, BAD]), ("good", [GOOD])):
         live = make_live(base, dtype)
         settings = make(method, on_nonfinite="skip_step", max_skipped_steps=3, **changes)
-        model, training = settings(live, M_0, examples, folder / name, 0, nothing)
+        model, training = train(settings, live, folder / name, examples=examples)
         trained.append((weights(live.load(model, live.training_dtype if method == "full" else None)), training))
     (both, training), (good, expected) = trained
     assert_same(both, good)
@@ -552,7 +568,7 @@ def test_a_step_is_skipped_with_all_its_micro_batches_and_no_loss_of_them_is_rep
     monkeypatch.setattr(trainer.CompletionTrainer, "compute_loss", watched)
     live = make_live(base)
     settings = make("full", batch_size=3, micro_batch_size=1, on_nonfinite="skip_step")
-    _, training = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, lambda: told.append(None))
+    _, training = train(settings, live, tmp_path / "1", advance=lambda: told.append(None))
 
     counted = seen[:3] if "d" in seen[3:] else seen[3:]
     taken = [example for example in EXAMPLES if example.id in counted]
@@ -589,7 +605,7 @@ def test_a_gradient_that_overflows_for_its_scale_is_left_to_the_scaler(
 ):
     changes = {"optimizer": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": max_grad_norm}
     live = make_live(base)
-    model, expected = make("full", epochs=2, **changes)(live, M_0, [GOOD], tmp_path / "1", 0, nothing)
+    model, expected = train(make("full", epochs=2, **changes), live, tmp_path / "1", examples=[GOOD])
     unscaled = weights(live.load(model))
 
     def overflowing(network: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -600,7 +616,7 @@ def test_a_gradient_that_overflows_for_its_scale_is_left_to_the_scaler(
     monkeypatch.setattr(trainer, "loss_sum", overflowing)
     scale_losses(monkeypatch, 16.0)
     live = make_live(base)
-    model, training = make("full", epochs=5, **changes)(live, M_0, [GOOD], tmp_path / "2", 0, nothing)
+    model, training = train(make("full", epochs=5, **changes), live, tmp_path / "2", examples=[GOOD])
     assert training == replace(expected, skipped=3)  # those scaled by 16, 8 and 4
     assert_same(weights(live.load(model)), unscaled)
 
@@ -611,7 +627,7 @@ def test_a_gradient_that_is_not_finite_at_any_scale_is_stopped(
     poison(monkeypatch, "gradient", math.nan)
     scale_losses(monkeypatch, 4.0)
     with pytest.raises(NonFiniteError, match="gradient is nan at step 3, on d"):  # after 4 and 2
-        make("full", epochs=5)(make_live(base), M_0, [BAD], tmp_path / "1", 0, nothing)
+        train(make("full", epochs=5), make_live(base), tmp_path / "1", examples=[BAD])
 
 
 def test_a_loss_that_is_not_finite_is_stopped_at_every_scale(
@@ -620,7 +636,7 @@ def test_a_loss_that_is_not_finite_is_stopped_at_every_scale(
     poison(monkeypatch, "loss", math.nan)
     scale_losses(monkeypatch, 4.0)
     with pytest.raises(NonFiniteError, match="loss is nan at step 1, on d"):
-        make("full", epochs=5)(make_live(base), M_0, [BAD], tmp_path / "1", 0, nothing)
+        train(make("full", epochs=5), make_live(base), tmp_path / "1", examples=[BAD])
 
 
 def test_more_skipped_steps_than_allowed_abort(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -629,7 +645,7 @@ def test_more_skipped_steps_than_allowed_abort(base: str, tmp_path: Path, monkey
     settings = make("full", batch_size=1, epochs=3, on_nonfinite="skip_step", max_skipped_steps=2)
     message = r"at step [56], on d, with 2 steps skipped before: .* or raise finetune\.max_skipped_steps$"
     with pytest.raises(NonFiniteError, match=message):
-        settings(make_live(base), M_0, [GOOD, BAD], tmp_path / "1", 0, lambda: told.append(None))
+        train(settings, make_live(base), tmp_path / "1", examples=[GOOD, BAD], advance=lambda: told.append(None))
     assert len(told) in (4, 5)
     assert not (tmp_path / "1").exists()
 
@@ -637,15 +653,15 @@ def test_more_skipped_steps_than_allowed_abort(base: str, tmp_path: Path, monkey
 def test_a_bound_of_0_skips_nothing(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poison(monkeypatch, "loss", math.nan)
     with pytest.raises(NonFiniteError, match="at step 1, on d, with 0 steps skipped before"):
-        make("lora", on_nonfinite="skip_step", max_skipped_steps=0)(
-            make_live(base), M_0, [BAD], tmp_path / "1", 0, nothing
+        train(
+            make("lora", on_nonfinite="skip_step", max_skipped_steps=0), make_live(base), tmp_path / "1", examples=[BAD]
         )
 
 
 def test_a_training_whose_every_step_is_skipped_is_none(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poison(monkeypatch, "gradient", math.inf)
     with pytest.raises(NonFiniteError, match=r"none of 2 steps had a finite loss and gradient: lower finetune\.lear"):
-        make("full", epochs=2, on_nonfinite="skip_step")(make_live(base), M_0, [BAD], tmp_path / "1", 0, nothing)
+        train(make("full", epochs=2, on_nonfinite="skip_step"), make_live(base), tmp_path / "1", examples=[BAD])
     assert not (tmp_path / "1").exists()
 
 
@@ -654,7 +670,7 @@ def test_a_training_whose_every_step_is_skipped_is_none(base: str, tmp_path: Pat
 
 def test_a_fully_trained_model_reloads_as_it_is_in_memory(base: str, tmp_path: Path):
     live = make_live(base)
-    model, _ = make("full")(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(make("full"), live, tmp_path / "1")
     assert model == Model(weights=tmp_path / "1", adapter=None)
     in_memory = weights(live.load(model))
     assert_same(weights(read(str(tmp_path / "1"))), in_memory)
@@ -663,7 +679,7 @@ def test_a_fully_trained_model_reloads_as_it_is_in_memory(base: str, tmp_path: P
 
 
 def test_a_fully_trained_model_has_the_configuration_of_m_0(base: str, tmp_path: Path):
-    make("full", gradient_checkpointing=True)(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    train(make("full", gradient_checkpointing=True), make_live(base), tmp_path / "1")
     of_m_0, of_m_1 = (json.loads(Path(folder, "config.json").read_text()) for folder in (base, tmp_path / "1"))
     assert of_m_1 == of_m_0 | {"dtype": "float64"}
 
@@ -674,29 +690,26 @@ def test_the_files_of_m_0_are_never_touched(base: str, tmp_path: Path, method: s
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in Path(base).iterdir()}
 
     before = digests()
-    settings = make(method)
-    live = make_live(base, torch.float32, four_bit=settings.four_bit)
-    model, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
-    settings(live, model, EXAMPLES, tmp_path / "2", 0, nothing)
+    settings, live = make_both(base, method)
+    model, _ = train(settings, live, tmp_path / "1")
+    train(settings, live, tmp_path / "2", model)
     assert digests() == before
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_m_0_is_as_before_right_after_a_training(base: str, tmp_path: Path, method: str):
-    settings = make(method)
-    live = make_live(base, torch.float32, four_bit=settings.four_bit)
+    settings, live = make_both(base, method)
     before = logits(live.load(M_0))
-    settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    train(settings, live, tmp_path / "1")
     assert torch.equal(logits(live.load(M_0)), before)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fixed_start_gives_the_same_model_however_many_were_trained_before(base: str, tmp_path: Path, method: str):
-    settings = make(method)
-    live = make_live(base, torch.float32, four_bit=settings.four_bit)
-    m_1, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    settings, live = make_both(base, method)
+    m_1, _ = train(settings, live, tmp_path / "1")
     first = weights(live.load(m_1))
-    m_2, _ = settings(live, M_0, EXAMPLES, tmp_path / "2", 0, nothing)
+    m_2, _ = train(settings, live, tmp_path / "2")
     assert_same(weights(live.load(m_2)), first)
 
 
@@ -705,14 +718,14 @@ def test_an_evolving_start_goes_on_alike_from_memory_and_from_disk(base: str, tm
     settings = make(method)
     dtype = torch.float32 if settings.four_bit else torch.float64
     live = make_live(base, dtype, four_bit=settings.four_bit)
-    m_1, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    m_1, _ = train(settings, live, tmp_path / "1")
     first = weights(live.load(m_1))
-    m_2, _ = settings(live, m_1, EXAMPLES, tmp_path / "2", 1, nothing)
+    m_2, _ = train(settings, live, tmp_path / "2", m_1, seed=1)
     from_memory = weights(live.load(m_2))
 
     restarted = make_live(base, dtype, four_bit=settings.four_bit)
     restarted.load(M_0)  # which is then in the way
-    m_2, _ = settings(restarted, m_1, EXAMPLES, tmp_path / "again", 1, nothing)
+    m_2, _ = train(settings, restarted, tmp_path / "again", m_1, seed=1)
 
     assert_same(weights(restarted.load(m_2)), from_memory)
     assert differ(from_memory, first)
@@ -720,7 +733,7 @@ def test_an_evolving_start_goes_on_alike_from_memory_and_from_disk(base: str, tm
 
 def test_weights_are_trained_in_32_bits_where_the_model_is_sampled_in_16(base: str, tmp_path: Path):
     live = make_live(base, torch.bfloat16)
-    model, _ = make("full", learning_rate=1e-5)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(make("full", learning_rate=1e-5), live, tmp_path / "1")
     saved, start = load_file(tmp_path / "1" / "model.safetensors"), load_file(f"{base}/model.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.float32}
     moved = {name for name in saved if differ({"": saved[name]}, {"": start[name]})}
@@ -732,7 +745,7 @@ def test_weights_are_trained_in_32_bits_where_the_model_is_sampled_in_16(base: s
 
 def test_training_in_16_bits_computes_in_16_bits(base: str, tmp_path: Path):
     of_32, of_16 = (
-        make("full", batch_size=6)(make_live(base, dtype), M_0, EXAMPLES, tmp_path / str(dtype), 0, nothing)[1].loss
+        train(make("full", batch_size=6), make_live(base, dtype), tmp_path / str(dtype))[1].loss
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert 1e-5 < abs(of_32 - of_16) / of_32 < 2e-2
@@ -742,7 +755,7 @@ def test_training_in_16_bits_computes_in_16_bits(base: str, tmp_path: Path):
 def test_after_training_the_network_in_memory_is_as_if_read_again(base: str, tmp_path: Path, method: str):
     settings = make(method)
     live, other = (make_live(base, torch.bfloat16, four_bit=settings.four_bit) for _ in range(2))
-    model, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(settings, live, tmp_path / "1")
     dtype = live.training_dtype if method == "full" else None
     network = live.load(model, dtype)
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -776,7 +789,7 @@ each_adapter = pytest.mark.parametrize(
 @each_adapter
 def test_a_new_adapter_starts_as_the_function_of_m_0(base: str, tmp_path: Path, changes: dict[str, Any]):
     live = make_live(base)
-    model, _ = untrained(make("lora", **changes))(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(untrained(make("lora", **changes)), live, tmp_path / "1")
     assert isinstance(live.load(model), PeftModel)
     torch.testing.assert_close(logits(live.load(model)), logits(read(base)), rtol=0.0, atol=1e-10)
 
@@ -784,9 +797,9 @@ def test_a_new_adapter_starts_as_the_function_of_m_0(base: str, tmp_path: Path, 
 @each_adapter
 def test_an_evolving_start_goes_on_from_the_adapter(base: str, tmp_path: Path, changes: dict[str, Any]):
     live = make_live(base)
-    m_1, _ = make("lora", **changes)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    m_1, _ = train(make("lora", **changes), live, tmp_path / "1")
     expected = logits(live.load(m_1))
-    m_2, _ = untrained(make("lora", **changes))(live, m_1, EXAMPLES, tmp_path / "2", 1, nothing)
+    m_2, _ = train(untrained(make("lora", **changes)), live, tmp_path / "2", m_1, seed=1)
     assert_same(
         load_file(m_2.adapter / "adapter_model.safetensors"), load_file(tmp_path / "1/adapter_model.safetensors")
     )
@@ -795,8 +808,8 @@ def test_an_evolving_start_goes_on_from_the_adapter(base: str, tmp_path: Path, c
 
 def test_a_fixed_start_begins_a_new_adapter(base: str, tmp_path: Path):
     live = make_live(base)
-    make("lora")(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
-    model, _ = untrained(make("lora"))(live, M_0, EXAMPLES, tmp_path / "2", 1, nothing)
+    train(make("lora"), live, tmp_path / "1")
+    model, _ = train(untrained(make("lora")), live, tmp_path / "2", seed=1)
     adapter = load_file(tmp_path / "2" / "adapter_model.safetensors")
     assert all(value.count_nonzero() == 0 for name, value in adapter.items() if "lora_B" in name)
     assert list(live.load(model).peft_config) == ["default"]
@@ -805,8 +818,8 @@ def test_a_fixed_start_begins_a_new_adapter(base: str, tmp_path: Path):
 @each_adapter
 def test_the_base_weights_never_change_and_no_adapter_is_merged(base: str, tmp_path: Path, changes: dict[str, Any]):
     live, settings = make_live(base), make("lora", **changes)
-    m_1, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
-    m_2, _ = settings(live, m_1, EXAMPLES, tmp_path / "2", 1, nothing)
+    m_1, _ = train(settings, live, tmp_path / "1")
+    m_2, _ = train(settings, live, tmp_path / "2", m_1, seed=1)
     network = live.load(m_2)
     assert not any(module.merged for module in network.modules() if isinstance(module, LoraLayer))
     m_0 = weights(read(base))
@@ -822,7 +835,7 @@ def test_the_base_weights_never_change_and_no_adapter_is_merged(base: str, tmp_p
 
 def test_a_saved_adapter_reloads_as_it_is_in_memory(base: str, tmp_path: Path):
     live = make_live(base)
-    model, _ = make("lora", dropout=0.5)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(make("lora", dropout=0.5), live, tmp_path / "1")
     reloaded = PeftModel.from_pretrained(read(base), tmp_path / "1")
     torch.testing.assert_close(logits(reloaded), logits(live.load(model)), rtol=0.0, atol=1e-12)
 
@@ -831,7 +844,7 @@ def test_the_settings_of_an_adapter_arrive_in_its_file(base: str, tmp_path: Path
     settings = make(
         "lora", rank=3, alpha=5.0, dropout=0.25, target_modules=["q_proj", "up_proj"], dora=True, rslora=True
     )
-    untrained(settings)(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    train(untrained(settings), make_live(base), tmp_path / "1")
     saved = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
     names = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "task_type")
     assert [saved[name] for name in names] == [3, 5.0, 0.25, True, True, "CAUSAL_LM"]
@@ -840,14 +853,14 @@ def test_the_settings_of_an_adapter_arrive_in_its_file(base: str, tmp_path: Path
 
 @pytest.mark.parametrize("switch", ["dora", "rslora"])
 def test_dora_and_rslora_are_off_unless_asked_for(base: str, tmp_path: Path, switch: str):
-    untrained(make("lora", **{switch: True}))(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    train(untrained(make("lora", **{switch: True})), make_live(base), tmp_path / "1")
     saved = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
     assert {name for name in ("dora", "rslora") if saved[f"use_{name}"]} == {switch}
 
 
 def test_all_linear_adapts_every_projection_but_the_output_layer(base: str, tmp_path: Path):
     live = make_live(base)
-    model, _ = untrained(make("lora"))(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(untrained(make("lora")), live, tmp_path / "1")
     adapted = {
         name.split(".")[-1] for name, module in live.load(model).named_modules() if isinstance(module, LoraLayer)
     }
@@ -857,7 +870,7 @@ def test_all_linear_adapts_every_projection_but_the_output_layer(base: str, tmp_
 @pytest.mark.parametrize("target_modules", [["nope"], ["q_proj", "v_prj"], ["mlp"]])
 def test_target_modules_that_cannot_be_adapted_are_named(base: str, tmp_path: Path, target_modules: list[str]):
     with pytest.raises(ValueError, match=r"finetune\.target_modules=\[.*" + target_modules[-1]):
-        make("lora", target_modules=target_modules)(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+        train(make("lora", target_modules=target_modules), make_live(base), tmp_path / "1")
 
 
 # QLoRA.
@@ -878,7 +891,7 @@ def test_m_0_of_qlora_is_the_model_in_nf4_in_sampling_too(base: str):
 def test_a_new_adapter_on_4_bits_starts_as_the_4_bit_m_0(base: str, tmp_path: Path):
     live = make_live(base, torch.float32, four_bit=True)
     expected = logits(live.load(M_0))
-    model, _ = untrained(make("qlora"))(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(untrained(make("qlora")), live, tmp_path / "1")
     torch.testing.assert_close(logits(live.load(model)), expected, rtol=0.0, atol=1e-5)
 
 
@@ -886,9 +899,9 @@ def test_a_new_adapter_on_4_bits_starts_as_the_4_bit_m_0(base: str, tmp_path: Pa
 def test_qlora_trains_the_adapter_and_leaves_the_4_bit_weights(base: str, tmp_path: Path, dtype: torch.dtype):
     live = make_live(base, dtype, four_bit=True)
     before = weights(live.load(M_0))
-    first, _ = make("qlora", batch_size=6, learning_rate=0.2)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
-    _, training = make("qlora", batch_size=6)(live, first, EXAMPLES, tmp_path / "2", 0, nothing)
-    _, untouched = make("qlora", batch_size=6, learning_rate=1e-9)(live, M_0, EXAMPLES, tmp_path / "3", 0, nothing)
+    first, _ = train(make("qlora", batch_size=6, learning_rate=0.2), live, tmp_path / "1")
+    _, training = train(make("qlora", batch_size=6), live, tmp_path / "2", first)
+    _, untouched = train(make("qlora", batch_size=6, learning_rate=1e-9), live, tmp_path / "3")
     assert training.loss < untouched.loss
     assert_same(weights(live.load(M_0)), before)
     adapter = load_file(tmp_path / "2" / "adapter_model.safetensors")
@@ -901,7 +914,7 @@ def test_sampling_from_a_4_bit_model_leaves_its_training_as_it_was(base: str, tm
         live = make_live(base, torch.float32, four_bit=True)
         if sampled:
             logits(live.load(M_0))
-        make("qlora")(live, M_0, EXAMPLES, tmp_path / str(sampled), 0, nothing)
+        train(make("qlora"), live, tmp_path / str(sampled))
         adapters.append(load_file(tmp_path / str(sampled) / "adapter_model.safetensors"))
     assert_same(*adapters)
 
@@ -974,8 +987,8 @@ def test_on_cuda_in_bfloat16_weights_are_trained_in_float32_on_that_device(base:
         network = live.load(M_0, live.training_dtype)
         seen.update((parameter.device, parameter.dtype) for parameter in network.parameters())
 
-    model, training = make("full", optimizer="adamw_torch", learning_rate=1e-5)(
-        live, M_0, EXAMPLES, tmp_path / "1", 0, look
+    model, training = train(
+        make("full", optimizer="adamw_torch", learning_rate=1e-5), live, tmp_path / "1", advance=look
     )
 
     assert seen == {(device, torch.float32)}
@@ -992,7 +1005,7 @@ def test_on_cuda_in_bfloat16_weights_are_trained_in_float32_on_that_device(base:
 def test_in_float16_a_training_outlives_the_overflows_of_its_scaling(base: str, tmp_path: Path, method: str):
     live = LiveModel(base, None, torch.device("cuda", 0), torch.float16, four_bit=False)
     settings = make(method, optimizer="adamw_torch", learning_rate=1e-5, epochs=20, batch_size=6)
-    model, training = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, training = train(settings, live, tmp_path / "1")
     assert math.isfinite(training.loss) and training.steps + training.skipped == 20
     assert training.steps >= 4  # halved 16 times, the scale is 1
     assert all(torch.isfinite(value).all() for value in weights(live.load(model)).values())
