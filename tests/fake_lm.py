@@ -116,7 +116,7 @@ class FakeTune(Full):
         (folder / "config.json").write_text("{}")
         model = self.model(start, folder)
         live.adopt(model)
-        return model, Training(1.0, 1, len(examples), len(examples))
+        return model, Training(1.0, 1, len(examples), len(examples), 0)
 
 
 def fake_experiment(*overrides: str) -> Experiment:

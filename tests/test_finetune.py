@@ -11,32 +11,45 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from stasc import sources
-from stasc.finetune import IGNORE, Example, Full, Lora, Optimization, QLora, Training, collate, loss_sum, steps
+from stasc import sources, trainer
+from stasc.finetune import (
+    IGNORE,
+    Example,
+    Full,
+    Lora,
+    NonFiniteError,
+    Optimization,
+    QLora,
+    Training,
+    collate,
+    loss_sum,
+    steps,
+)
 from stasc.model import M_0, LiveModel, Model
 
 CPU = torch.device("cpu")
 END = 0  # the end token of the tiny model; ids 4 and above are bytes
 EXAMPLES = [
-    Example(prompt=(1, 40, 41, 3), completion=(70, 71, 72, END)),
-    Example(prompt=(2, 50), completion=(80, END)),
-    Example(prompt=(1, 60, 61, 62, 63, 64, 65, 3), completion=(90,)),
-    Example(prompt=(9,), completion=(91, 92, 93, 94, 95, 96, 97, END)),
-    Example(prompt=(5, 6, 7), completion=(70, 70, END)),
-    Example(prompt=(2, 2, 2, 2, 3), completion=(END,)),
+    Example("a", prompt=(1, 40, 41, 3), completion=(70, 71, 72, END)),
+    Example("b", prompt=(2, 50), completion=(80, END)),
+    Example("c", prompt=(1, 60, 61, 62, 63, 64, 65, 3), completion=(90,)),
+    Example("d", prompt=(9,), completion=(91, 92, 93, 94, 95, 96, 97, END)),
+    Example("e", prompt=(5, 6, 7), completion=(70, 70, END)),
+    Example("f", prompt=(2, 2, 2, 2, 3), completion=(END,)),
 ]
 TRAINED_TOKENS = 4 + 2 + 1 + 8 + 3 + 1
 METHODS = ("full", "lora", "qlora")
@@ -70,6 +83,8 @@ def make(method: str, **changes: Any) -> Full | Lora:
         "weight_decay": 0.0,
         "max_grad_norm": 0.0,
         "gradient_checkpointing": False,
+        "on_nonfinite": "abort",
+        "max_skipped_steps": 10,
         "rank": 4,
         "alpha": 8.0,
         "dropout": 0.0,
@@ -84,6 +99,12 @@ def make(method: str, **changes: Any) -> Full | Lora:
 
 def make_live(base: str, dtype: torch.dtype = torch.float64, *, four_bit: bool = False) -> LiveModel:
     return LiveModel(base, None, CPU, dtype, four_bit=four_bit)
+
+
+def make_both(base: str, method: str) -> tuple[Full | Lora, LiveModel]:
+    """A method and a model that it can train, QLoRA too."""
+    settings = make(method)
+    return settings, make_live(base, torch.float32, four_bit=settings.four_bit)
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
@@ -112,6 +133,18 @@ def nothing() -> None:
     pass
 
 
+def train(
+    settings: Full | Lora,
+    live: LiveModel,
+    folder: Path,
+    start: Model = M_0,
+    examples: Sequence[Example] = EXAMPLES,
+    seed: int = 0,
+    advance: Callable[[], None] = nothing,
+) -> tuple[Model, Training]:
+    return settings(live, start, examples, folder, seed, advance)
+
+
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) -> None:
     torch.testing.assert_close(a, b, rtol=0.0, atol=atol)
 
@@ -123,15 +156,20 @@ def differ(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # A batch.
 
 
+def batch_of(*conversations: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Tensor]:
+    """The batch of these prompts and completions."""
+    return collate([Example("", prompt, completion) for prompt, completion in conversations])
+
+
 def test_a_batch_is_padded_on_the_left_and_labels_are_the_completions():
-    batch = collate([Example((5, 6), (7, END)), Example((8,), (9, 10, END))])
+    batch = batch_of(((5, 6), (7, END)), ((8,), (9, 10, END)))
     assert batch["input_ids"].tolist() == [[5, 6, 7, END], [8, 9, 10, END]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[IGNORE, IGNORE, 7, END], [IGNORE, 9, 10, END]]
 
 
 def test_padding_is_masked_and_positions_count_from_the_first_token():
-    batch = collate([Example((5, 6, 7), (8, END)), Example((9,), (END,))])
+    batch = batch_of(((5, 6, 7), (8, END)), ((9,), (END,)))
     assert batch["input_ids"].tolist()[1][-2:] == [9, END]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
@@ -147,10 +185,10 @@ def test_the_labels_of_any_batch_are_the_completions_and_never_stand_in_the_firs
     assert (batch["input_ids"][:, -9:][trained] == batch["labels"][trained]).all()
 
 
-@pytest.mark.parametrize("bad", [Example((5,), ()), Example((), (5,)), Example((), ())])
-def test_an_example_without_prompt_or_completion_is_named_by_its_place(bad: Example):
-    with pytest.raises(ValueError, match="example 1 has no token to train on"):
-        collate([EXAMPLES[0], bad, EXAMPLES[1]])
+@pytest.mark.parametrize(("prompt", "completion"), [((5,), ()), ((), (5,)), ((), ())])
+def test_an_example_without_prompt_or_completion_is_named(prompt: tuple[int, ...], completion: tuple[int, ...]):
+    with pytest.raises(ValueError, match="question 7, answer 0: no token to train on"):
+        collate([EXAMPLES[0], Example("question 7, answer 0", prompt, completion), EXAMPLES[1]])
 
 
 # The loss.
@@ -176,7 +214,7 @@ def test_the_prompt_carries_no_loss(base: str):
     prompt, first, second = (1, 40, 41, 3), (70, 71), (72, 73, END)
 
     def loss(prompt: tuple[int, ...], completion: tuple[int, ...]) -> float:
-        return loss_sum(network, collate([Example(prompt, completion)])).item()
+        return loss_sum(network, batch_of((prompt, completion))).item()
 
     whole = loss(prompt, first + second)
     assert whole == pytest.approx(loss(prompt, first) + loss(prompt + first, second), rel=0, abs=1e-10)
@@ -192,14 +230,14 @@ class Uniform(nn.Module):
 
 
 def test_each_trained_token_of_a_clueless_model_costs_the_log_of_the_vocabulary():
-    loss = loss_sum(Uniform(), collate([Example((1, 2, 3), (4, 5)), Example((6,), (0, 1, 2))]))
+    loss = loss_sum(Uniform(), batch_of(((1, 2, 3), (4, 5)), ((6,), (0, 1, 2))))
     assert loss.item() == pytest.approx(5 * math.log(7), rel=1e-6)
     assert loss.dtype == torch.float32
 
 
 def test_logits_are_computed_for_the_completions_alone():
     network = Uniform()
-    loss_sum(network, collate([Example((1,) * 500, (4, 5)), Example((6,), (0, 1, 2))]))
+    loss_sum(network, batch_of(((1,) * 500, (4, 5)), ((6,), (0, 1, 2))))
     assert network.kept == 3 + 1
 
 
@@ -215,10 +253,10 @@ def test_one_step_moves_the_weights_against_the_gradient_of_the_mean_loss(base: 
             parameter -= 0.05 * parameter.grad
 
     live = make_live(base)
-    model, training = make("full", batch_size=6)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, training = train(make("full", batch_size=6), live, tmp_path / "1")
 
     assert_same(weights(live.load(model)), weights(expected), atol=1e-10)
-    assert training == Training(pytest.approx(mean.item(), rel=1e-12), steps=1, tokens=TRAINED_TOKENS, examples=6)
+    assert training == Training(pytest.approx(mean.item(), rel=1e-12), 1, TRAINED_TOKENS, examples=6, skipped=0)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -228,11 +266,11 @@ def test_micro_batches_change_neither_weights_nor_loss(base: str, tmp_path: Path
     for micro_batch_size in (None, micro):
         live = make_live(base)
         settings = make(method, epochs=2, micro_batch_size=micro_batch_size)
-        model, training = settings(live, M_0, EXAMPLES, tmp_path / str(micro_batch_size), 0, nothing)
+        model, training = train(settings, live, tmp_path / str(micro_batch_size))
         results.append((weights(live.load(model)), training))
     (whole, training), (parts, same) = results
     assert_same(whole, parts, atol=1e-10)
-    assert training == Training(pytest.approx(same.loss, rel=1e-12), same.steps, same.tokens, same.examples)
+    assert training == replace(same, loss=pytest.approx(same.loss, rel=1e-12))
     assert training.steps == 4
 
 
@@ -240,7 +278,7 @@ def test_the_reported_loss_is_the_mean_over_trained_tokens_whatever_the_batches(
     network = read(base)
     mean = sum(nll(network, example).item() for example in EXAMPLES) / TRAINED_TOKENS
     settings = make("full", learning_rate=1e-12, batch_size=4, micro_batch_size=2, epochs=3)
-    _, training = settings(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    _, training = train(settings, make_live(base), tmp_path / "1")
     assert training.loss == pytest.approx(mean, rel=1e-6)
     assert (training.steps, training.tokens, training.examples) == (3 * 2, 3 * TRAINED_TOKENS, 6)
 
@@ -255,7 +293,7 @@ def test_the_number_of_steps_is_known_before(examples: int, batch: int, epochs: 
 def test_each_step_is_told(base: str, tmp_path: Path):
     told: list[None] = []
     settings = make("full", batch_size=4, micro_batch_size=1, epochs=2)
-    _, training = settings(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, lambda: told.append(None))
+    _, training = train(settings, make_live(base), tmp_path / "1", advance=lambda: told.append(None))
     assert len(told) == training.steps == steps(settings, len(EXAMPLES)) == 4
 
 
@@ -268,7 +306,7 @@ def step_sizes(base: str, folder: Path, settings: Full | Lora, examples: Sequenc
         seen.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
 
     snapshot()
-    settings(live, M_0, examples, folder, 0, snapshot)
+    train(settings, live, folder, examples=examples, advance=snapshot)
     return [(after - before).norm().item() for before, after in pairwise(seen)]
 
 
@@ -300,7 +338,7 @@ def test_weight_decay_pulls_matrices_towards_zero_and_leaves_norms_alone(base: s
     for weight_decay in (0.0, 0.5):
         live = make_live(base)
         settings = make("full", learning_rate=0.01, batch_size=6, weight_decay=weight_decay)
-        model, _ = settings(live, M_0, EXAMPLES, tmp_path / str(weight_decay), 0, nothing)
+        model, _ = train(settings, live, tmp_path / str(weight_decay))
         after.append(live.load(model))
     for name, value in read(base).named_parameters():
         pulled = after[1].get_parameter(name) - after[0].get_parameter(name)
@@ -320,7 +358,7 @@ def test_the_first_step_of_every_adam_is_the_learning_rate_against_the_sign_of_t
     sum(nll(before, example) for example in EXAMPLES).backward()
     live = make_live(base, torch.float32)
     settings = make("full", optimizer=optimizer, learning_rate=1e-3, batch_size=6)
-    model, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(settings, live, tmp_path / "1")
     for name, after in live.load(model).named_parameters():
         start = before.get_parameter(name)
         clear = start.grad.abs() > 1e-2  # beside which Adam's epsilon and the rounding of gradients are nothing
@@ -331,8 +369,8 @@ def test_the_first_step_of_every_adam_is_the_learning_rate_against_the_sign_of_t
 def test_adafactor_lowers_the_loss(base: str, tmp_path: Path):
     live = make_live(base, torch.float32)
     settings = make("full", optimizer="adafactor", learning_rate=1e-3, batch_size=6)
-    _, first = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
-    _, second = settings(live, Model(tmp_path / "1"), EXAMPLES, tmp_path / "2", 0, nothing)
+    _, first = train(settings, live, tmp_path / "1")
+    _, second = train(settings, live, tmp_path / "2", Model(tmp_path / "1"))
     assert second.loss < first.loss
 
 
@@ -359,9 +397,7 @@ def test_gradient_checkpointing_gives_the_same_weights_and_ends_with_the_trainin
     results = []
     for checkpointing in (False, True):
         live = make_live(base)
-        model, _ = make(method, gradient_checkpointing=checkpointing)(
-            live, M_0, EXAMPLES, tmp_path / str(checkpointing), 0, nothing
-        )
+        model, _ = train(make(method, gradient_checkpointing=checkpointing), live, tmp_path / str(checkpointing))
         network = live.load(model)
         assert not any(getattr(module, "gradient_checkpointing", False) for module in network.modules())
         results.append(weights(network))
@@ -374,30 +410,33 @@ def test_gradient_checkpointing_is_on_while_training(base: str, tmp_path: Path):
     def look() -> None:
         seen.update(getattr(module, "gradient_checkpointing", None) for module in live.load(M_0).modules())
 
-    make("full", gradient_checkpointing=True)(live, M_0, EXAMPLES, tmp_path / "1", 0, look)
+    train(make("full", gradient_checkpointing=True), live, tmp_path / "1", advance=look)
     assert True in seen and False not in seen
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_loss_that_is_no_number_names_the_learning_rate(base: str, tmp_path: Path, method: str):
     settings = make(method, learning_rate=1e30, batch_size=1, epochs=2)
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d+: lower finetune\.learning_rate"):
-        settings(make_live(base, torch.float32), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the loss is (nan|inf) at step \d+, on [a-f]: lower finetune\.learning_rate \(1e\+30\)",
+    ):
+        train(settings, make_live(base, torch.float32), tmp_path / "1")
     assert not (tmp_path / "1").exists()
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_same_seed_gives_the_same_weights_and_another_one_others(base: str, tmp_path: Path, method: str):
-    def train(name: str, seed: int) -> dict[str, Tensor]:
+    def trained(name: str, seed: int) -> dict[str, Tensor]:
         live = make_live(base)
         changes = {"dropout": 0.5} if method == "lora" else {}
-        model, _ = make(method, batch_size=1, **changes)(live, M_0, EXAMPLES, tmp_path / name, seed, nothing)
+        model, _ = train(make(method, batch_size=1, **changes), live, tmp_path / name, seed=seed)
         return weights(live.load(model))
 
-    first = train("a", 2**32 - 1)
+    first = trained("a", 2**32 - 1)
     torch.rand(3)  # the state of torch's own generator decides nothing
-    assert_same(first, train("b", 2**32 - 1))
-    assert differ(first, train("c", 1))
+    assert_same(first, trained("b", 2**32 - 1))
+    assert differ(first, trained("c", 1))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -405,9 +444,225 @@ def test_training_warns_of_nothing_that_will_be_removed(base: str, tmp_path: Pat
     settings = make(method, gradient_checkpointing=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        settings(make_live(base, torch.float32, four_bit=settings.four_bit), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+        train(settings, make_live(base, torch.float32, four_bit=settings.four_bit), tmp_path / "1")
     messages = [str(warning.message) for warning in caught if issubclass(warning.category, FutureWarning)]
     assert [message for message in messages if "is_gradient_checkpointing" not in message] == []  # that is peft's
+
+
+# Steps that are not finite.
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, what: str, value: float, ids: str = "d") -> None:
+    """Makes the loss of some examples `value` and leaves its gradient as it is, or the other way round."""
+
+    def poisoned(network: nn.Module, batch: dict[str, Any]) -> Tensor:
+        summed = loss_sum(network, batch)
+        if not any(example.id in ids for example in batch["examples"]):
+            return summed
+        if what == "loss":
+            return summed + value
+        summed.register_hook(lambda gradient: gradient * value)
+        return summed
+
+    monkeypatch.setattr(trainer, "loss_sum", poisoned)
+
+
+each_fault = pytest.mark.parametrize(
+    ("what", "value", "said"),
+    [
+        ("loss", math.nan, "the loss is nan"),
+        ("loss", -math.inf, "the loss is -inf"),
+        ("gradient", math.nan, "the norm of the gradient is nan"),
+        ("gradient", math.inf, "the norm of the gradient is (nan|inf)"),
+    ],
+    ids=["nan loss", "infinite loss", "nan gradient", "infinite gradient"],
+)
+BAD, GOOD = EXAMPLES[3], EXAMPLES[0]
+
+
+@each_fault
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_what_is_not_finite_is_stopped_before_the_step_and_nothing_is_written(
+    base: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    max_grad_norm: float,
+    what: str,
+    value: float,
+    said: str,
+):
+    poison(monkeypatch, what, value)
+    live = make_live(base)
+    settings = make(method, optimizer="adamw_torch", weight_decay=0.1, max_grad_norm=max_grad_norm)
+    with pytest.raises(NonFiniteError, match=rf"^{said} at step 1, on d: lower finetune\.learning_rate \(0\.05\)"):
+        train(settings, live, tmp_path / "1", examples=[BAD])
+    assert not (tmp_path / "1").exists()
+    network = live.load(M_0, live.training_dtype)  # in memory, it is the one that was not trained
+    assert torch.equal(logits(network), logits(read(base)))
+
+
+@pytest.mark.parametrize(("what", "named"), [("loss", "d"), ("gradient", "[a-f](; [a-f]){5}")])
+def test_a_message_names_the_examples_of_the_loss_or_all_those_of_the_gradient(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, named: str
+):
+    poison(monkeypatch, what, math.nan)
+    settings = make("full", batch_size=6, micro_batch_size=1)
+    with pytest.raises(NonFiniteError, match=rf"at step 1, on {named}: lower .* finetune\.on_nonfinite=skip_step$"):
+        train(settings, make_live(base), tmp_path / "1")
+
+
+@each_fault
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_skipped_step_leaves_weights_and_optimizer_as_if_it_had_not_been(
+    base: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    max_grad_norm: float,
+    what: str,
+    value: float,
+    said: str,
+):
+    poison(monkeypatch, what, value)
+    check_skips(base, tmp_path, torch.float64, method, optimizer="adamw_torch", max_grad_norm=max_grad_norm)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "adafactor", "sgd"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_every_optimizer_skips_a_step(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str):
+    poison(monkeypatch, "gradient", math.nan)
+    check_skips(base, tmp_path, torch.float32, "full", optimizer=optimizer)
+
+
+def check_skips(base: str, folder: Path, dtype: torch.dtype, method: str, **changes: Any) -> None:
+    """Trained on a good and a poisoned example in turn, a model is that trained on the good one alone."""
+    changes |= {"learning_rate": 1e-3, "batch_size": 1, "epochs": 3, "weight_decay": 0.1}
+    trained = []
+    for name, examples in (("both", [GOOD, BAD]), ("good", [GOOD])):
+        live = make_live(base, dtype)
+        settings = make(method, on_nonfinite="skip_step", max_skipped_steps=3, **changes)
+        model, training = train(settings, live, folder / name, examples=examples)
+        trained.append((weights(live.load(model, live.training_dtype if method == "full" else None)), training))
+    (both, training), (good, expected) = trained
+    assert_same(both, good)
+    assert expected == replace(training, examples=1, skipped=0)
+    assert (training.steps, training.tokens, training.examples, training.skipped) == (3, 3 * 4, 2, 3)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_is_skipped_with_all_its_micro_batches_and_no_loss_of_them_is_reported(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+):
+    poison(monkeypatch, what, math.nan)
+    told: list[None] = []
+    seen: list[str] = []
+    compute_loss = trainer.CompletionTrainer.compute_loss
+
+    def watched(self: Any, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        seen.extend(example.id for example in inputs["examples"])
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.CompletionTrainer, "compute_loss", watched)
+    live = make_live(base)
+    settings = make("full", batch_size=3, micro_batch_size=1, on_nonfinite="skip_step")
+    _, training = train(settings, live, tmp_path / "1", advance=lambda: told.append(None))
+
+    counted = seen[:3] if "d" in seen[3:] else seen[3:]
+    taken = [example for example in EXAMPLES if example.id in counted]
+    tokens = sum(len(example.completion) for example in taken)
+    network = read(base)  # of two steps one is skipped, so that the other one's loss is of M_0
+    mean = sum(nll(network, example).item() for example in taken) / tokens
+    assert training == Training(pytest.approx(mean, rel=1e-12), 1, tokens, 6, skipped=1)
+    assert len(told) == 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "stasc.trainer"]
+    step = 1 if "d" in seen[:3] else 2
+    named = "d" if what == "loss" else "; ".join(seen[3 * (step - 1) : 3 * step])
+    assert f"at step {step}, on {named}: skipped" in warning
+
+
+def scale_losses(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    """Scales losses as training in float16 does, by torch's scaler: it halves the scale when a gradient overflows."""
+    create = trainer.CompletionTrainer.create_accelerator_and_postprocess
+
+    def with_scaler(self: trainer.CompletionTrainer) -> None:
+        create(self)
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    def unscale(self: Accelerator) -> None:
+        for optimizer in self._optimizers:
+            self.scaler.unscale_(optimizer.optimizer)
+
+    monkeypatch.setattr(trainer.CompletionTrainer, "create_accelerator_and_postprocess", with_scaler)
+    monkeypatch.setattr(Accelerator, "unscale_gradients", unscale)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_overflows_for_its_scale_is_left_to_the_scaler(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_grad_norm: float
+):
+    changes = {"optimizer": "adamw_torch", "learning_rate": 1e-3, "max_grad_norm": max_grad_norm}
+    live = make_live(base)
+    model, expected = train(make("full", epochs=2, **changes), live, tmp_path / "1", examples=[GOOD])
+    unscaled = weights(live.load(model))
+
+    def overflowing(network: nn.Module, batch: dict[str, Any]) -> Tensor:
+        summed = loss_sum(network, batch)
+        summed.register_hook(lambda gradient: gradient if gradient * 4 <= 2 else gradient * math.inf)
+        return summed  # its gradient is the scale by 4 trained tokens: what is scaled by more than 2 overflows
+
+    monkeypatch.setattr(trainer, "loss_sum", overflowing)
+    scale_losses(monkeypatch, 16.0)
+    live = make_live(base)
+    model, training = train(make("full", epochs=5, **changes), live, tmp_path / "2", examples=[GOOD])
+    assert training == replace(expected, skipped=3)  # those scaled by 16, 8 and 4
+    assert_same(weights(live.load(model)), unscaled)
+
+
+def test_a_gradient_that_is_not_finite_at_any_scale_is_stopped(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    poison(monkeypatch, "gradient", math.nan)
+    scale_losses(monkeypatch, 4.0)
+    with pytest.raises(NonFiniteError, match="gradient is nan at step 3, on d"):  # after 4 and 2
+        train(make("full", epochs=5), make_live(base), tmp_path / "1", examples=[BAD])
+
+
+def test_a_loss_that_is_not_finite_is_stopped_at_every_scale(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    poison(monkeypatch, "loss", math.nan)
+    scale_losses(monkeypatch, 4.0)
+    with pytest.raises(NonFiniteError, match="loss is nan at step 1, on d"):
+        train(make("full", epochs=5), make_live(base), tmp_path / "1", examples=[BAD])
+
+
+def test_more_skipped_steps_than_allowed_abort(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, "gradient", math.nan)
+    told: list[None] = []
+    settings = make("full", batch_size=1, epochs=3, on_nonfinite="skip_step", max_skipped_steps=2)
+    message = r"at step [56], on d, with 2 steps skipped before: .* or raise finetune\.max_skipped_steps$"
+    with pytest.raises(NonFiniteError, match=message):
+        train(settings, make_live(base), tmp_path / "1", examples=[GOOD, BAD], advance=lambda: told.append(None))
+    assert len(told) in (4, 5)
+    assert not (tmp_path / "1").exists()
+
+
+def test_a_bound_of_0_skips_nothing(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, "loss", math.nan)
+    with pytest.raises(NonFiniteError, match="at step 1, on d, with 0 steps skipped before"):
+        train(
+            make("lora", on_nonfinite="skip_step", max_skipped_steps=0), make_live(base), tmp_path / "1", examples=[BAD]
+        )
+
+
+def test_a_training_whose_every_step_is_skipped_is_none(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    poison(monkeypatch, "gradient", math.inf)
+    with pytest.raises(NonFiniteError, match=r"none of 2 steps had a finite loss and gradient: lower finetune\.lear"):
+        train(make("full", epochs=2, on_nonfinite="skip_step"), make_live(base), tmp_path / "1", examples=[BAD])
+    assert not (tmp_path / "1").exists()
 
 
 # Full.
@@ -415,7 +670,7 @@ def test_training_warns_of_nothing_that_will_be_removed(base: str, tmp_path: Pat
 
 def test_a_fully_trained_model_reloads_as_it_is_in_memory(base: str, tmp_path: Path):
     live = make_live(base)
-    model, _ = make("full")(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(make("full"), live, tmp_path / "1")
     assert model == Model(weights=tmp_path / "1", adapter=None)
     in_memory = weights(live.load(model))
     assert_same(weights(read(str(tmp_path / "1"))), in_memory)
@@ -424,7 +679,7 @@ def test_a_fully_trained_model_reloads_as_it_is_in_memory(base: str, tmp_path: P
 
 
 def test_a_fully_trained_model_has_the_configuration_of_m_0(base: str, tmp_path: Path):
-    make("full", gradient_checkpointing=True)(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    train(make("full", gradient_checkpointing=True), make_live(base), tmp_path / "1")
     of_m_0, of_m_1 = (json.loads(Path(folder, "config.json").read_text()) for folder in (base, tmp_path / "1"))
     assert of_m_1 == of_m_0 | {"dtype": "float64"}
 
@@ -435,29 +690,26 @@ def test_the_files_of_m_0_are_never_touched(base: str, tmp_path: Path, method: s
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in Path(base).iterdir()}
 
     before = digests()
-    settings = make(method)
-    live = make_live(base, torch.float32, four_bit=settings.four_bit)
-    model, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
-    settings(live, model, EXAMPLES, tmp_path / "2", 0, nothing)
+    settings, live = make_both(base, method)
+    model, _ = train(settings, live, tmp_path / "1")
+    train(settings, live, tmp_path / "2", model)
     assert digests() == before
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_m_0_is_as_before_right_after_a_training(base: str, tmp_path: Path, method: str):
-    settings = make(method)
-    live = make_live(base, torch.float32, four_bit=settings.four_bit)
+    settings, live = make_both(base, method)
     before = logits(live.load(M_0))
-    settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    train(settings, live, tmp_path / "1")
     assert torch.equal(logits(live.load(M_0)), before)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fixed_start_gives_the_same_model_however_many_were_trained_before(base: str, tmp_path: Path, method: str):
-    settings = make(method)
-    live = make_live(base, torch.float32, four_bit=settings.four_bit)
-    m_1, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    settings, live = make_both(base, method)
+    m_1, _ = train(settings, live, tmp_path / "1")
     first = weights(live.load(m_1))
-    m_2, _ = settings(live, M_0, EXAMPLES, tmp_path / "2", 0, nothing)
+    m_2, _ = train(settings, live, tmp_path / "2")
     assert_same(weights(live.load(m_2)), first)
 
 
@@ -466,14 +718,14 @@ def test_an_evolving_start_goes_on_alike_from_memory_and_from_disk(base: str, tm
     settings = make(method)
     dtype = torch.float32 if settings.four_bit else torch.float64
     live = make_live(base, dtype, four_bit=settings.four_bit)
-    m_1, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    m_1, _ = train(settings, live, tmp_path / "1")
     first = weights(live.load(m_1))
-    m_2, _ = settings(live, m_1, EXAMPLES, tmp_path / "2", 1, nothing)
+    m_2, _ = train(settings, live, tmp_path / "2", m_1, seed=1)
     from_memory = weights(live.load(m_2))
 
     restarted = make_live(base, dtype, four_bit=settings.four_bit)
     restarted.load(M_0)  # which is then in the way
-    m_2, _ = settings(restarted, m_1, EXAMPLES, tmp_path / "again", 1, nothing)
+    m_2, _ = train(settings, restarted, tmp_path / "again", m_1, seed=1)
 
     assert_same(weights(restarted.load(m_2)), from_memory)
     assert differ(from_memory, first)
@@ -481,7 +733,7 @@ def test_an_evolving_start_goes_on_alike_from_memory_and_from_disk(base: str, tm
 
 def test_weights_are_trained_in_32_bits_where_the_model_is_sampled_in_16(base: str, tmp_path: Path):
     live = make_live(base, torch.bfloat16)
-    model, _ = make("full", learning_rate=1e-5)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(make("full", learning_rate=1e-5), live, tmp_path / "1")
     saved, start = load_file(tmp_path / "1" / "model.safetensors"), load_file(f"{base}/model.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.float32}
     moved = {name for name in saved if differ({"": saved[name]}, {"": start[name]})}
@@ -493,7 +745,7 @@ def test_weights_are_trained_in_32_bits_where_the_model_is_sampled_in_16(base: s
 
 def test_training_in_16_bits_computes_in_16_bits(base: str, tmp_path: Path):
     of_32, of_16 = (
-        make("full", batch_size=6)(make_live(base, dtype), M_0, EXAMPLES, tmp_path / str(dtype), 0, nothing)[1].loss
+        train(make("full", batch_size=6), make_live(base, dtype), tmp_path / str(dtype))[1].loss
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert 1e-5 < abs(of_32 - of_16) / of_32 < 2e-2
@@ -503,7 +755,7 @@ def test_training_in_16_bits_computes_in_16_bits(base: str, tmp_path: Path):
 def test_after_training_the_network_in_memory_is_as_if_read_again(base: str, tmp_path: Path, method: str):
     settings = make(method)
     live, other = (make_live(base, torch.bfloat16, four_bit=settings.four_bit) for _ in range(2))
-    model, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(settings, live, tmp_path / "1")
     dtype = live.training_dtype if method == "full" else None
     network = live.load(model, dtype)
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -522,7 +774,7 @@ class Untrained(Lora):
     def train(
         self, network: Any, examples: Sequence[Example], live: LiveModel, seed: int, advance: Callable[[], None]
     ) -> Training:
-        return Training(0.0, 0, 0, 0)
+        return Training(0.0, 0, 0, 0, 0)
 
 
 def untrained(settings: Lora) -> Untrained:
@@ -537,7 +789,7 @@ each_adapter = pytest.mark.parametrize(
 @each_adapter
 def test_a_new_adapter_starts_as_the_function_of_m_0(base: str, tmp_path: Path, changes: dict[str, Any]):
     live = make_live(base)
-    model, _ = untrained(make("lora", **changes))(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(untrained(make("lora", **changes)), live, tmp_path / "1")
     assert isinstance(live.load(model), PeftModel)
     torch.testing.assert_close(logits(live.load(model)), logits(read(base)), rtol=0.0, atol=1e-10)
 
@@ -545,9 +797,9 @@ def test_a_new_adapter_starts_as_the_function_of_m_0(base: str, tmp_path: Path, 
 @each_adapter
 def test_an_evolving_start_goes_on_from_the_adapter(base: str, tmp_path: Path, changes: dict[str, Any]):
     live = make_live(base)
-    m_1, _ = make("lora", **changes)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    m_1, _ = train(make("lora", **changes), live, tmp_path / "1")
     expected = logits(live.load(m_1))
-    m_2, _ = untrained(make("lora", **changes))(live, m_1, EXAMPLES, tmp_path / "2", 1, nothing)
+    m_2, _ = train(untrained(make("lora", **changes)), live, tmp_path / "2", m_1, seed=1)
     assert_same(
         load_file(m_2.adapter / "adapter_model.safetensors"), load_file(tmp_path / "1/adapter_model.safetensors")
     )
@@ -556,8 +808,8 @@ def test_an_evolving_start_goes_on_from_the_adapter(base: str, tmp_path: Path, c
 
 def test_a_fixed_start_begins_a_new_adapter(base: str, tmp_path: Path):
     live = make_live(base)
-    make("lora")(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
-    model, _ = untrained(make("lora"))(live, M_0, EXAMPLES, tmp_path / "2", 1, nothing)
+    train(make("lora"), live, tmp_path / "1")
+    model, _ = train(untrained(make("lora")), live, tmp_path / "2", seed=1)
     adapter = load_file(tmp_path / "2" / "adapter_model.safetensors")
     assert all(value.count_nonzero() == 0 for name, value in adapter.items() if "lora_B" in name)
     assert list(live.load(model).peft_config) == ["default"]
@@ -566,8 +818,8 @@ def test_a_fixed_start_begins_a_new_adapter(base: str, tmp_path: Path):
 @each_adapter
 def test_the_base_weights_never_change_and_no_adapter_is_merged(base: str, tmp_path: Path, changes: dict[str, Any]):
     live, settings = make_live(base), make("lora", **changes)
-    m_1, _ = settings(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
-    m_2, _ = settings(live, m_1, EXAMPLES, tmp_path / "2", 1, nothing)
+    m_1, _ = train(settings, live, tmp_path / "1")
+    m_2, _ = train(settings, live, tmp_path / "2", m_1, seed=1)
     network = live.load(m_2)
     assert not any(module.merged for module in network.modules() if isinstance(module, LoraLayer))
     m_0 = weights(read(base))
@@ -583,7 +835,7 @@ def test_the_base_weights_never_change_and_no_adapter_is_merged(base: str, tmp_p
 
 def test_a_saved_adapter_reloads_as_it_is_in_memory(base: str, tmp_path: Path):
     live = make_live(base)
-    model, _ = make("lora", dropout=0.5)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(make("lora", dropout=0.5), live, tmp_path / "1")
     reloaded = PeftModel.from_pretrained(read(base), tmp_path / "1")
     torch.testing.assert_close(logits(reloaded), logits(live.load(model)), rtol=0.0, atol=1e-12)
 
@@ -592,7 +844,7 @@ def test_the_settings_of_an_adapter_arrive_in_its_file(base: str, tmp_path: Path
     settings = make(
         "lora", rank=3, alpha=5.0, dropout=0.25, target_modules=["q_proj", "up_proj"], dora=True, rslora=True
     )
-    untrained(settings)(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    train(untrained(settings), make_live(base), tmp_path / "1")
     saved = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
     names = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "task_type")
     assert [saved[name] for name in names] == [3, 5.0, 0.25, True, True, "CAUSAL_LM"]
@@ -601,14 +853,14 @@ def test_the_settings_of_an_adapter_arrive_in_its_file(base: str, tmp_path: Path
 
 @pytest.mark.parametrize("switch", ["dora", "rslora"])
 def test_dora_and_rslora_are_off_unless_asked_for(base: str, tmp_path: Path, switch: str):
-    untrained(make("lora", **{switch: True}))(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    train(untrained(make("lora", **{switch: True})), make_live(base), tmp_path / "1")
     saved = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
     assert {name for name in ("dora", "rslora") if saved[f"use_{name}"]} == {switch}
 
 
 def test_all_linear_adapts_every_projection_but_the_output_layer(base: str, tmp_path: Path):
     live = make_live(base)
-    model, _ = untrained(make("lora"))(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(untrained(make("lora")), live, tmp_path / "1")
     adapted = {
         name.split(".")[-1] for name, module in live.load(model).named_modules() if isinstance(module, LoraLayer)
     }
@@ -618,7 +870,7 @@ def test_all_linear_adapts_every_projection_but_the_output_layer(base: str, tmp_
 @pytest.mark.parametrize("target_modules", [["nope"], ["q_proj", "v_prj"], ["mlp"]])
 def test_target_modules_that_cannot_be_adapted_are_named(base: str, tmp_path: Path, target_modules: list[str]):
     with pytest.raises(ValueError, match=r"finetune\.target_modules=\[.*" + target_modules[-1]):
-        make("lora", target_modules=target_modules)(make_live(base), M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+        train(make("lora", target_modules=target_modules), make_live(base), tmp_path / "1")
 
 
 # QLoRA.
@@ -639,7 +891,7 @@ def test_m_0_of_qlora_is_the_model_in_nf4_in_sampling_too(base: str):
 def test_a_new_adapter_on_4_bits_starts_as_the_4_bit_m_0(base: str, tmp_path: Path):
     live = make_live(base, torch.float32, four_bit=True)
     expected = logits(live.load(M_0))
-    model, _ = untrained(make("qlora"))(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
+    model, _ = train(untrained(make("qlora")), live, tmp_path / "1")
     torch.testing.assert_close(logits(live.load(model)), expected, rtol=0.0, atol=1e-5)
 
 
@@ -647,9 +899,9 @@ def test_a_new_adapter_on_4_bits_starts_as_the_4_bit_m_0(base: str, tmp_path: Pa
 def test_qlora_trains_the_adapter_and_leaves_the_4_bit_weights(base: str, tmp_path: Path, dtype: torch.dtype):
     live = make_live(base, dtype, four_bit=True)
     before = weights(live.load(M_0))
-    first, _ = make("qlora", batch_size=6, learning_rate=0.2)(live, M_0, EXAMPLES, tmp_path / "1", 0, nothing)
-    _, training = make("qlora", batch_size=6)(live, first, EXAMPLES, tmp_path / "2", 0, nothing)
-    _, untouched = make("qlora", batch_size=6, learning_rate=1e-9)(live, M_0, EXAMPLES, tmp_path / "3", 0, nothing)
+    first, _ = train(make("qlora", batch_size=6, learning_rate=0.2), live, tmp_path / "1")
+    _, training = train(make("qlora", batch_size=6), live, tmp_path / "2", first)
+    _, untouched = train(make("qlora", batch_size=6, learning_rate=1e-9), live, tmp_path / "3")
     assert training.loss < untouched.loss
     assert_same(weights(live.load(M_0)), before)
     adapter = load_file(tmp_path / "2" / "adapter_model.safetensors")
@@ -662,7 +914,7 @@ def test_sampling_from_a_4_bit_model_leaves_its_training_as_it_was(base: str, tm
         live = make_live(base, torch.float32, four_bit=True)
         if sampled:
             logits(live.load(M_0))
-        make("qlora")(live, M_0, EXAMPLES, tmp_path / str(sampled), 0, nothing)
+        train(make("qlora"), live, tmp_path / str(sampled))
         adapters.append(load_file(tmp_path / str(sampled) / "adapter_model.safetensors"))
     assert_same(*adapters)
 
@@ -692,6 +944,8 @@ def test_4_bits_of_float64_are_refused_before_any_model_is_read():
         ("warmup_ratio", -0.1),
         ("weight_decay", -0.1),
         ("max_grad_norm", -1.0),
+        ("on_nonfinite", "skip"),
+        ("max_skipped_steps", -1),
         ("rank", 0),
         ("alpha", 0.0),
         ("dropout", 1.0),
@@ -712,7 +966,7 @@ def test_a_setting_out_of_range_is_named_with_its_value(name: str, value: object
     [
         {"epochs": 1, "batch_size": 1, "micro_batch_size": 1},
         {"batch_size": 6, "micro_batch_size": 3},
-        {"warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 0.0},
+        {"warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 0.0, "max_skipped_steps": 0},
         {"rank": 1, "dropout": 0.0, "target_modules": ["q_proj"]},
     ],
 )
@@ -733,8 +987,8 @@ def test_on_cuda_in_bfloat16_weights_are_trained_in_float32_on_that_device(base:
         network = live.load(M_0, live.training_dtype)
         seen.update((parameter.device, parameter.dtype) for parameter in network.parameters())
 
-    model, training = make("full", optimizer="adamw_torch", learning_rate=1e-5)(
-        live, M_0, EXAMPLES, tmp_path / "1", 0, look
+    model, training = train(
+        make("full", optimizer="adamw_torch", learning_rate=1e-5), live, tmp_path / "1", advance=look
     )
 
     assert seen == {(device, torch.float32)}
@@ -744,3 +998,14 @@ def test_on_cuda_in_bfloat16_weights_are_trained_in_float32_on_that_device(base:
     sampled = live.load(model)
     assert (sampled.device, sampled.dtype) == (device, torch.bfloat16)
     assert sampled.lm_head.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_in_float16_a_training_outlives_the_overflows_of_its_scaling(base: str, tmp_path: Path, method: str):
+    live = LiveModel(base, None, torch.device("cuda", 0), torch.float16, four_bit=False)
+    settings = make(method, optimizer="adamw_torch", learning_rate=1e-5, epochs=20, batch_size=6)
+    model, training = train(settings, live, tmp_path / "1")
+    assert math.isfinite(training.loss) and training.steps + training.skipped == 20
+    assert training.steps >= 4  # halved 16 times, the scale is 1
+    assert all(torch.isfinite(value).all() for value in weights(live.load(model)).values())

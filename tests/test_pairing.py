@@ -62,6 +62,19 @@ def test_indices_name_the_answers_of_a_pair(pairing: Pairing) -> None:
         assert pair.y2.text == f"y2 {pair.question.id} {pair.seen} {pair.k}"
 
 
+def test_a_pair_is_named_by_its_question_and_answers() -> None:
+    named = {pair.id for pair in scored(2, 3, own)}
+    assert named == {f"{question}, answer {i}, correction {k}" for question in "ab" for i in (0, 1) for k in (0, 1, 2)}
+    crosswise = [pair.id for pair in scored(2, 3, crossed)]
+    assert len(set(crosswise)) == len(crosswise) == 24
+    assert set(crosswise) - named == {
+        f"{question}, answer {i}, correction {k} of answer {1 - i}"
+        for question in "ab"
+        for i in (0, 1)
+        for k in range(3)
+    }
+
+
 @given(n_init=st.integers(1, 5), n_corr=st.integers(1, 5))
 def test_crossed_contains_own_and_is_n_init_times_as_large(n_init: int, n_corr: int) -> None:
     owned, all_pairs = scored(n_init, n_corr, own), scored(n_init, n_corr, crossed)

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from stasc.console import Console
 from stasc.experiment import Experiment, run
+from stasc.finetune import NonFiniteError
 from stasc.model import LiveModel
 from stasc.run import CONF, build_experiment
 
@@ -181,18 +182,24 @@ def test_crossed_pairing_pairs_every_correction_with_every_initial_answer(tmp_pa
     assert summary["iterations"][1]["train"]["pairs"] == 3 * 2 * 2 * 2
 
 
-def test_nothing_kept_keeps_the_model_says_so_and_stops(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("option", "hint"), [("strict", ", or try filter=lenient"), ("lenient", "")])
+def test_nothing_kept_keeps_the_model_says_so_and_stops(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, option: str, hint: str
+) -> None:
     (tmp_path / "run").mkdir()
-    summary = run(experiment("iterations=3"), tmp_path / "run", "group", Console())
+    summary = run(experiment("iterations=3", f"filter={option}"), tmp_path / "run", "group", Console())
     assert summary["status"] == "stopped_empty"
     assert len(summary["iterations"]) == 2
-    assert "kept 0 of 12 pairs" in caplog.text
-    assert "filter=lenient" in caplog.text
+    assert (
+        f"iteration 1: filter={option} kept 0 of 12 pairs (mean r1 0.00, r2 0.00), nothing to train on; "
+        f"raise sampling.n_corr or dataset.n_train{hint}"
+    ) in [record.getMessage() for record in caplog.records]
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
 def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"finetune\.learning_rate"):
+    pair = r"countries/\w+/\w+, answer [01], correction [01]"
+    with pytest.raises(NonFiniteError, match=rf"at step \d+, on {pair}: lower finetune\.learning_rate"):
         run_tiny(tmp_path / "run", "finetune.learning_rate=1e30", "finetune.batch_size=1", "finetune.epochs=4")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 

@@ -432,7 +432,7 @@ def test_a_gguf_file_without_all_weights_is_refused(llama: LlamaForCausalLM, tmp
     """One part of several, say. Transformers would fill the rest with random numbers."""
     missing = "model.layers.1.self_attn.q_proj.weight"
     path = write_gguf(tmp_path / "part.gguf", llama, without=[missing])
-    with pytest.raises(ValueError, match=rf"model\.path: part\.gguf lacks 1 weights.*{missing}"):
+    with pytest.raises(ValueError, match=rf"model\.path: part\.gguf lacks 1 of its weights.*{missing}"):
         sources.fetch(str(path), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
+
+from stasc.records import Advance
 
 REPORT_EVERY_S = 30.0  # without a terminal, a long stage reports at most this often
 SPEED_WINDOW_S = 300.0  # the estimate rests on the last five minutes: answers come in large batches
@@ -28,10 +30,6 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
-
-
-class Advance(Protocol):
-    def __call__(self, k: int = 1) -> None: ...
 
 
 class Ended(NamedTuple):

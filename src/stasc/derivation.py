@@ -20,7 +20,7 @@ from stasc import fsx
 from stasc.engine import Request, Row
 from stasc.keys import Description, Recipes
 from stasc.model import Model
-from stasc.records import Answer, Keyed, Pair, Split
+from stasc.records import Advance, Answer, Keyed, Pair, Split
 from stasc.stages import Stages
 from stasc.store import Artifact, Store, digest
 from stasc.tracking import redact
@@ -32,7 +32,7 @@ LABELS = {"initial": "initial answers", "correction": "corrections"}
 class Progress(Protocol):
     """Shows how far a stage is."""
 
-    def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]: ...
+    def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]: ...
 
 
 class Step(NamedTuple):
@@ -152,7 +152,7 @@ class Derivation:
         def train(work: Path) -> None:
             shutil.rmtree(work / "weights", ignore_errors=True)  # of a try that was interrupted
             with self._progress("fine-tuning", self._stages.steps(kept), "steps") as advance:
-                model, training = self._stages.finetune(start, kept, n, work / "weights", lambda: advance(1))
+                model, training = self._stages.finetune(start, kept, n, work / "weights", advance)
             self._stages.live.moved(model, made)
             fsx.write(work / "training.json", json.dumps(asdict(training)).encode())
 

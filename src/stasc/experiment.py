@@ -18,13 +18,13 @@ from stasc.algorithm import Init, stasc
 from stasc.console import Console
 from stasc.engine.hf import HF
 from stasc.explain import Watch
-from stasc.finetune import Full, Lora
+from stasc.finetune import Full, Lora, NonFiniteError
 from stasc.folder import RunFolder, earlier
 from stasc.leases import Lease
 from stasc.model import M_0, LiveModel, Model, ModelConfig, load_chat, resolve_device, resolve_dtype
 from stasc.pairing import Pairing, Reward
 from stasc.prompt import Prompt
-from stasc.records import Iteration, Split
+from stasc.records import Advance, Iteration, Split
 from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
 from stasc.store import Store, digest
 from stasc.tracking import Journal, Off, RunInfo, Wandb, redact
@@ -224,7 +224,10 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
             folder.end("interrupted", "KeyboardInterrupt")
             raise
         except BaseException as error:
-            folder.end("failed", f"{type(error).__name__}: {error}")
+            folder.end(
+                "failed_nonfinite" if isinstance(error, NonFiniteError) else "failed",
+                f"{type(error).__name__}: {error}",
+            )
             traceback.clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it what they hold
             raise
         finally:
@@ -300,7 +303,7 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
     experiment = prepared.experiment
     watch = Watch(store, folder, experiment.store.explain)
 
-    def progress(label: str, total: int, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+    def progress(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
         return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
 
     steps = Derivation(_stages(prepared), replace(store, watch=watch), prepared.recipes, experiment.keep, progress)
@@ -317,11 +320,11 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
 
 
 def _nothing_kept(experiment: Experiment, entry: dict[str, Any]) -> str:
-    train = entry["train"]
+    train, option = entry["train"], type(experiment.keep).__name__.lower()
     return (
-        f"iteration {entry['n']}: filter {type(experiment.keep).__name__.lower()} kept 0 of {train['pairs']} pairs "
+        f"iteration {entry['n']}: filter={option} kept 0 of {train['pairs']} pairs "
         f"(mean r1 {train['init_reward']:.2f}, r2 {train['corr_reward']:.2f}), nothing to train on; "
-        "raise sampling.n_corr or dataset.n_train, or try filter=lenient"
+        "raise sampling.n_corr or dataset.n_train" + (", or try filter=lenient" if option == "strict" else "")
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stasc.check import expect, expect_correct_at
+
 
 @dataclass(frozen=True)
 class Strict:
@@ -29,7 +31,7 @@ class Lenient:
 
     def __post_init__(self) -> None:
         _check_margin(self.margin)
-        _check_correct_at(self.correct_at)
+        expect_correct_at("filter.correct_at", self.correct_at)
 
     def __call__(self, r1: float, r2: float) -> bool:
         return r2 - r1 > self.margin or (r1 >= self.correct_at and r2 >= r1)
@@ -47,17 +49,11 @@ class Maintaining:
     correct_at: float  # the reward from which an answer counts as right, 0..1
 
     def __post_init__(self) -> None:
-        _check_correct_at(self.correct_at)
+        expect_correct_at("filter.correct_at", self.correct_at)
 
     def __call__(self, r1: float, r2: float) -> bool:
         return r1 >= self.correct_at and r2 >= self.correct_at
 
 
 def _check_margin(margin: float) -> None:
-    if not 0 <= margin < 1:
-        raise ValueError(f"filter.margin={margin}: expected 0 <= margin < 1, as rewards lie in [0, 1]")
-
-
-def _check_correct_at(correct_at: float) -> None:
-    if not 0 < correct_at <= 1:
-        raise ValueError(f"filter.correct_at={correct_at}: expected 0 < correct_at <= 1, as rewards lie in [0, 1]")
+    expect("filter.margin", margin, 0 <= margin < 1, "0 <= margin < 1, as rewards lie in [0, 1]")

@@ -9,14 +9,14 @@ Shapes: B examples, T tokens, C trained positions.
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
+from stasc.check import expect
 from stasc.model import LiveModel, Model
+from stasc.records import Advance
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,6 +35,7 @@ _OPTIMIZERS = (
     "adafactor",
     "sgd",
 )
+_ON_NONFINITE = ("abort", "skip_step")
 _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
@@ -42,18 +43,27 @@ _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 class Example:
     """Token ids of a conversation up to the correction, and of the correction, which is what is trained."""
 
+    id: str  # names it in messages
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a fine-tuning did: mean loss per trained token, optimizer steps, trained tokens, examples."""
+    """What a fine-tuning did: mean loss per trained token, optimizer steps, trained tokens, examples.
+
+    Neither loss nor steps nor tokens count what was `skipped`: steps whose loss or gradient was not finite.
+    """
 
     loss: float
     steps: int
     tokens: int
     examples: int
+    skipped: int
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or a gradient is not a finite number: the optimizer was kept from taking that step."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class Optimization:
     weight_decay: float
     max_grad_norm: float
     gradient_checkpointing: bool
+    on_nonfinite: str
+    max_skipped_steps: int
 
     four_bit: ClassVar[bool] = False
 
@@ -79,26 +91,31 @@ class Optimization:
         return self.four_bit or self.optimizer.endswith("8bit") or self.optimizer.startswith("paged")
 
     def __post_init__(self) -> None:
-        _expect("learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
-        _expect("epochs", self.epochs, self.epochs >= 1, "at least 1")
-        _expect("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        expect("finetune.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
+        expect("finetune.epochs", self.epochs, self.epochs >= 1, "at least 1")
+        expect("finetune.batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
         divides = self.micro_batch_size is None or (
             self.micro_batch_size >= 1 and self.batch_size % self.micro_batch_size == 0
         )
-        _expect("micro_batch_size", self.micro_batch_size, divides, f"null or a divisor of {self.batch_size}")
-        _expect("optimizer", self.optimizer, self.optimizer in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}")
-        _expect("schedule", self.schedule, self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
-        _expect("warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "0 <= ratio < 1")
+        expect("finetune.micro_batch_size", self.micro_batch_size, divides, f"null or a divisor of {self.batch_size}")
+        expect("finetune.optimizer", self.optimizer, self.optimizer in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}")
+        expect("finetune.schedule", self.schedule, self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
+        expect("finetune.warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "0 <= ratio < 1")
         warms_up = self.schedule != "constant" or not self.warmup_ratio
-        _expect("warmup_ratio", self.warmup_ratio, warms_up, "0, or finetune.schedule=constant_with_warmup")
-        _expect("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        _expect("max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0, "at least 0 (0: no clipping)")
+        expect("finetune.warmup_ratio", self.warmup_ratio, warms_up, "0, or finetune.schedule=constant_with_warmup")
+        expect("finetune.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        expect("finetune.max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0, "at least 0 (0: no clipping)")
+        known = self.on_nonfinite in _ON_NONFINITE
+        expect("finetune.on_nonfinite", self.on_nonfinite, known, f"one of {', '.join(_ON_NONFINITE)}")
+        expect("finetune.max_skipped_steps", self.max_skipped_steps, self.max_skipped_steps >= 0, "at least 0")
 
     def train(
-        self, network: Network, examples: Sequence[Example], live: LiveModel, seed: int, advance: Callable[[], None]
+        self, network: Network, examples: Sequence[Example], live: LiveModel, seed: int, advance: Advance
     ) -> Training:
-        """Trains `network` in place."""
-        return _train(network, examples, self, live, seed, advance)
+        """Trains `network` in place. Raises: NonFiniteError, by `on_nonfinite`."""
+        from stasc import trainer
+
+        return trainer.train(network, examples, self, live, seed, advance)
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ class Full(Optimization):
         examples: Sequence[Example],
         folder: Path,
         seed: int,
-        advance: Callable[[], None],
+        advance: Advance,
     ) -> tuple[Model, Training]:
         """Fine-tunes `start` and writes the result to `folder`."""
         network = live.load(start, live.training_dtype)
@@ -143,10 +160,11 @@ class Lora(Optimization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _expect("rank", self.rank, self.rank >= 1, "at least 1")
-        _expect("alpha", self.alpha, self.alpha > 0, "above 0")
-        _expect("dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
-        _expect("target_modules", self.target_modules, bool(self.target_modules), "[all-linear] or names of modules")
+        expect("finetune.rank", self.rank, self.rank >= 1, "at least 1")
+        expect("finetune.alpha", self.alpha, self.alpha > 0, "above 0")
+        expect("finetune.dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
+        named = bool(self.target_modules)
+        expect("finetune.target_modules", self.target_modules, named, "[all-linear] or names of modules")
 
     def __call__(
         self,
@@ -155,7 +173,7 @@ class Lora(Optimization):
         examples: Sequence[Example],
         folder: Path,
         seed: int,
-        advance: Callable[[], None],
+        advance: Advance,
     ) -> tuple[Model, Training]:
         """Fine-tunes an adapter of `start` and writes it to `folder`."""
         network = live.load(start)
@@ -212,23 +230,18 @@ class QLora(Lora):
     four_bit: ClassVar[bool] = True
 
 
-def _expect(name: str, value: object, ok: bool, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"finetune.{name}={value}: expected {expected}")
-
-
 def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     """A batch whose completions end at the same column, so that the last positions are the ones to compute logits for.
 
     Returns: `input_ids`, `attention_mask`, `position_ids` (B, T), padded on the left; `labels` (B, C), the last C
         columns of the input: the completion's ids, IGNORE elsewhere and always in the first column.
-    Raises: ValueError if an example has no token to train on, or no prompt, naming its place in the batch.
+    Raises: ValueError if an example has no token to train on, or no prompt, naming it.
     """
     import torch
 
-    for row, example in enumerate(examples):
+    for example in examples:
         if not example.completion or not example.prompt:
-            raise ValueError(f"example {row} has no token to train on: its correction or its prompt is empty")
+            raise ValueError(f"{example.id}: no token to train on, its correction or its prompt is empty")
     whole = [example.prompt + example.completion for example in examples]
     width = max(len(ids) for ids in whole)
     trained = 1 + max(len(example.completion) for example in examples)
@@ -257,92 +270,6 @@ def loss_sum(network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     logits = logits_BCV[:, :-1][next_BC != IGNORE]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return functional.cross_entropy(logits, next_BC[next_BC != IGNORE], reduction="sum")
-
-
-def _train(
-    network: Network,
-    examples: Sequence[Example],
-    settings: Optimization,
-    live: LiveModel,
-    seed: int,
-    advance: Callable[[], None],
-) -> Training:
-    import torch
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    class Arguments(TrainingArguments):
-        @cached_property
-        def _setup_devices(self) -> torch.device:
-            """The run's device alone, where the Trainer would spread over all that it sees."""
-            super()._setup_devices  # noqa: B018 - a property whose work is wanted
-            if device.type == "cuda":
-                self._n_gpu = 1
-                torch.cuda.set_device(device)
-            return device
-
-    class CompletionTrainer(Trainer):
-        def compute_loss(
-            self,
-            model: nn.Module,
-            inputs: dict[str, Any],
-            return_outputs: bool = False,
-            num_items_in_batch: Tensor | int | None = None,
-        ) -> Tensor:
-            assert num_items_in_batch is not None  # the trained tokens of all micro-batches of this step
-            summed = loss_sum(model, inputs)
-            sums.append(summed.detach().double())
-            loss = summed / num_items_in_batch
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {self.state.global_step + 1}: "
-                    f"lower finetune.learning_rate ({settings.learning_rate}) or set model.dtype=float32"
-                )
-            return loss
-
-    class Advance(TrainerCallback):
-        def on_step_end(self, *args: object, **kwargs: object) -> None:
-            advance()
-
-    device = live.device  # the classes above must not hold the model
-    sums: list[Tensor] = []  # of the loss, by micro-batch
-    micro = settings.micro_batch_size or settings.batch_size
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = Arguments(
-            output_dir=scratch,
-            seed=seed,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=settings.batch_size // micro,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type=settings.schedule,
-            warmup_steps=settings.warmup_ratio,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-            optim=settings.optimizer,
-            activation_checkpointing=settings.gradient_checkpointing,
-            activation_checkpointing_kwargs={"use_reentrant": False},
-            bf16=live.dtype == torch.bfloat16,
-            fp16=live.dtype == torch.float16,
-            use_cpu=live.device.type == "cpu",
-            dataloader_pin_memory=live.device.type == "cuda",
-            use_cache=getattr(network.config, "use_cache", True),  # it is written to the model's configuration
-            remove_unused_columns=False,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        trainer = CompletionTrainer(
-            model=network, args=arguments, train_dataset=list(examples), data_collator=collate, callbacks=[Advance()]
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.model_accepts_loss_kwargs = True  # so that it counts them
-        output = trainer.train()
-        trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
-    if settings.gradient_checkpointing:
-        network.activation_checkpointing_disable()
-    tokens = settings.epochs * sum(len(example.completion) for example in examples)
-    return Training(torch.stack(sums).sum().item() / tokens, output.global_step, tokens, len(examples))
 
 
 def steps(settings: Optimization, examples: int) -> int:

@@ -56,7 +56,14 @@ DECIDING: dict[str, tuple[str, ...]] = {
             f"finetune.{name}"
             for name in (
                 *("_target_", "learning_rate", "epochs", "batch_size", "micro_batch_size", "optimizer", "schedule"),
-                *("warmup_ratio", "weight_decay", "max_grad_norm", "gradient_checkpointing"),
+                *(
+                    "warmup_ratio",
+                    "weight_decay",
+                    "max_grad_norm",
+                    "gradient_checkpointing",
+                    "on_nonfinite",
+                    "max_skipped_steps",
+                ),
                 *("rank", "alpha", "dropout", "target_modules", "dora", "rslora"),
             )
         ),
@@ -135,7 +142,7 @@ class Recipes:
             "finetune": self._part("finetune"),
             "template": self.template,
             "numerics": self.numerics,
-            "code": code("stasc.stages", "stasc.model", "stasc.chat", "stasc.prompt"),
+            "code": code("stasc.stages", "stasc.trainer", "stasc.model", "stasc.chat", "stasc.prompt"),
         }
 
     def _sampled(self, model: str, split: Split, n: int, samples: int) -> Description:

@@ -194,11 +194,7 @@ class LiveModel:
             output_loading_info=True,
         )
         network, report = loaded
-        if report["missing_keys"]:  # which transformers has filled with random numbers
-            raise ValueError(
-                f"the model at {weights or self.base} lacks {len(report['missing_keys'])} of its weights, e.g. "
-                f"{min(report['missing_keys'])}: set model.path to a whole one"
-            )
+        sources.check_whole(weights or self.base, report["missing_keys"])
         for module in network.modules():
             # On a CPU with AVX-512 BF16, bitsandbytes would repack the weights when first sampled from: rounded once
             # more, for good, and without a gradient, so that what is trained afterwards would learn noise.

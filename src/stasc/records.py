@@ -1,10 +1,10 @@
-"""What crosses modules: questions, answers, pairs of answers, and what an iteration leaves behind."""
+"""What crosses modules: questions, answers, pairs of answers, what an iteration leaves behind, and progress."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Model = TypeVar("Model")
 T = TypeVar("T")
@@ -16,6 +16,12 @@ class Keyed(list[T]):
     def __init__(self, key: str, items: Iterable[T]) -> None:
         super().__init__(items)
         self.key = key
+
+
+class Advance(Protocol):
+    """Is told that `k` more units of a stage's work are done."""
+
+    def __call__(self, k: int = 1, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,12 @@ class Pair:
     y2: Answer
     r1: float
     r2: float
+
+    @property
+    def id(self) -> str:
+        """Names the pair in messages."""
+        of_another = f" of answer {self.seen}" if self.seen != self.i else ""
+        return f"{self.question.id}, answer {self.i}, correction {self.k}{of_another}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stasc.check import expect, expect_correct_at
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -15,10 +17,10 @@ class Loop:
     correct_at: float
 
     def __post_init__(self) -> None:
-        _expect("seed", self.seed, self.seed >= 0, "at least 0")
-        _expect("iterations", self.iterations, self.iterations >= 0, "at least 0 (0: evaluate M_0 only)")
-        _expect("patience", self.patience, self.patience >= 1, "at least 1")
-        _expect("correct_at", self.correct_at, 0 < self.correct_at <= 1, "0 < correct_at <= 1, rewards lie in [0, 1]")
+        expect("seed", self.seed, self.seed >= 0, "at least 0")
+        expect("iterations", self.iterations, self.iterations >= 0, "at least 0 (0: evaluate M_0 only)")
+        expect("patience", self.patience, self.patience >= 1, "at least 1")
+        expect_correct_at("correct_at", self.correct_at)
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Sampling:
     max_new_tokens: int
 
     def __post_init__(self) -> None:
-        _expect("sampling.n_init", self.n_init, self.n_init >= 1, "at least 1")
-        _expect("sampling.n_corr", self.n_corr, self.n_corr >= 1, "at least 1")
+        expect("sampling.n_init", self.n_init, self.n_init >= 1, "at least 1")
+        expect("sampling.n_corr", self.n_corr, self.n_corr >= 1, "at least 1")
         _check_decoding("sampling", self.temperature, self.top_p, self.max_new_tokens)
 
 
@@ -48,9 +50,9 @@ class Evaluation:
     batch: int | None
 
     def __post_init__(self) -> None:
-        _expect("evaluation.split", self.split, self.split in ("test", "validation"), "test or validation")
+        expect("evaluation.split", self.split, self.split in ("test", "validation"), "test or validation")
         _check_decoding("evaluation", self.temperature, self.top_p, self.max_new_tokens)
-        _expect("evaluation.batch", self.batch, self.batch is None or self.batch >= 1, "null or at least 1")
+        expect("evaluation.batch", self.batch, self.batch is None or self.batch >= 1, "null or at least 1")
 
     def sampling(self, train: Sampling) -> Sampling:
         """The sampling settings of an evaluation, given those of training."""
@@ -73,17 +75,12 @@ class StoreConfig:
     explain: bool
 
     def __post_init__(self) -> None:
-        _expect("store.keep_models", self.keep_models, self.keep_models in ("last", "all"), "last or all")
-        _expect("store.resume", self.resume, self.resume in ("auto", "must", "never"), "auto, must or never")
-        _expect("store.dir", self.dir, bool(self.dir.strip()), "a folder")
+        expect("store.keep_models", self.keep_models, self.keep_models in ("last", "all"), "last or all")
+        expect("store.resume", self.resume, self.resume in ("auto", "must", "never"), "auto, must or never")
+        expect("store.dir", self.dir, bool(self.dir.strip()), "a folder")
 
 
 def _check_decoding(group: str, temperature: float | None, top_p: float | None, max_new_tokens: int | None) -> None:
-    _expect(f"{group}.temperature", temperature, temperature is None or temperature >= 0, "at least 0 (0: greedy)")
-    _expect(f"{group}.top_p", top_p, top_p is None or 0 < top_p <= 1, "0 < top_p <= 1")
-    _expect(f"{group}.max_new_tokens", max_new_tokens, max_new_tokens is None or max_new_tokens >= 1, "at least 1")
-
-
-def _expect(name: str, value: object, ok: bool, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"{name}={value}: expected {expected}")
+    expect(f"{group}.temperature", temperature, temperature is None or temperature >= 0, "at least 0 (0: greedy)")
+    expect(f"{group}.top_p", top_p, top_p is None or 0 < top_p <= 1, "0 < top_p <= 1")
+    expect(f"{group}.max_new_tokens", max_new_tokens, max_new_tokens is None or max_new_tokens >= 1, "at least 1")

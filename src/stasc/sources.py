@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,14 +141,19 @@ def dequantise(gguf: Path, folder: Path) -> None:
             f"model.path: {gguf.name} is not a GGUF file that can be read, or not all of one: {error}"
         ) from error
     model, report = loaded
-    if report["missing_keys"]:  # which transformers has filled with random numbers
-        raise ValueError(
-            f"model.path: {gguf.name} lacks {len(report['missing_keys'])} weights of its model, e.g. "
-            f"{min(report['missing_keys'])}: expected a GGUF file that is whole, not one of several parts"
-        )
+    check_whole(gguf.name, report["missing_keys"])
     model.config.name_or_path = gguf.name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def check_whole(source: Path | str, missing: Collection[str]) -> None:
+    """Raises: ValueError if a model lacks weights, which transformers has then filled with random numbers."""
+    if missing:
+        raise ValueError(
+            f"model.path: {source} lacks {len(missing)} of its weights, e.g. {min(missing)}: "
+            "expected a whole model, not one of several parts"
+        )
 
 
 def _tiny(seed: int, folder: Path) -> None:

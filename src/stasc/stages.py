@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from stasc.engine.hf import HF
 from stasc.finetune import Example, Full, Lora, Training, steps
 from stasc.model import LiveModel, Model
 from stasc.prompt import Message, Prompt
-from stasc.records import Answer, Pair, Question, Split
+from stasc.records import Advance, Answer, Pair, Question, Split
 from stasc.settings import Sampling
 
 
@@ -67,7 +67,7 @@ class Stages:
         split: Split,
         requests: Sequence[Request],
         batch: Sequence[Row],
-        advance: Callable[[int], None],
+        advance: Advance,
     ) -> list[Answer]:
         """The answer of each row of a batch."""
         sampling = self.sampling[split.name]
@@ -83,7 +83,7 @@ class Stages:
         return pairing.score(split, y1, y2, self.reward, self.pairing)
 
     def finetune(
-        self, start: Model, kept: Sequence[Pair], n: int, folder: Path, advance: Callable[[], None]
+        self, start: Model, kept: Sequence[Pair], n: int, folder: Path, advance: Advance
     ) -> tuple[Model, Training]:
         """M_n, `start` trained on the kept corrections and written to `folder`."""
         examples = [self.example(pair) for pair in kept]
@@ -99,8 +99,8 @@ class Stages:
         conversation = self.prompt.ask_to_correct(pair.question.text, pair.y1.text)
         completion = self.chat.completion(conversation, pair.y2.text, ended=not pair.y2.truncated)
         if not completion:
-            raise ValueError(f"question {pair.question.id}: its correction {pair.y2.text!r} has no token to train on")
-        return Example(self.chat.prompt(conversation), completion)
+            raise ValueError(f"{pair.id}: {pair.y2.text!r} has no token to train on")
+        return Example(pair.id, self.chat.prompt(conversation), completion)
 
     def _request(self, conversation: Sequence[Message], keys: Sequence[int]) -> Request:
         return Request(self.chat.prompt(conversation), tuple(keys))

@@ -9,7 +9,7 @@ K candidates, R rows of a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from stasc.engine import Completion, Decoding, noise
+from stasc.records import Advance
 
 if TYPE_CHECKING:
     from stasc.model import Network
@@ -30,7 +31,7 @@ def sample_batch(
     prompts: Sequence[tuple[int, ...]],
     keys: Sequence[int],
     decoding: Decoding,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> list[Completion]:
     """One completion per row, for its prompt and noise key."""
     device = model.device

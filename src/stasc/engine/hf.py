@@ -5,11 +5,12 @@ Prompts are sorted by length and sampled in batches. Noise comes from `noise.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stasc.engine import Completion, Decoding, Request, Row
+from stasc.records import Advance
 
 if TYPE_CHECKING:
     from stasc.model import Network
@@ -30,7 +31,7 @@ class HF:
         model: Network,
         requests: Sequence[Request],
         decoding: Decoding,
-        advance: Callable[[int], None] = lambda rows: None,
+        advance: Advance = lambda k=1: None,
     ) -> list[list[Completion]]:
         """Completions of each request, one per key, in order. `advance` is told how many rows have ended.
 
@@ -53,7 +54,7 @@ class HF:
         requests: Sequence[Request],
         batch: Sequence[Row],
         decoding: Decoding,
-        advance: Callable[[int], None] = lambda rows: None,
+        advance: Advance = lambda k=1, /: None,
     ) -> list[Completion]:
         """The completion of each row of a batch.
 

@@ -1,0 +1,14 @@
+"""Settings out of their range are refused where the part is built, by their name on the command line."""
+
+from __future__ import annotations
+
+
+def expect(name: str, value: object, ok: bool, expected: str) -> None:
+    """Raises: ValueError unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name}={value}: expected {expected}")
+
+
+def expect_correct_at(name: str, correct_at: float) -> None:
+    """The reward from which an answer counts as right: of 0, all would."""
+    expect(name, correct_at, 0 < correct_at <= 1, "0 < correct_at <= 1, as rewards lie in [0, 1]")

@@ -1,0 +1,183 @@
+"""One fine-tuning, by the Trainer of `transformers`. Ours are the loss, the check of each step, and the one device."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from stasc.finetune import Example, NonFiniteError, Optimization, Training, collate, loss_sum
+from stasc.records import Advance
+
+if TYPE_CHECKING:
+    from stasc.model import LiveModel, Network
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    network: Network,
+    examples: Sequence[Example],
+    settings: Optimization,
+    live: LiveModel,
+    seed: int,
+    advance: Advance,
+) -> Training:
+    """Trains `network` in place. Raises: NonFiniteError, before the step that it is about."""
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = CompletionTrainer(
+            settings,
+            model=network,
+            args=_arguments(settings, live, seed, scratch, network),
+            train_dataset=list(examples),
+            data_collator=lambda batch: {**collate(batch), "examples": list(batch)},
+            callbacks=[Told(advance)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.model_accepts_loss_kwargs = True  # so that it counts them
+        trainer.train()
+        trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+    if settings.gradient_checkpointing:
+        network.activation_checkpointing_disable()
+    return trainer.result(len(examples))
+
+
+@dataclass
+class Arguments(TrainingArguments):
+    """The run's device alone, where the Trainer would spread over all that it sees."""
+
+    run_device: str = "cpu"
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        super()._setup_devices  # noqa: B018 - a property whose work is wanted
+        device = torch.device(self.run_device)
+        if device.type == "cuda":
+            self._n_gpu = 1
+            torch.cuda.set_device(device)
+        return device
+
+
+def _arguments(settings: Optimization, live: LiveModel, seed: int, scratch: str, network: Network) -> Arguments:
+    micro = settings.micro_batch_size or settings.batch_size
+    return Arguments(
+        run_device=str(live.device),
+        output_dir=scratch,
+        seed=seed,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.batch_size // micro,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim=settings.optimizer,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        bf16=live.dtype == torch.bfloat16,
+        fp16=live.dtype == torch.float16,
+        use_cpu=live.device.type == "cpu",
+        dataloader_pin_memory=live.device.type == "cuda",
+        use_cache=getattr(network.config, "use_cache", True),  # it is written to the model's configuration
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+class CompletionTrainer(Trainer):
+    """Trains on the mean loss per trained token of a step, over all its micro-batches, where that is finite."""
+
+    def __init__(self, settings: Optimization, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.settings = settings
+        self.sums: list[Tensor] = []  # of the loss, by micro-batch of the steps that were taken
+        self.steps = self.tokens = 0  # of these
+        self.skipped = self.overflows = 0  # the others: by our own policy, and by the scaling that float16 needs
+        self._micro_batches: list[tuple[Tensor, list[Example]]] = []  # of the step at hand, with their summed loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        assert num_items_in_batch is not None  # the trained tokens of all micro-batches of this step
+        summed = loss_sum(model, inputs)
+        self._micro_batches.append((summed.detach().double(), inputs["examples"]))
+        return summed / num_items_in_batch
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm before clipping. It is asked for once a step, right before the optimizer's turn."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        micro_batches, self._micro_batches = self._micro_batches, []
+        if self._may_step(micro_batches, float(norm)):
+            self.steps += 1
+            self.sums += [summed for summed, _ in micro_batches]
+            self.tokens += sum(len(example.completion) for _, examples in micro_batches for example in examples)
+        else:
+            model.zero_grad()  # an optimizer leaves alone what has no gradient
+        return norm
+
+    def _may_step(self, micro_batches: Sequence[tuple[Tensor, Sequence[Example]]], norm: float) -> bool:
+        """Whether loss and gradient are finite. A norm that overflows is not: Adam squares gradients as well.
+
+        Raises: NonFiniteError if they are not, and such a step is not to be skipped.
+        """
+        losses = torch.stack([summed for summed, _ in micro_batches]).tolist()
+        if all(map(math.isfinite, (*losses, norm))):
+            return True
+        wrong = [(loss, row) for loss, (_, row) in zip(losses, micro_batches, strict=True) if not math.isfinite(loss)]
+        scaler = self.accelerator.scaler
+        if not wrong and scaler is not None and scaler.get_scale() > 1:
+            self.overflows += 1  # the scaler's own business: it skips the step, and tries a smaller scale
+            return False
+        what = f"the loss is {wrong[0][0]}" if wrong else f"the norm of the gradient is {norm}"
+        rows = [row for _, row in wrong] or [row for _, row in micro_batches]
+        ids = "; ".join(example.id for row in rows for example in row)
+        self._skip(f"{what} at step {self.state.global_step + 1}, on {ids}")
+        return False
+
+    def _skip(self, fault: str) -> None:
+        bound = self.settings.max_skipped_steps
+        if self.settings.on_nonfinite == "abort":
+            raise NonFiniteError(
+                f"{fault}: {self._advice()}, or leave such steps out with finetune.on_nonfinite=skip_step"
+            )
+        if self.skipped == bound:
+            raise NonFiniteError(
+                f"{fault}, with {bound} steps skipped before: {self._advice()}, or raise finetune.max_skipped_steps"
+            )
+        self.skipped += 1
+        log.warning("%s: skipped", fault)
+
+    def _advice(self) -> str:
+        return f"lower finetune.learning_rate ({self.settings.learning_rate}) or set model.dtype=float32"
+
+    def result(self, examples: int) -> Training:
+        """What this training did. Raises: NonFiniteError if all its steps were skipped."""
+        skipped = self.skipped + self.overflows
+        assert self.steps + skipped == self.state.global_step  # each was looked at
+        if not self.steps:
+            raise NonFiniteError(f"none of {skipped} steps had a finite loss and gradient: {self._advice()}")
+        return Training(torch.stack(self.sums).sum().item() / self.tokens, self.steps, self.tokens, examples, skipped)
+
+
+class Told(TrainerCallback):
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    def on_step_end(self, *args: object, **kwargs: object) -> None:
+        self.advance()
