@@ -367,6 +367,27 @@ def test_a_question_file_runs_and_its_validation_questions_can_be_evaluated_on(t
     assert summary["iterations"][1]["test"]["questions"] == 5
 
 
+def test_rows_left_out_are_told_once_and_change_the_digest_of_the_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    settings = ["dataset=jsonl", f"dataset.path={file}", "dataset.n_validation=0", "dataset.id=id"]
+    rows = [json.dumps({"id": i, "question": f"What is {i} + {i}?", "answer": str(2 * i)}) for i in range(20)]
+    digests = []
+    for name, bad in (("whole", []), ("one", ["{}"]), ("two", ["{}", '{"id": 1}'])):
+        file.write_text("\n".join([*rows, *bad]))
+        caplog.clear()
+        run_tiny(tmp_path / name, *settings, "dataset.on_bad_row=skip", "iterations=0")
+        told = [record.message for record in caplog.records if "on_bad_row" in record.message]
+        assert len(told) == bool(bad)
+        if bad:
+            assert f"{len(bad)} bad rows are left out: {file}:21: no column 'question'" in told[0]
+        digests.append(lines(tmp_path / name / "journal.jsonl")[0]["data"])
+    assert len({tuple(digest.values()) for digest in digests}) == 3
+    with pytest.raises(ValueError, match=rf"{file}:21: no column 'question'"):
+        experiment(*settings)
+
+
 @pytest.mark.slow
 def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
     answer = stasc(tmp_path, "--multirun", *TINY, "model.path=/no/such/model,tiny:0", "sweep.name=two", "iterations=0")

@@ -83,7 +83,8 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
                 machine=provenance.machine(live.device),
                 commit=provenance.commit(),
                 data={
-                    split.name: provenance.data_digest(split.questions) for split in (experiment.train, experiment.test)
+                    split.name: provenance.data_digest(split.questions, split.skipped)
+                    for split in (experiment.train, experiment.test)
                 },
             )
             model = _iterate(experiment, _stages(experiment, chat, live, folder, console), folder, console)

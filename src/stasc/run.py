@@ -59,7 +59,7 @@ def _located(prefix: str, name: object) -> Any:
 
 def build_experiment(cfg: DictConfig) -> Experiment:
     """All parts of a run, built and checked against each other, and the questions. Loads no model."""
-    from stasc.dataset import check_disjoint
+    from stasc.dataset import check_disjoint, describe_skipped
     from stasc.experiment import Experiment
     from stasc.pairing import PAIRINGS
     from stasc.records import Split
@@ -73,8 +73,11 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     parts = {group: build(cfg, group) for group in ("init", "start", "finetune", "model", "prompt", "reward")}
     parts |= {"keep": build(cfg, "filter"), "engine": build(cfg, "engine"), "tracking": build(cfg, "tracking")}
     dataset = build(cfg, "dataset")
-    train = Split("train", tuple(dataset("train")))
-    test = Split(evaluation.split, tuple(dataset(evaluation.split)))
+    names = ("train", evaluation.split)
+    skipped = {name: dataset.skipped(name) if hasattr(dataset, "skipped") else {} for name in names}
+    train, test = (Split(name, tuple(dataset(name)), tuple(skipped[name])) for name in names)
+    if reasons := dict.fromkeys(reason for rows in skipped.values() for reason in rows.values()):
+        log.warning(describe_skipped(reasons))
     for split in (train, test):
         if not split.questions:
             raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
