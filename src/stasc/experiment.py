@@ -107,6 +107,7 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
 def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     """The tokenizer, and the model yet to be loaded, once device, dtype and chat template are known to be right."""
     from stasc.chat import read_template
+    from stasc.context import check_context, context_limit
 
     device = resolve_device(experiment.model.device)
     dtype = resolve_dtype(experiment.model.dtype, device)
@@ -124,9 +125,20 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     base = experiment.model.fetch()
     live = LiveModel(base, experiment.model.revision, device, dtype, four_bit=tune.four_bit)
     try:
-        return load_chat(experiment.model, base), live
+        chat = load_chat(experiment.model, base)
+        limit = context_limit(base, experiment.model.revision)
     except OSError as error:
         raise OSError(f"model.path={experiment.model.path}: {error}") from error
+    check_context(
+        limit,
+        chat,
+        experiment.prompt,
+        experiment.train,
+        experiment.test,
+        experiment.sampling,
+        experiment.evaluation,
+    )
+    return chat, live
 
 
 def _stages(experiment: Experiment, chat: Chat, live: LiveModel, folder: RunFolder, console: Console) -> Stages:
