@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from stasc.console import Console
 from stasc.experiment import Experiment, run
 from stasc.model import LiveModel
+from stasc.reward import ZeroOnError
 from stasc.run import CONF, build_experiment
 
 TINY = ("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")
@@ -205,6 +206,7 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
         ("seed=-1", r"seed=-1"),
         ("seed=one", r"^seed: .*one"),
         ("pairing=both", r"pairing=both: expected one of own, crossed"),
+        ("reward_errors=skip", r"reward_errors=skip: expected fail or zero"),
         ("+filter.margni=0.1", r"filter\.margni: no such setting; there are letter, margin"),
         ("filter.margin=high", r"filter\.margin: .*high"),
         ("finetune.optimizer=adam", r"finetune\.optimizer=adam: expected one of adamw_torch"),
@@ -308,6 +310,44 @@ def test_an_error_is_one_line_and_an_exit_status(tmp_path: Path) -> None:
     assert unknown.returncode != 0
     assert "Could not find 'filter/stict'" in unknown.stderr
     assert "strict" in unknown.stderr
+
+
+def fragile(answer: str, references: Sequence[str]) -> float:
+    """A reward that cannot take every answer."""
+    return 1 / (even_first_byte(answer, references))
+
+
+FRAGILE = ("~reward", "+reward={_target_: test_run.fragile, _partial_: true}")
+
+
+def test_a_reward_that_raises_ends_the_run_with_the_name_of_the_answer(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"raised ZeroDivisionError for .*answer \d+ to countries/\w+/\w+: ") as raised:
+        run(experiment(*FRAGILE), tmp_path, "group", Console())
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
+
+
+def test_the_errors_of_a_reward_can_count_0(tmp_path: Path) -> None:
+    built = experiment(*FRAGILE, "reward_errors=zero", "iterations=1")
+    summary = run(built, tmp_path, "group", Console())
+    assert summary["status"] == "finished"
+    pairs = lines(tmp_path / "pairs.jsonl") + lines(tmp_path / "outcomes.jsonl")
+    assert {pair["r2"] for pair in pairs} == {0, 1}
+    for pair in pairs:
+        assert pair["r1"] == even_first_byte(pair["y1"], ())
+    assert isinstance(built.reward, ZeroOnError) and built.reward.failed > 0
+
+
+@pytest.mark.slow
+def test_the_errors_of_a_reward_are_told_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def reward(answer, references):\n    raise KeyError(answer)\n")
+    settings = ["~reward", "+reward={_target_: mine.reward, _partial_: true}", "reward_errors=zero", "iterations=0"]
+    answer = stasc(tmp_path, *TINY, *settings)
+    assert answer.returncode == 0, answer.stderr
+    (told,) = [line for line in answer.stderr.splitlines() if "reward_errors=zero" in line]
+    assert "raised an error for 6 answers, first KeyError" in told  # an initial answer and a correction for each of 3
+    (log,) = tmp_path.glob("outputs/*/*/run.log")
+    assert told in log.read_text()
 
 
 def interrupting(answer: str, references: Sequence[str]) -> float:

@@ -63,15 +63,20 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     from stasc.experiment import Experiment
     from stasc.pairing import PAIRINGS
     from stasc.records import Split
+    from stasc.reward import ZeroOnError
     from stasc.settings import Evaluation, Loop, Sampling
     from stasc.tracking import redact
 
     loop = OmegaConf.create({field.name: cfg[field.name] for field in fields(Loop)})
     if cfg.pairing not in PAIRINGS:
         raise ValueError(f"pairing={cfg.pairing}: expected one of {', '.join(PAIRINGS)}")
+    if cfg.reward_errors not in ("fail", "zero"):
+        raise ValueError(f"reward_errors={cfg.reward_errors}: expected fail or zero")
     evaluation = build_part(cfg.evaluation, "evaluation.", Evaluation)
     parts = {group: build(cfg, group) for group in ("init", "start", "finetune", "model", "prompt", "reward")}
     parts |= {"keep": build(cfg, "filter"), "engine": build(cfg, "engine"), "tracking": build(cfg, "tracking")}
+    if cfg.reward_errors == "zero":
+        parts["reward"] = ZeroOnError(parts["reward"])
     dataset = build(cfg, "dataset")
     names = ("train", evaluation.split)
     skipped = {name: dataset.skipped(name) if hasattr(dataset, "skipped") else {} for name in names}
@@ -102,11 +107,15 @@ def _job(cfg: DictConfig) -> float:
     """One run; a sweep has many. Returns the final correction accuracy, for sweepers that optimise."""
     from stasc import experiment
     from stasc.console import Console
+    from stasc.reward import ZeroOnError
 
     console = Console()
     job = HydraConfig.get()
     try:
-        summary = experiment.run(build_experiment(cfg), Path(job.runtime.output_dir), cfg.sweep.name, console)
+        built = build_experiment(cfg)
+        summary = experiment.run(built, Path(job.runtime.output_dir), cfg.sweep.name, console)
+        if isinstance(built.reward, ZeroOnError) and built.reward.failed:
+            log.warning(built.reward.report())
     except Exception as error:
         traceback_log.exception("the run stopped")
         if job.mode == RunMode.MULTIRUN:
