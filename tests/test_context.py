@@ -108,7 +108,7 @@ def test_a_model_without_a_limit_takes_any_question(chat: Chat) -> None:
 )
 def test_the_limit_is_the_one_of_the_model_s_configuration(kind: Any, expected: int | None, tmp_path: Path) -> None:
     kind.save_pretrained(tmp_path)
-    assert context_limit(str(tmp_path), None) == expected
+    assert context_limit(config(tmp_path), str(tmp_path)) == expected
 
 
 def test_a_megabyte_of_a_question_ends_the_run_before_weights_are_read(

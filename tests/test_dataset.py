@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pickle
 import re
 import subprocess
 import sys
@@ -457,6 +459,16 @@ def test_too_few_lines_are_an_error_that_says_how_many_there_are(tmp_path: Path)
 # Nq, from local copies only
 
 
+class Canary:
+    """A pickle that makes a folder when it is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
@@ -539,6 +551,19 @@ def test_nq_rows_without_text_and_sizes_beyond_the_data_are_refused(tmp_path: Pa
         build("nq", path=path, n_test=2)("test")
     with pytest.raises(ValueError, match=r"dataset\.n_validation=3: only 2 questions"):
         build("nq", path=path, n_train=3, n_validation=3)("train")
+
+
+@pytest.mark.usefixtures("offline")
+def test_code_and_pickles_that_come_with_data_are_not_run(tmp_path: Path) -> None:
+    """A loading script ends the run; a pickle beside the data is no part of them."""
+    sprung = tmp_path / "sprung"
+    path = jsonl_copy(tmp_path / "nq", nq_rows(3, "train"), nq_rows(3, "dev"))
+    (tmp_path / "nq" / "cache.pkl").write_bytes(pickle.dumps(Canary(sprung)))
+    assert len(build("nq", path=path, n_train=3, n_validation=0)("train")) == 3
+    (tmp_path / "nq" / "nq.py").write_text(f"from pathlib import Path\nPath({str(sprung)!r}).mkdir()\n")
+    with pytest.raises(ValueError, match=r"dataset\.path=.*scripts are no longer supported"):
+        build("nq", path=path, n_train=3, n_validation=0)("train")
+    assert not sprung.exists()
 
 
 @pytest.mark.usefixtures("offline")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from stasc.chat import Chat
+from stasc.model import ModelConfig, reading
 from stasc.prompt import Prompt
 from stasc.records import Split
 from stasc.settings import Evaluation, Sampling
 
 
-def context_limit(base: str, revision: str | None) -> int | None:
-    """The most tokens that a model can read and write together, by its configuration; None if it sets no limit."""
+def context_limit(model: ModelConfig, base: str) -> int | None:
+    """The most tokens that M_0 can read and write together, by its configuration; None if it sets no limit."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+    with reading(model):
+        config = AutoConfig.from_pretrained(base, revision=model.revision, trust_remote_code=False)
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 

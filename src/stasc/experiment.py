@@ -124,13 +124,9 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     base = experiment.model.fetch()
     live = LiveModel(base, experiment.model.revision, device, dtype, four_bit=tune.four_bit)
-    try:
-        chat = load_chat(experiment.model, base)
-        limit = context_limit(base, experiment.model.revision)
-    except OSError as error:
-        raise OSError(f"model.path={experiment.model.path}: {error}") from error
+    chat = load_chat(experiment.model, base)
     check_context(
-        limit,
+        context_limit(experiment.model, base),
         chat,
         experiment.prompt,
         experiment.train,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -50,7 +52,27 @@ class ModelConfig:
 
     def fetch(self) -> str:
         """M_0's local folder, made or downloaded where it has to be, or its hub name."""
-        return sources.fetch(self.path, Path(self.cache_dir).expanduser())
+        base = sources.fetch(self.path, Path(self.cache_dir).expanduser())
+        if Path(base).is_dir() and not any(Path(base).glob("*.safetensors")):
+            raise ValueError(
+                f"model.path={self.path}: there is no .safetensors file in this folder, and pickles, such as "
+                "pytorch_model.bin, are not opened: save the model as safetensors"
+            )
+        return base
+
+
+@contextmanager
+def reading(config: ModelConfig) -> Iterator[None]:
+    """Puts the setting's name before errors in reading M_0's files: OSError or ValueError, as the error was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"model.path={config.path}: {error}") from error
+    except ValueError as error:
+        reason = str(error)
+        if "trust_remote_code" in reason:
+            reason = "it needs code that comes with it, which is never run: take a model that transformers knows itself"
+        raise ValueError(f"model.path={config.path}: {reason}") from error
 
 
 def resolve_device(device: str) -> torch.device:
@@ -126,6 +148,8 @@ class LiveModel:
             return self._network
         network: Network = self._base_network(*wanted)
         if model.adapter is not None:
+            if not (model.adapter / "adapter_model.safetensors").is_file():  # peft would open adapter_model.bin
+                raise OSError(f"there is no adapter_model.safetensors in {model.adapter}")
             network = PeftModel.from_pretrained(network, model.adapter, is_trainable=True)
         self.adopt(model, network, wanted[1])
         return network
@@ -166,16 +190,22 @@ class LiveModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            weights or self.base,
-            revision=None if weights else self.revision,
-            dtype=dtype,
-            device_map={"": self.device},
-            quantization_config=quantization if self.four_bit else None,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                weights or self.base,
+                revision=None if weights else self.revision,
+                dtype=dtype,
+                device_map={"": self.device},
+                quantization_config=quantization if self.four_bit else None,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except OSError as error:
+            raise OSError(
+                f"the weights of {weights or self.base} cannot be read: {error}; "
+                "set model.path to a model with safetensors weights"
+            ) from error
         network, report = loaded
         if report["missing_keys"]:  # which transformers has filled with random numbers
             raise ValueError(
@@ -196,7 +226,8 @@ def load_chat(config: ModelConfig, base: str) -> Chat:
 
     from stasc.chat import Chat
 
-    tokenizer = AutoTokenizer.from_pretrained(base, revision=config.revision, trust_remote_code=False)
+    with reading(config):
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=config.revision, trust_remote_code=False)
     stop_ids = {tokenizer.eos_token_id}
     try:
         generation = GenerationConfig.from_pretrained(base, revision=config.revision or "main")

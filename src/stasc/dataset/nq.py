@@ -67,7 +67,8 @@ class Nq(Sizes):
             else:
                 source, revision = (str(folder), None) if local else (self.path, self.revision)
                 data = datasets.load_dataset(source, split=hub_split, revision=revision)
-        except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        # RuntimeError: data that come with code to load them, which this library no longer runs
+        except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(
                 f"dataset.path={self.path}: no split {hub_split!r} could be read from this "
                 f"{'folder' if local else 'dataset of the hub'} ({type(error).__name__}: {error}); "
