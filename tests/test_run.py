@@ -439,6 +439,54 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "setting"),
+    [
+        ("sweep.name=../../escape", "sweep.name='../../escape'"),
+        ("filter.letter=../../escape", "variant='E../../escapeE'"),
+        ("finetune.suffix=/../../../escape", "variant='EIE/../../../escape'"),
+        ("seed=../../../escape", "seed='../../../escape'"),
+    ],
+)
+def test_no_name_leads_a_sweep_out_of_its_folder(override: str, setting: str, tmp_path: Path) -> None:
+    here = tmp_path / "a" / "b"
+    here.mkdir(parents=True)
+    answer = stasc(here, "--multirun", *TINY, "sweep.name=inside", override)
+    assert answer.returncode == 1
+    said = [line for line in answer.stderr.splitlines() if line]
+    assert said == [f"error: {setting}: {NAME}"]
+    assert list(tmp_path.rglob("*escape*")) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert {path.name for path in here.rglob("*")} <= {"multirun", "inside", "multirun.yaml"}
+
+
+NAME = (
+    "expected a name of at most 64 letters, digits, dots, hyphens and underscores, "
+    "the first of which is a letter or a digit"
+)
+
+
+@pytest.mark.parametrize("override", ["sweep.name=a/b", "init.letter='.. '", "finetune.suffix='ß'"])
+def test_a_bad_name_is_refused_where_it_is_in_no_path(override: str) -> None:
+    with pytest.raises(ValueError, match=f"(sweep.name|variant)=.*: {NAME}"):
+        experiment(override)
+
+
+@pytest.mark.slow
+def test_a_link_does_not_lead_a_job_out_of_multirun(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "multirun").mkdir()
+    (tmp_path / "multirun" / "link").symlink_to(tmp_path / "elsewhere")
+    answer = stasc(tmp_path, "--multirun", *TINY, "sweep.name=link", "iterations=0")
+    assert answer.returncode != 0
+    assert f"leads to {tmp_path / 'elsewhere'}" in answer.stderr
+    assert list((tmp_path / "elsewhere").rglob("journal.jsonl")) == []
+    asked = stasc(tmp_path, "--multirun", *TINY, "hydra.sweep.dir=multirun/link", "iterations=0")
+    assert asked.returncode == 0, asked.stderr
+    assert len(list((tmp_path / "elsewhere").rglob("journal.jsonl"))) == 1
+
+
+@pytest.mark.slow
 def test_the_installed_package_brings_its_settings(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(CONF.parent)], check=True)

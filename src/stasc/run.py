@@ -14,6 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from stasc.names import check_inside, check_name
+
 if TYPE_CHECKING:
     from stasc.experiment import Experiment
 
@@ -22,6 +24,17 @@ traceback_log = logging.getLogger("stasc.traceback")  # goes to run.log, not to 
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if folder.is_dir())
+
+
+def _name(setting: str, *, _root_: DictConfig) -> str:
+    """Of `${stasc.name:SETTING}`: the setting's value, which has to be a name."""
+    try:
+        return check_name(setting, OmegaConf.select(_root_, setting))
+    except ValueError as error:
+        sys.exit(f"error: {error}")  # as an exception, it would come out of OmegaConf and Hydra as a traceback
+
+
+OmegaConf.register_new_resolver("stasc.name", _name, replace=True)
 
 
 def build(cfg: DictConfig, group: str) -> Any:
@@ -67,6 +80,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     from stasc.settings import Evaluation, Loop, Sampling
     from stasc.tracking import redact
 
+    check_name("sweep.name", cfg.sweep.name)
     loop = OmegaConf.create({field.name: cfg[field.name] for field in fields(Loop)})
     if cfg.pairing not in PAIRINGS:
         raise ValueError(f"pairing={cfg.pairing}: expected one of {', '.join(PAIRINGS)}")
@@ -96,7 +110,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         pairing=PAIRINGS[cfg.pairing],
         train=train,
         test=test,
-        variant=cfg.variant,
+        variant=check_name("variant", cfg.variant),
         config=redact({str(key): value for key, value in config.items()}),
         **parts,
     )
@@ -112,6 +126,8 @@ def _job(cfg: DictConfig) -> float:
     console = Console()
     job = HydraConfig.get()
     try:
+        if job.mode == RunMode.MULTIRUN:
+            _check_folder(job)
         built = build_experiment(cfg)
         summary = experiment.run(built, Path(job.runtime.output_dir), cfg.sweep.name, console)
         if isinstance(built.reward, ZeroOnError) and built.reward.failed:
@@ -125,6 +141,13 @@ def _job(cfg: DictConfig) -> float:
             sys.exit(f"error: {error}")  # the message says it all
         raise
     return float(summary["iterations"][-1]["test"]["corr_acc"])
+
+
+def _check_folder(job: Any) -> None:
+    """Checks that no link leads a sweep's job out of multirun/, or out of the hydra.sweep.dir that was asked for."""
+    root = Path(job.runtime.cwd, job.sweep.dir)
+    asked = any(override.lstrip("+").startswith("hydra.sweep.dir=") for override in job.overrides.hydra)
+    check_inside(Path(job.runtime.output_dir), root if asked else root.parent)
 
 
 def main() -> None:
