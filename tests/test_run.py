@@ -486,6 +486,44 @@ def test_a_link_does_not_lead_a_job_out_of_multirun(tmp_path: Path) -> None:
     assert len(list((tmp_path / "elsewhere").rglob("journal.jsonl"))) == 1
 
 
+BAD_YAML = {
+    "alias": ("letter: &x [*x]", "refers to itself by an alias, or is nested too deeply"),
+    "depth": (f"letter: {'[' * 600}{']' * 600}", "refers to itself by an alias, or is nested too deeply"),
+    "tag": ("letter: !!python/object/apply:os.mkdir [sprung]", "tag:yaml.org,2002:python/object/apply:os.mkdir"),
+    "twice": ("letter: I\nletter: J", "found duplicate key letter"),
+    "cut off": ("letter: [I", "while parsing a flow sequence"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_YAML.values(), ids=BAD_YAML)
+def test_a_yaml_file_that_cannot_be_settings_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "conf" / "filter" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"_target_: stasc.filter.Strict\nmargin: 0.0\n{text}\n")
+    answer = stasc(tmp_path, "--config-dir", "conf", "filter=mine", "--cfg", "job")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
+    assert message in answer.stderr and str(file) in answer.stderr
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_error_of_composing_is_shown_in_full_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    answer = stasc(tmp_path, "filter=stict", "--cfg", "job")
+    assert answer.returncode != 0
+    assert "Traceback" in answer.stderr
+
+
+@pytest.mark.slow
+def test_a_deep_recursion_in_a_run_is_not_blamed_on_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def filter(letter):\n    return filter(letter)\n")
+    settings = ["~filter", "+filter={_target_: mine.filter, letter: I}"]
+    answer = stasc(tmp_path, *TINY, *settings)
+    assert answer.returncode != 0
+    assert "refers to itself" not in answer.stderr
+    assert "mine.py" in answer.stderr
+
+
 @pytest.mark.slow
 def test_the_installed_package_brings_its_settings(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--quiet"]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import traceback
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -153,10 +157,34 @@ def _check_folder(job: Any) -> None:
 def main() -> None:
     """Runs the command line."""
     sys.path.append("")  # the installed command finds modules of the working folder, as `python -m` does
+    in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over, which it would print with a traceback
     try:
         _job()
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        reason = None if in_full else _config_error(error)
+        if reason is None:
+            raise
+        sys.exit(f"error: {reason}")
+
+
+def _config_error(error: Exception) -> str | None:
+    """What is wrong with the settings, if they could not be composed; None if it is something else that went wrong."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(frame.f_code is _job.__wrapped__.__code__ for frame in frames):
+        return None
+    if isinstance(error, RecursionError):
+        file = next((frame.f_locals["full_path"] for frame in frames if "full_path" in frame.f_locals), "a YAML file")
+        return f"{file} refers to itself by an alias, or is nested too deeply"
+    if isinstance(error, yaml.YAMLError):
+        return " ".join(str(error).split())
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key or 'settings'}: {str(error.msg or error).splitlines()[0]}"
+    if isinstance(error, HydraException):
+        return f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
+    return None
 
 
 if __name__ == "__main__":
