@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from stasc.dataset import Countries, Jsonl, Nq, check_disjoint
+from stasc.dataset import Countries, Jsonl, Nq, check_disjoint, describe_skipped
 from stasc.dataset.split import divide
+from stasc.provenance import data_digest
 from stasc.records import Question
 from stasc.reward import F1, ExactMatch, InAccuracy
 
@@ -310,6 +314,100 @@ def test_a_bad_line_is_named_with_its_file_and_reason(
         only(tmp_path, good + line, **settings)
 
 
+MALFORMED = {  # a line of a file whose column of ids is `key`, and what is wrong with it
+    "missing field": (b'{"key": "b", "question": "q"}', "no column 'answer'"),
+    "wrong type": (b'{"key": "b", "question": ["q"], "answer": "a"}', "'question' is a list, expected a text"),
+    "duplicate id": (b'{"key": "a", "question": "q", "answer": "a"}', "id 'a' is also that of line 1"),
+    "empty gold": (b'{"key": "b", "question": "q", "answer": [""]}', "'answer' is or holds an empty text"),
+    "invalid UTF-8": (b'{"key": "b", "question": "\xff", "answer": "a"}', "not UTF-8: byte 0xff at column 27"),
+    "UTF-16": ('{"key": "b", "question": "q", "answer": "a"}'.encode("utf-16"), "not UTF-8"),
+    "BOM within": (b'\xef\xbb\xbf{"key": "b", "question": "q", "answer": "a"}', "not JSON: Unexpected UTF-8 BOM"),
+    "NUL byte": (b'{"key": "b", "question": "q\x00", "answer": "a"}', "not JSON: Invalid control character"),
+    "NUL bytes only": (bytes(512), "not JSON"),
+    "NUL in question": (
+        b'{"key": "b", "question": "q\\u0000", "answer": "a"}',
+        "'question' holds a NUL at character 2",
+    ),
+    "NUL in gold": (b'{"key": "b", "question": "q", "answer": "\\u0000"}', "'answer' holds a NUL at character 1"),
+    "NUL in id": (b'{"key": "b\\u0000", "question": "q", "answer": "a"}', "'key' holds a NUL at character 2"),
+    "cut off": (b'{"key": "b", "question": "q", "ans', "not JSON: Unterminated string"),
+    "deep": (b'{"key": "b", "question": ' + b"[" * 100_000, "not JSON"),
+}
+FINE = {
+    "1 MB question": b'{"key": "b", "question": "' + b"long " * 200_000 + b'", "answer": "a"}',
+    "line end of Windows": b'{"key": "b", "question": "q", "answer": "a"}\r',
+    "line ends in a text": b'{"key": "b", "question": "q\\r\\n", "answer": "a"}',
+}
+
+
+def around(line: bytes) -> bytes:
+    """A file with a byte order mark whose second line is `line`."""
+    first, third = (f'{{"key": "{key}", "question": "{key}?", "answer": "1"}}\r\n'.encode() for key in "ac")
+    return b"\xef\xbb\xbf" + first + line + b"\n" + third
+
+
+@pytest.mark.parametrize(("line", "reason"), MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_row_fails_by_file_and_line_or_is_left_out(tmp_path: Path, line: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"data\.jsonl:2: {re.escape(reason)}"):
+        only(tmp_path, around(line), id="key")
+    assert ids(only(tmp_path, around(line), id="key", on_bad_row="skip")) == ["a", "c"]
+    file = str(tmp_path / "data.jsonl")
+    skipped = build("jsonl", train_path=file, test_path=file, id="key", on_bad_row="skip").skipped("test")
+    assert list(skipped) == ["data:2"]
+    assert skipped["data:2"].startswith(f"{file}:2: {reason}")
+    assert build("jsonl", train_path=file, test_path=file, id="key").skipped("test") == {}
+
+
+@pytest.mark.parametrize("line", FINE.values(), ids=FINE)
+@pytest.mark.parametrize("on_bad_row", ["fail", "skip"])
+def test_a_row_that_only_looks_odd_is_read(tmp_path: Path, line: bytes, on_bad_row: str) -> None:
+    questions = only(tmp_path, around(line), id="key", on_bad_row=on_bad_row)
+    assert ids(questions) == ["a", "b", "c"]
+    assert questions[1].text == json.loads(line)["question"]
+
+
+def test_rows_are_left_out_of_the_file_of_their_split(tmp_path: Path) -> None:
+    paths = {f"{name}_path": str(tmp_path / f"{name}.jsonl") for name in SPLITS}
+    for name in SPLITS:
+        Path(paths[f"{name}_path"]).write_bytes(around(b"{}"))
+    apart = build("jsonl", **paths, on_bad_row="skip")
+    assert [list(apart.skipped(split)) for split in SPLITS] == [["train:2"], ["validation:2"], ["test:2"]]
+    cut = build("jsonl", **paths | {"validation_path": None}, on_bad_row="skip")
+    assert list(cut.skipped("validation")) == ["train:2"]
+    divided = build("jsonl", path=paths["train_path"], on_bad_row="skip")
+    assert [list(divided.skipped(split)) for split in SPLITS] == [["train:2"]] * 3
+
+
+def test_a_file_of_bad_rows_only_is_refused_with_the_first_of_them(tmp_path: Path) -> None:
+    message = r"the file holds no question: 2 bad rows were left out, first .*data\.jsonl:1: expected a JSON object"
+    with pytest.raises(ValueError, match=message):
+        only(tmp_path, b"[]\n[]\n", on_bad_row="skip")
+
+
+@pytest.mark.parametrize("name", ["jsonl", "nq"])
+def test_another_way_with_bad_rows_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"dataset\.on_bad_row=ignore: expected fail or skip"):
+        build(name, path="data.jsonl", on_bad_row="ignore")
+
+
+def test_what_is_said_of_rows_left_out_is_their_number_and_the_first_three() -> None:
+    said = describe_skipped([f"data.jsonl:{line}: not JSON" for line in (2, 5, 7, 9)])
+    assert said == (
+        "dataset.on_bad_row=skip: 4 bad rows are left out: "
+        "data.jsonl:2: not JSON; data.jsonl:5: not JSON; data.jsonl:7: not JSON; …"
+    )
+    assert describe_skipped(["data.jsonl:2: not JSON"]).endswith("1 bad rows are left out: data.jsonl:2: not JSON")
+
+
+def test_the_digest_of_data_knows_its_questions_and_the_rows_left_out() -> None:
+    questions = (question("1", "Who?"), question("2", "Where?"))
+    others = [questions[::-1], questions[:1], (questions[0], question("2", "When?")), ()]
+    digests = [data_digest(questions), *map(data_digest, others)]
+    digests += [data_digest(questions, skipped) for skipped in (["data:3"], ["data:4"], ["data:3", "data:4"])]
+    assert len(set(digests)) == len(digests)
+    assert data_digest(questions, []) == data_digest(questions)
+
+
 def test_an_id_on_two_lines_names_both(tmp_path: Path) -> None:
     content = b'{"key": 1, "question": "q", "answer": "a"}\n\n{"key": "1", "question": "r", "answer": "b"}\n'
     with pytest.raises(ValueError, match=r"data\.jsonl:3: id '1' is also that of line 1"):
@@ -359,6 +457,16 @@ def test_too_few_lines_are_an_error_that_says_how_many_there_are(tmp_path: Path)
 
 
 # Nq, from local copies only
+
+
+class Canary:
+    """A pickle that makes a folder when it is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
 
 
 @pytest.fixture
@@ -443,6 +551,39 @@ def test_nq_rows_without_text_and_sizes_beyond_the_data_are_refused(tmp_path: Pa
         build("nq", path=path, n_test=2)("test")
     with pytest.raises(ValueError, match=r"dataset\.n_validation=3: only 2 questions"):
         build("nq", path=path, n_train=3, n_validation=3)("train")
+
+
+@pytest.mark.usefixtures("offline")
+def test_code_and_pickles_that_come_with_data_are_not_run(tmp_path: Path) -> None:
+    """A loading script ends the run; a pickle beside the data is no part of them."""
+    sprung = tmp_path / "sprung"
+    path = jsonl_copy(tmp_path / "nq", nq_rows(3, "train"), nq_rows(3, "dev"))
+    (tmp_path / "nq" / "cache.pkl").write_bytes(pickle.dumps(Canary(sprung)))
+    assert len(build("nq", path=path, n_train=3, n_validation=0)("train")) == 3
+    (tmp_path / "nq" / "nq.py").write_text(f"from pathlib import Path\nPath({str(sprung)!r}).mkdir()\n")
+    with pytest.raises(ValueError, match=r"dataset\.path=.*scripts are no longer supported"):
+        build("nq", path=path, n_train=3, n_validation=0)("train")
+    assert not sprung.exists()
+
+
+@pytest.mark.usefixtures("offline")
+def test_bad_nq_rows_are_left_out_and_the_others_stay_in_order(tmp_path: Path) -> None:
+    bad: list[dict[str, object]] = [
+        {"question": " ", "answer": ["a"]},
+        {"question": "q", "answer": []},
+        {"question": None, "answer": ["a"]},
+        {"question": "q", "answer": None},
+        {"question": "q\0", "answer": ["a"]},
+    ]
+    path = saved_copy(tmp_path / "nq", [*nq_rows(6, "train"), *bad], nq_rows(3, "dev"))
+    dataset = build("nq", path=path, n_train=4, n_validation=2, n_test=None, on_bad_row="skip")
+    good = by_hash([f"nq/train/{row}" for row in range(6)], seed=0)
+    assert (ids(dataset("train")), ids(dataset("validation"))) == (good[:4], good[:3:-1])
+    assert list(dataset.skipped("train")) == [f"nq/train/{row}" for row in range(6, 11)]
+    assert "row 6 of 'train' lacks a question or an answer" in dataset.skipped("validation")["nq/train/6"]
+    assert dataset.skipped("test") == {}
+    with pytest.raises(ValueError, match=r"row \d+ of 'train' lacks a question or an answer"):
+        build("nq", path=path, n_train=None, n_validation=0)("train")
 
 
 # Leakage

@@ -8,6 +8,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -448,7 +450,7 @@ def test_code_that_comes_with_a_model_is_refused_unread_and_unasked(copy: Path, 
         live(str(copy)).load(M_0)
     with pytest.raises(ValueError, match="trust_remote_code"):
         live(str(copy)).load(Model(weights=copy))
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(ValueError, match=rf"model\.path={copy}: it needs code that comes with it, which is never run"):
         load_chat(config(copy), str(copy))
     assert (sprung.exists(), asked) == (False, [])
 
@@ -474,16 +476,76 @@ class Canary:
         return os.mkdir, (str(self.file),)
 
 
-def test_a_pickle_is_not_opened_where_weights_should_be(copy: Path, tmp_path: Path) -> None:
-    (copy / "model.safetensors").unlink()
-    payload = pickle.dumps(Canary(tmp_path / "sprung"))
-    (copy / "pytorch_model.bin").write_bytes(payload)
-    with pytest.raises(OSError, match="safetensors"):
-        live(str(copy)).load(M_0)
-    assert not (tmp_path / "sprung").exists()
+PICKLES = (
+    *("pytorch_model.bin", "pytorch_model-00001-of-00001.bin", "adapter_model.bin", "model.pt", "training_args.bin"),
+    *("optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "tokenizer.pkl", "vocab.pkl"),
+)
 
-    pickle.loads(payload)  # noqa: S301 - the trap works
-    assert (tmp_path / "sprung").exists()
+
+@pytest.fixture
+def sprung(tmp_path: Path) -> Path:
+    """What a canary makes when it is opened."""
+    return tmp_path / "sprung"
+
+
+def add_pickles(folder: Path, sprung: Path) -> None:
+    for name in PICKLES:
+        (folder / name).write_bytes(pickle.dumps(Canary(sprung)))
+    shard = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model-00001-of-00001.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(shard))
+
+
+def test_pickles_beside_the_weights_are_not_opened(base: str, copy: Path, adapter: Path, sprung: Path) -> None:
+    add_pickles(copy, sprung)
+    with_adapter = Path(shutil.copytree(adapter, copy.parent / "adapter"))
+    add_pickles(with_adapter, sprung)
+    assert config(copy).fetch() == str(copy)
+    load_chat(config(copy), str(copy))
+    one = live(str(copy))
+    assert torch.equal(logits(one.load(M_0)), plain_logits(base))
+    assert torch.equal(logits(one.load(Model(adapter=with_adapter))), plain_logits(base, adapter))
+    assert torch.equal(logits(one.load(Model(weights=copy))), plain_logits(base))
+    assert not sprung.exists()
+
+    pickle.loads((copy / PICKLES[0]).read_bytes())  # noqa: S301 - the trap works
+    assert sprung.exists()
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_pickles_in_place_of_the_weights_are_refused_unopened(copy: Path, sprung: Path, index: bool) -> None:
+    add_pickles(copy, sprung)
+    (copy / "model.safetensors").unlink()
+    (copy / ("pytorch_model.bin" if index else "pytorch_model.bin.index.json")).unlink()
+    message = rf"model\.path={copy}: there is no \.safetensors file .* pytorch_model\.bin, are not opened"
+    with pytest.raises(ValueError, match=message):
+        config(copy).fetch()
+    for model in (M_0, Model(weights=copy)):
+        with pytest.raises(OSError, match=rf"the weights of {copy} cannot be read: .*set model\.path"):
+            live(str(copy)).load(model)
+    assert not sprung.exists()
+
+
+def test_a_pickle_in_place_of_an_adapter_is_refused_unopened(base: str, adapter: Path, sprung: Path) -> None:
+    """Of an adapter that a run has written, and of one that stands where M_0 should."""
+    folder = Path(shutil.copytree(adapter, sprung.parent / "adapter"))
+    add_pickles(folder, sprung)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(OSError, match=rf"no adapter_model\.safetensors in {folder}"):
+        live(base).load(Model(adapter=folder))
+    with pytest.raises(ValueError, match=rf"model\.path={folder}: there is no \.safetensors"):
+        config(folder).fetch()
+    with pytest.raises(OSError, match=r"safetensors"):
+        live(str(folder)).load(M_0)
+    assert not sprung.exists()
+
+
+def test_an_adapter_in_a_harmless_pickle_is_refused_as_well(base: str, adapter: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    plain_logits(base, folder)  # where this is not asked for
+    with pytest.raises(OSError, match=r"no adapter_model\.safetensors"):
+        live(base).load(Model(adapter=folder))
 
 
 def test_weights_in_a_pickle_are_refused_even_if_it_is_harmless(copy: Path) -> None:
@@ -505,16 +567,75 @@ def test_a_folder_that_lacks_weights_is_refused(copy: Path, four_bit: bool) -> N
         live(str(copy), four_bit=four_bit).load(M_0)
 
 
+MAPS = {  # the file that names code of the model, how it does, and what else makes it needed
+    "config": ("config.json", {"AutoConfig": "canary.Config"}, {"model_type": "unheard_of"}),
+    "model": ("config.json", {"AutoModelForCausalLM": "canary.Network"}, {"model_type": "unheard_of"}),
+    "tokenizer": (
+        "tokenizer_config.json",
+        {"AutoTokenizer": [None, "canary.Tokenizer"]},
+        {"tokenizer_class": "Tokenizer"},
+    ),
+}
+READ = """
+import json, sys, time
+from test_model import M_0, config, live, load_chat
+from stasc.context import context_limit
+for folder in sys.argv[1:]:
+    began = time.perf_counter()
+    try:
+        load_chat(config(folder), folder), context_limit(config(folder), folder), live(folder).load(M_0)
+        outcome = "read"
+    except ValueError as error:
+        outcome = str(error)
+    print(json.dumps([outcome, time.perf_counter() - began]))
+"""
+
+
+@pytest.mark.slow
+def test_with_nobody_to_ask_code_of_a_model_is_passed_over_or_refused_at_once(base: str, tmp_path: Path) -> None:
+    """Standard input is closed. Each map by itself, where transformers knows the model without it and where not."""
+    folders = []
+    for kind, (name, auto_map, needing) in MAPS.items():
+        for needed in (False, True):
+            folder = Path(shutil.copytree(base, tmp_path / f"{kind}-{needed}" / "model"))
+            trap(folder)
+            for file in ("config.json", "tokenizer_config.json"):
+                shutil.copy(Path(base) / file, folder)
+            rewrite(folder / name, auto_map=auto_map, **(needing if needed else {}))
+            folders.append(str(folder))
+    answer = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-c", READ, *folders],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    outcomes = [json.loads(line) for line in answer.stdout.splitlines() if line.startswith("[")]
+    for folder, (outcome, seconds) in zip(folders, outcomes, strict=True):
+        needed = "True" in Path(folder).parent.name
+        assert outcome.startswith(f"model.path={folder}: ") if needed else outcome == "read", folder
+        assert "trust_remote_code" not in outcome
+        assert seconds < 5
+    assert sum("code that comes with it, which is never run" in outcome for outcome, _ in outcomes) == 2
+    assert not list(tmp_path.glob("*/sprung"))
+
+
+# Where code of a model is out of the question: Peft's and the generation settings' classes take no such argument.
+# datasets 5 runs no scripts; it takes the argument for old callers and drops it.
+WITHOUT_CODE = {"GenerationConfig.from_pretrained", "PeftModel.from_pretrained", "datasets.load_dataset"}
+
+
 def trusting(code: str) -> tuple[int, list[int]]:
-    """How many calls load something by an Auto class, and the lines of those that do not rule its code out."""
+    """How many calls load something that may bring code, and the lines of those that do not rule its code out."""
     calls, trusted = 0, []
     for node in ast.walk(ast.parse(code)):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr in ("from_pretrained", "from_config")
-            and ast.unparse(node.func.value).rpartition(".")[2].startswith("Auto")
-        ):
+        if not isinstance(node, ast.Call):
+            continue
+        *_, owner, name = ["", *ast.unparse(node.func).split(".")]
+        if f"{owner}.{name}" in WITHOUT_CODE:
+            continue
+        if name in ("from_pretrained", "load_dataset") or (name == "from_config" and owner.startswith("Auto")):
             calls += 1
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             if given.get("trust_remote_code") != "False":
@@ -535,6 +656,9 @@ def test_no_call_leaves_open_whether_code_of_a_model_is_run() -> None:
         "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)",
         "transformers.AutoConfig.from_pretrained(path, trust_remote_code=setting)",
         "AutoModelForCausalLM.from_config(path, **settings)",
+        "LlamaForCausalLM.from_pretrained(path)",
+        "load_dataset(path)",
+        "transformers.pipeline('text-generation').model.from_pretrained(path)",
     ],
 )
 def test_that_test_sees_a_call_that_does(code: str) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stasc.pairing import PAIRINGS, Pairing, crossed, own, score
 from stasc.records import Answer, Pair, Question, Split
 
+ANSWERS = [("y1 b 1", "initial answer 1 to b"), ("y2 b 1 2", "correction 2 of initial answer 1 to b")]
 QUESTIONS = (Question("a", "A?", ("1",)), Question("b", "B?", ("2", "two")))
 
 
@@ -124,13 +125,40 @@ def test_rewards_become_floats() -> None:
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("wrong", ["y1 b", "y2 b"])
-def test_a_reward_out_of_range_is_refused_and_the_question_named(wrong: str, value: float) -> None:
+@pytest.mark.parametrize(("wrong", "name"), ANSWERS)
+def test_a_reward_out_of_range_is_refused_and_the_answer_named(wrong: str, name: str, value: float) -> None:
     def reward(text: str, references: Sequence[str]) -> float:
-        return value if text.startswith(wrong) else 1.0
+        return value if text == wrong else 1.0
 
-    with pytest.raises(ValueError, match=rf"reward gave {value} for an answer to b; expected a number in \[0, 1\]"):
-        score(Split("train", QUESTIONS), *answers(2, 1), reward, own)
+    with pytest.raises(ValueError, match=rf"reward gave {value} for {name}; expected a number in \[0, 1\]"):
+        score(Split("train", QUESTIONS), *answers(2, 3), reward, own)
+
+
+@pytest.mark.parametrize(("wrong", "name"), ANSWERS)
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), OSError("disk"), RecursionError("deep"), None])
+def test_a_reward_that_raises_is_refused_with_the_answer_and_the_way_out(
+    wrong: str, name: str, error: Exception | None
+) -> None:
+    """Also one that gives no number."""
+
+    def reward(text: str, references: Sequence[str]) -> float:
+        if text == wrong and error:
+            raise error
+        return None if text == wrong else 1.0  # type: ignore[return-value]
+
+    kind, text = (type(error).__name__, str(error)) if error else ("TypeError", "float")
+    message = rf"reward raised {kind} for {name}: {text}.*set reward_errors=zero"
+    with pytest.raises(ValueError, match=message) as raised:
+        score(Split("train", QUESTIONS), *answers(2, 3), reward, own)
+    assert raised.value.__cause__ is error or not error
+
+
+def test_an_interrupt_in_a_reward_is_no_error_of_it() -> None:
+    def reward(text: str, references: Sequence[str]) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(Split("train", QUESTIONS), *answers(1, 1), reward, own)
 
 
 def test_answers_of_another_number_of_questions_are_refused() -> None:

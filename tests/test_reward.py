@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from stasc.reward import F1, ExactMatch, InAccuracy, Reward, after_last, normalise
+from stasc.reward import F1, ExactMatch, InAccuracy, Reward, ZeroOnError, after_last, normalise
 
 CONF = Path(__file__).parents[1] / "conf" / "reward"
 KINDS = [InAccuracy, ExactMatch, F1]
@@ -145,13 +146,49 @@ def test_empty_and_punctuation_only_answers_score_0_even_against_themselves(kind
 
 
 @each_kind
-@pytest.mark.parametrize("piece", ["ab. ", "x", "\u0301\u0327", "Answer: ", "(", "北京。", "é\ud800"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("ab. ", "x", "\u0301\u0327", "e\u0301\u0327\u0323", "Answer: ", "(", "{", "{}", "nan ", "北京。", "é\ud800"),
+        *("\u202eالقاهرة\u202c ", "ﷺ", "\x00", "the ", "paris", "paris "),
+    ],
+)
 def test_a_megabyte_is_scored_in_under_a_second(kind: type[Reward], piece: str) -> None:
     answer = piece * (1_000_000 // len(piece.encode("utf-8", "surrogatepass")))
     start = time.process_time()
     assert 0 <= kind("final", "Answer:")(answer, ["Paris"]) <= 1
     assert 0 <= kind("whole", None)(answer, ["Paris"]) <= 1
     assert time.process_time() - start < 2  # for the two
+
+
+@each_kind
+@pytest.mark.parametrize("piece", ["ab. ", "x", "\u0301\u0327", "the ", "a b "])
+def test_a_megabyte_of_reference_is_no_slower(kind: type[Reward], piece: str) -> None:
+    gold = piece * (1_000_000 // len(piece.encode()))
+    start = time.process_time()
+    assert 0 <= kind("whole", None)(gold[:-2] + "!", ["Paris", gold]) <= 1
+    assert time.process_time() - start < 2  # for the two texts
+
+
+def test_an_error_of_a_reward_counts_0_and_is_counted_where_that_is_asked_for() -> None:
+    def fragile(answer: str, references: Sequence[str]) -> float:
+        return 1 / int(answer)
+
+    reward = ZeroOnError(fragile)
+    assert [reward(answer, ()) for answer in ("2", "0", "one", "4")] == [0.5, 0.0, 0.0, 0.25]
+    assert reward.failed == 2
+    assert "for 2 answers, first ZeroDivisionError: division by zero, for '0'" in reward.report()
+    nothing = ZeroOnError(lambda answer, references: None)  # type: ignore[arg-type, return-value]
+    assert (nothing("1", ()), nothing.failed) == (0.0, 1)
+
+
+def test_an_interrupt_and_a_reward_out_of_range_are_not_counted_0() -> None:
+    def interrupted(answer: str, references: Sequence[str]) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ZeroOnError(interrupted)("1", ())
+    assert ZeroOnError(lambda answer, references: 7.0)("1", ()) == 7  # which scoring refuses
 
 
 @pytest.mark.parametrize(

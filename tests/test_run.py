@@ -23,6 +23,7 @@ from stasc.console import Console
 from stasc.experiment import Experiment, run
 from stasc.finetune import NonFiniteError
 from stasc.model import LiveModel
+from stasc.reward import ZeroOnError
 from stasc.run import CONF, build_experiment
 
 TINY = ("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")
@@ -215,6 +216,7 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
         ("seed=-1", r"seed=-1"),
         ("seed=one", r"^seed: .*one"),
         ("pairing=both", r"pairing=both: expected one of own, crossed"),
+        ("reward_errors=skip", r"reward_errors=skip: expected fail or zero"),
         ("+filter.margni=0.1", r"filter\.margni: no such setting; there are letter, margin"),
         ("filter.margin=high", r"filter\.margin: .*high"),
         ("finetune.optimizer=adam", r"finetune\.optimizer=adam: expected one of adamw_torch"),
@@ -320,6 +322,44 @@ def test_an_error_is_one_line_and_an_exit_status(tmp_path: Path) -> None:
     assert "strict" in unknown.stderr
 
 
+def fragile(answer: str, references: Sequence[str]) -> float:
+    """A reward that cannot take every answer."""
+    return 1 / (even_first_byte(answer, references))
+
+
+FRAGILE = ("~reward", "+reward={_target_: test_run.fragile, _partial_: true}")
+
+
+def test_a_reward_that_raises_ends_the_run_with_the_name_of_the_answer(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"raised ZeroDivisionError for .*answer \d+ to countries/\w+/\w+: ") as raised:
+        run(experiment(*FRAGILE), tmp_path, "group", Console())
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
+
+
+def test_the_errors_of_a_reward_can_count_0(tmp_path: Path) -> None:
+    built = experiment(*FRAGILE, "reward_errors=zero", "iterations=1")
+    summary = run(built, tmp_path, "group", Console())
+    assert summary["status"] == "finished"
+    pairs = lines(tmp_path / "pairs.jsonl") + lines(tmp_path / "outcomes.jsonl")
+    assert {pair["r2"] for pair in pairs} == {0, 1}
+    for pair in pairs:
+        assert pair["r1"] == even_first_byte(pair["y1"], ())
+    assert isinstance(built.reward, ZeroOnError) and built.reward.failed > 0
+
+
+@pytest.mark.slow
+def test_the_errors_of_a_reward_are_told_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def reward(answer, references):\n    raise KeyError(answer)\n")
+    settings = ["~reward", "+reward={_target_: mine.reward, _partial_: true}", "reward_errors=zero", "iterations=0"]
+    answer = stasc(tmp_path, *TINY, *settings)
+    assert answer.returncode == 0, answer.stderr
+    (told,) = [line for line in answer.stderr.splitlines() if "reward_errors=zero" in line]
+    assert "raised an error for 6 answers, first KeyError" in told  # an initial answer and a correction for each of 3
+    (log,) = tmp_path.glob("outputs/*/*/run.log")
+    assert told in log.read_text()
+
+
 def interrupting(answer: str, references: Sequence[str]) -> float:
     """A reward at which somebody presses Ctrl-C."""
     raise KeyboardInterrupt
@@ -377,6 +417,27 @@ def test_a_question_file_runs_and_its_validation_questions_can_be_evaluated_on(t
     assert summary["iterations"][1]["test"]["questions"] == 5
 
 
+def test_rows_left_out_are_told_once_and_change_the_digest_of_the_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    settings = ["dataset=jsonl", f"dataset.path={file}", "dataset.n_validation=0", "dataset.id=id"]
+    rows = [json.dumps({"id": i, "question": f"What is {i} + {i}?", "answer": str(2 * i)}) for i in range(20)]
+    digests = []
+    for name, bad in (("whole", []), ("one", ["{}"]), ("two", ["{}", '{"id": 1}'])):
+        file.write_text("\n".join([*rows, *bad]))
+        caplog.clear()
+        run_tiny(tmp_path / name, *settings, "dataset.on_bad_row=skip", "iterations=0")
+        told = [record.message for record in caplog.records if "on_bad_row" in record.message]
+        assert len(told) == bool(bad)
+        if bad:
+            assert f"{len(bad)} bad rows are left out: {file}:21: no column 'question'" in told[0]
+        digests.append(lines(tmp_path / name / "journal.jsonl")[0]["data"])
+    assert len({tuple(digest.values()) for digest in digests}) == 3
+    with pytest.raises(ValueError, match=rf"{file}:21: no column 'question'"):
+        experiment(*settings)
+
+
 @pytest.mark.slow
 def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
     answer = stasc(tmp_path, "--multirun", *TINY, "model.path=/no/such/model,tiny:0", "sweep.name=two", "iterations=0")
@@ -385,6 +446,92 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> Non
     failed, finished = sorted((tmp_path / "multirun" / "two").glob("*EIE*"))
     assert "Traceback" in (failed / "run.log").read_text()
     assert json.loads((finished / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "setting"),
+    [
+        ("sweep.name=../../escape", "sweep.name='../../escape'"),
+        ("filter.letter=../../escape", "variant='E../../escapeE'"),
+        ("finetune.suffix=/../../../escape", "variant='EIE/../../../escape'"),
+        ("seed=../../../escape", "seed='../../../escape'"),
+    ],
+)
+def test_no_name_leads_a_sweep_out_of_its_folder(override: str, setting: str, tmp_path: Path) -> None:
+    here = tmp_path / "a" / "b"
+    here.mkdir(parents=True)
+    answer = stasc(here, "--multirun", *TINY, "sweep.name=inside", override)
+    assert answer.returncode == 1
+    said = [line for line in answer.stderr.splitlines() if line]
+    assert said == [f"error: {setting}: {NAME}"]
+    assert list(tmp_path.rglob("*escape*")) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert {path.name for path in here.rglob("*")} <= {"multirun", "inside", "multirun.yaml"}
+
+
+NAME = (
+    "expected a name of at most 64 letters, digits, dots, hyphens and underscores, "
+    "the first of which is a letter or a digit"
+)
+
+
+@pytest.mark.parametrize("override", ["sweep.name=a/b", "init.letter='.. '", "finetune.suffix='ß'"])
+def test_a_bad_name_is_refused_where_it_is_in_no_path(override: str) -> None:
+    with pytest.raises(ValueError, match=f"(sweep.name|variant)=.*: {NAME}"):
+        experiment(override)
+
+
+@pytest.mark.slow
+def test_a_link_does_not_lead_a_job_out_of_multirun(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "multirun").mkdir()
+    (tmp_path / "multirun" / "link").symlink_to(tmp_path / "elsewhere")
+    answer = stasc(tmp_path, "--multirun", *TINY, "sweep.name=link", "iterations=0")
+    assert answer.returncode != 0
+    assert f"leads to {tmp_path / 'elsewhere'}" in answer.stderr
+    assert list((tmp_path / "elsewhere").rglob("journal.jsonl")) == []
+    asked = stasc(tmp_path, "--multirun", *TINY, "hydra.sweep.dir=multirun/link", "iterations=0")
+    assert asked.returncode == 0, asked.stderr
+    assert len(list((tmp_path / "elsewhere").rglob("journal.jsonl"))) == 1
+
+
+BAD_YAML = {
+    "alias": ("letter: &x [*x]", "refers to itself by an alias, or is nested too deeply"),
+    "depth": (f"letter: {'[' * 600}{']' * 600}", "refers to itself by an alias, or is nested too deeply"),
+    "tag": ("letter: !!python/object/apply:os.mkdir [sprung]", "tag:yaml.org,2002:python/object/apply:os.mkdir"),
+    "twice": ("letter: I\nletter: J", "found duplicate key letter"),
+    "cut off": ("letter: [I", "while parsing a flow sequence"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_YAML.values(), ids=BAD_YAML)
+def test_a_yaml_file_that_cannot_be_settings_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "conf" / "filter" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"_target_: stasc.filter.Strict\nmargin: 0.0\n{text}\n")
+    answer = stasc(tmp_path, "--config-dir", "conf", "filter=mine", "--cfg", "job")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
+    assert message in answer.stderr and str(file) in answer.stderr
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_error_of_composing_is_shown_in_full_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    answer = stasc(tmp_path, "filter=stict", "--cfg", "job")
+    assert answer.returncode != 0
+    assert "Traceback" in answer.stderr
+
+
+@pytest.mark.slow
+def test_a_deep_recursion_in_a_run_is_not_blamed_on_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def filter(letter):\n    return filter(letter)\n")
+    settings = ["~filter", "+filter={_target_: mine.filter, letter: I}"]
+    answer = stasc(tmp_path, *TINY, *settings)
+    assert answer.returncode != 0
+    assert "refers to itself" not in answer.stderr
+    assert "mine.py" in answer.stderr
 
 
 @pytest.mark.slow

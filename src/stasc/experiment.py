@@ -25,6 +25,7 @@ from stasc.model import M_0, LiveModel, Model, ModelConfig, load_chat, resolve_d
 from stasc.pairing import Pairing, Reward
 from stasc.prompt import Prompt
 from stasc.records import Advance, Iteration, Split
+from stasc.reward import ZeroOnError
 from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
 from stasc.store import Store, digest
 from stasc.tracking import Journal, Off, RunInfo, Wandb, redact
@@ -128,7 +129,7 @@ def prepare(experiment: Experiment) -> Prepared:
             test: experiment.evaluation.batch or experiment.engine.batch_size,
         },
         parts={
-            "reward": experiment.reward,
+            "reward": experiment.reward.reward if isinstance(experiment.reward, ZeroOnError) else experiment.reward,
             "filter": experiment.keep,
             "finetune": experiment.finetune,
             "engine": experiment.engine,
@@ -212,7 +213,8 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                 machine=provenance.machine(live.device),
                 commit=provenance.commit(),
                 data={
-                    split.name: provenance.data_digest(split.questions) for split in (experiment.train, experiment.test)
+                    split.name: provenance.data_digest(split.questions, split.skipped)
+                    for split in (experiment.train, experiment.test)
                 },
             )
             leases.write(store, prepared.lease(path, "running"))
@@ -239,6 +241,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
 def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     """The tokenizer, and the model yet to be loaded, once device, dtype and chat template are known to be right."""
     from stasc.chat import read_template
+    from stasc.context import check_context, context_limit
 
     device = resolve_device(experiment.model.device)
     dtype = resolve_dtype(experiment.model.dtype, device)
@@ -255,10 +258,17 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     base = experiment.model.fetch()
     live = LiveModel(base, experiment.model.revision, device, dtype, four_bit=tune.four_bit)
-    try:
-        return load_chat(experiment.model, base), live
-    except OSError as error:
-        raise OSError(f"model.path={experiment.model.path}: {error}") from error
+    chat = load_chat(experiment.model, base)
+    check_context(
+        context_limit(experiment.model, base),
+        chat,
+        experiment.prompt,
+        experiment.train,
+        experiment.test,
+        experiment.sampling,
+        experiment.evaluation,
+    )
+    return chat, live
 
 
 def _stages(prepared: Prepared) -> Stages:

@@ -23,52 +23,39 @@ from stasc.store import digest
 
 Description = dict[str, Any]
 
-# Every setting, and the stages whose keys it is in. `run`: it decides which stages there are. A stage that has another
-# one's key changes with it. A setting that is in neither table, such as one of your own reward's, is in the run's key.
 ALL = ("initial", "correction", "filter", "finetune", "evaluation")
 SAMPLED = ("initial", "correction")
+SCORED = ("filter", "evaluation")
+
+
+def _settings(group: str, names: str, *stages: str) -> dict[str, tuple[str, ...]]:
+    return {group + name: stages for name in names.split()}
+
+
+# Every setting, and the stages whose keys it is in. `run`: it decides which stages there are. A stage that has another
+# one's key changes with it. A setting that is in neither table, such as one of your own reward's, is in the run's key.
 DECIDING: dict[str, tuple[str, ...]] = {
-    "seed": (*SAMPLED, "finetune"),
-    "iterations": ("run",),
-    "patience": ("run",),
-    "pairing": ("filter",),
-    "correct_at": ("evaluation",),
-    "init._target_": ("run",),
-    "start._target_": ("run",),
-    **dict.fromkeys(("filter._target_", "filter.margin", "filter.correct_at"), ("filter",)),
-    **dict.fromkeys((f"dataset.{name}" for name in ("_target_", "n_train", "n_validation", "n_test", "seed")), ALL),
-    **dict.fromkeys(("dataset.min_population", "dataset.test_countries", "dataset.revision"), ALL),
-    **dict.fromkeys((f"dataset.{kind}path" for kind in ("", "train_", "validation_", "test_")), ALL),
-    **dict.fromkeys(("dataset.question", "dataset.answer", "dataset.id", "dataset.answer_pattern"), ALL),
-    **dict.fromkeys((f"model.{name}" for name in ("_target_", "path", "revision", "device", "dtype")), SAMPLED),
-    **dict.fromkeys(("model.chat_template", "model.template_args"), SAMPLED),
-    **dict.fromkeys((f"prompt.{name}" for name in ("_target_", "system", "initial")), SAMPLED),
-    "prompt.correction": ("correction",),
-    "prompt.marker": ("filter", "evaluation"),  # through reward.marker
-    **dict.fromkeys((f"reward.{name}" for name in ("_target_", "scope", "marker")), ("filter", "evaluation")),
-    "sampling.n_init": ("initial",),
-    "sampling.n_corr": ("correction",),
-    **dict.fromkeys((f"sampling.{name}" for name in ("temperature", "top_p", "max_new_tokens")), SAMPLED),
-    **dict.fromkeys((f"evaluation.{name}" for name in ("split", "temperature", "top_p", "max_new_tokens")), SAMPLED),
-    **dict.fromkeys(("engine._target_", "engine.batch_size", "evaluation.batch"), SAMPLED),
-    **dict.fromkeys(
-        (
-            f"finetune.{name}"
-            for name in (
-                *("_target_", "learning_rate", "epochs", "batch_size", "micro_batch_size", "optimizer", "schedule"),
-                *(
-                    "warmup_ratio",
-                    "weight_decay",
-                    "max_grad_norm",
-                    "gradient_checkpointing",
-                    "on_nonfinite",
-                    "max_skipped_steps",
-                ),
-                *("rank", "alpha", "dropout", "target_modules", "dora", "rslora"),
-            )
-        ),
-        ("finetune",),
+    **_settings("", "seed", *SAMPLED, "finetune"),
+    **_settings("", "iterations patience init._target_ start._target_", "run"),
+    **_settings("", "pairing filter._target_ filter.margin filter.correct_at", "filter"),
+    **_settings("", "correct_at", "evaluation"),
+    **_settings("", "reward_errors prompt.marker reward._target_ reward.scope reward.marker", *SCORED),
+    **_settings("dataset.", "_target_ n_train n_validation n_test seed min_population test_countries revision", *ALL),
+    **_settings("dataset.", "path train_path validation_path test_path", *ALL),
+    **_settings("dataset.", "question answer id answer_pattern on_bad_row", *ALL),
+    **_settings("model.", "_target_ path revision device dtype chat_template template_args", *SAMPLED),
+    **_settings("prompt.", "_target_ system initial", *SAMPLED),
+    **_settings("", "prompt.correction sampling.n_corr", "correction"),
+    **_settings("", "sampling.n_init", "initial"),
+    **_settings("sampling.", "temperature top_p max_new_tokens", *SAMPLED),
+    **_settings("evaluation.", "split temperature top_p max_new_tokens batch", *SAMPLED),
+    **_settings("engine.", "_target_ batch_size", *SAMPLED),
+    **_settings(
+        "finetune.", "_target_ learning_rate epochs batch_size micro_batch_size optimizer schedule", "finetune"
     ),
+    **_settings("finetune.", "warmup_ratio weight_decay max_grad_norm gradient_checkpointing", "finetune"),
+    **_settings("finetune.", "on_nonfinite max_skipped_steps", "finetune"),
+    **_settings("finetune.", "rank alpha dropout target_modules dora rslora", "finetune"),
 }
 INERT = frozenset(
     {
@@ -175,6 +162,7 @@ class Recipes:
             "split": split.name,
             "references": digest([[question.id, question.references] for question in split.questions]),
             "reward": self._part("reward"),
+            "reward_errors": self.settings["reward_errors"],
             "unicode": unicodedata.unidata_version,
             "code": code("stasc.pairing", "stasc.metrics"),
         }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -52,13 +53,30 @@ class ModelConfig:
 
     def fetch(self) -> str:
         """M_0's local folder, made or downloaded where it has to be. Raises: OSError or ValueError naming the path."""
-        folder = sources.fetch(self.path, Path(self.cache_dir).expanduser())
-        if Path(folder).is_dir():
-            return folder
-        try:
-            return sources.snapshot(folder, self.revision)
-        except (OSError, ValueError) as error:
-            raise OSError(f"model.path={self.path}: {error}") from error
+        base = sources.fetch(self.path, Path(self.cache_dir).expanduser())
+        if not Path(base).is_dir():
+            with reading(self):
+                base = sources.snapshot(base, self.revision)
+        if not any(Path(base).glob("*.safetensors")):
+            raise ValueError(
+                f"model.path={self.path}: there is no .safetensors file in {base}, and pickles, such as "
+                "pytorch_model.bin, are not opened: save the model as safetensors"
+            )
+        return base
+
+
+@contextmanager
+def reading(config: ModelConfig) -> Iterator[None]:
+    """Puts the setting's name before errors in reading M_0's files: OSError or ValueError, as the error was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"model.path={config.path}: {error}") from error
+    except ValueError as error:
+        reason = str(error)
+        if "trust_remote_code" in reason:
+            reason = "it needs code that comes with it, which is never run: take a model that transformers knows itself"
+        raise ValueError(f"model.path={config.path}: {reason}") from error
 
 
 def resolve_device(device: str) -> torch.device:
@@ -138,6 +156,8 @@ class LiveModel:
             self.before_read(model)
         network: Network = self._base_network(*wanted)
         if model.adapter is not None:
+            if not (model.adapter / "adapter_model.safetensors").is_file():  # peft would open adapter_model.bin
+                raise OSError(f"there is no adapter_model.safetensors in {model.adapter}")
             network = PeftModel.from_pretrained(network, model.adapter, is_trainable=True)
         self.adopt(model, network, wanted[1])
         return network
@@ -183,16 +203,22 @@ class LiveModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            weights or self.base,
-            revision=None if weights else self.revision,
-            dtype=dtype,
-            device_map={"": self.device},
-            quantization_config=quantization if self.four_bit else None,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                weights or self.base,
+                revision=None if weights else self.revision,
+                dtype=dtype,
+                device_map={"": self.device},
+                quantization_config=quantization if self.four_bit else None,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except OSError as error:
+            raise OSError(
+                f"the weights of {weights or self.base} cannot be read: {error}; "
+                "set model.path to a model with safetensors weights"
+            ) from error
         network, report = loaded
         sources.check_whole(weights or self.base, report["missing_keys"])
         for module in network.modules():
@@ -209,7 +235,8 @@ def load_chat(config: ModelConfig, base: str) -> Chat:
 
     from stasc.chat import Chat
 
-    tokenizer = AutoTokenizer.from_pretrained(base, revision=config.revision, trust_remote_code=False)
+    with reading(config):
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=config.revision, trust_remote_code=False)
     stop_ids = {tokenizer.eos_token_id}
     try:
         generation = GenerationConfig.from_pretrained(base, revision=config.revision or "main")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from stasc.records import Answer, Pair, Split
+from stasc.records import Answer, Pair, Question, Split
 
 Reward = Callable[[str, Sequence[str]], float]
 Pairing = Callable[[int, int], Iterable[int]]
@@ -35,22 +35,28 @@ def score(
     Args:
         y1: initial answers, [question][i].
         y2: corrections, [question][i][k], sampled after seeing y1[question][i].
-    Raises: ValueError if a reward is not in [0, 1], naming the question.
+    Raises: ValueError if a reward raises or is not in [0, 1], naming the question and the answer.
     """
     pairs = []
     for question, initial, corrections in zip(split.questions, y1, y2, strict=True):
-
-        def rated(answer: Answer, question=question) -> float:  # type: ignore[no-untyped-def]
-            value = float(reward(answer.text, question.references))
-            if not 0 <= value <= 1:
-                raise ValueError(f"reward gave {value} for an answer to {question.id}; expected a number in [0, 1]")
-            return value
-
-        r1 = [rated(answer) for answer in initial]
+        r1 = [_rated(reward, question, answer, f"initial answer {i}") for i, answer in enumerate(initial)]
         for seen, seen_corrections in enumerate(corrections):
             for k, correction in enumerate(seen_corrections):
-                r2 = rated(correction)
+                r2 = _rated(reward, question, correction, f"correction {k} of initial answer {seen}")
                 pairs += [
                     Pair(question, i, seen, k, initial[i], correction, r1[i], r2) for i in pairing(seen, len(initial))
                 ]
     return pairs
+
+
+def _rated(reward: Reward, question: Question, answer: Answer, name: str) -> float:
+    try:
+        value = float(reward(answer.text, question.references))
+    except Exception as error:  # a reward is anybody's code
+        raise ValueError(
+            f"the reward raised {type(error).__name__} for {name} to {question.id}: {error}; "
+            "mend it, or set reward_errors=zero to count such answers 0"
+        ) from error
+    if not 0 <= value <= 1:
+        raise ValueError(f"the reward gave {value} for {name} to {question.id}; expected a number in [0, 1]")
+    return value

@@ -50,9 +50,10 @@ def commit() -> str | None:
     return head + ("+" if changed else "")
 
 
-def data_digest(questions: Sequence[Question]) -> str:
-    """sha256 of the questions with their references, in order."""
+def data_digest(questions: Sequence[Question], skipped: Sequence[str] = ()) -> str:
+    """sha256 of the questions with their references, in order, and of the names of the rows that were left out."""
     lines = [json.dumps(asdict(question), ensure_ascii=True, sort_keys=True) for question in questions]
+    lines += [json.dumps(name, ensure_ascii=True) for name in skipped]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

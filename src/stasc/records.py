@@ -35,10 +35,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Split:
-    """Questions that are used alike. `name` is part of the key of their sampling noise."""
+    """Questions that are used alike. `name` is part of the key of their sampling noise.
+
+    `skipped` names the rows of the data that were left out because they are no questions.
+    """
 
     name: str
     questions: tuple[Question, ...]
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

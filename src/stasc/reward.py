@@ -18,7 +18,7 @@ import string
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import filterfalse
 
@@ -92,3 +92,22 @@ class F1(Reward):
     def score(self, words: list[str], gold: list[str]) -> float:
         common = sum((Counter(words) & Counter(gold)).values())
         return 2 * common / (len(words) + len(gold))
+
+
+class ZeroOnError:
+    """A reward whose errors count 0: `reward` where it raises nothing. `failed` is how many answers it raised for."""
+
+    def __init__(self, reward: Callable[[str, Sequence[str]], float]) -> None:
+        self.reward, self.failed, self.first = reward, 0, ""
+
+    def __call__(self, answer: str, references: Sequence[str]) -> float:
+        try:
+            return float(self.reward(answer, references))
+        except Exception as error:  # a reward is anybody's code
+            self.failed += 1
+            self.first = self.first or f"{type(error).__name__}: {error}, for {answer[:60]!r}"
+            return 0.0
+
+    def report(self) -> str:
+        """How many answers count 0 because of an error, and the first of these."""
+        return f"reward_errors=zero: the reward raised an error for {self.failed} answers, first {self.first}"

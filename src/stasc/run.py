@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from stasc.names import check_inside, check_name
 
 if TYPE_CHECKING:
     from stasc.console import Ended
@@ -24,6 +29,17 @@ traceback_log = logging.getLogger("stasc.traceback")  # goes to run.log, not to 
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if folder.is_dir())
+
+
+def _name(setting: str, *, _root_: DictConfig) -> str:
+    """Of `${stasc.name:SETTING}`: the setting's value, which has to be a name."""
+    try:
+        return check_name(setting, OmegaConf.select(_root_, setting))
+    except ValueError as error:
+        sys.exit(f"error: {error}")  # as an exception, it would come out of OmegaConf and Hydra as a traceback
+
+
+OmegaConf.register_new_resolver("stasc.name", _name, replace=True)
 
 
 def build(cfg: DictConfig, group: str) -> Any:
@@ -61,21 +77,30 @@ def _located(prefix: str, name: object) -> Any:
 
 def build_experiment(cfg: DictConfig) -> Experiment:
     """All parts of a run, built and checked against each other, and the questions. Loads no model."""
-    from stasc.dataset import check_disjoint
+    from stasc.dataset import check_disjoint, describe_skipped
     from stasc.experiment import Experiment
     from stasc.pairing import PAIRINGS
     from stasc.records import Split
+    from stasc.reward import ZeroOnError
     from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
 
+    check_name("sweep.name", cfg.sweep.name)
     loop = OmegaConf.create({field.name: cfg[field.name] for field in fields(Loop)})
     if cfg.pairing not in PAIRINGS:
         raise ValueError(f"pairing={cfg.pairing}: expected one of {', '.join(PAIRINGS)}")
+    if cfg.reward_errors not in ("fail", "zero"):
+        raise ValueError(f"reward_errors={cfg.reward_errors}: expected fail or zero")
     evaluation = build_part(cfg.evaluation, "evaluation.", Evaluation)
     parts = {group: build(cfg, group) for group in ("init", "start", "finetune", "model", "prompt", "reward")}
     parts |= {"keep": build(cfg, "filter"), "engine": build(cfg, "engine"), "tracking": build(cfg, "tracking")}
+    if cfg.reward_errors == "zero":
+        parts["reward"] = ZeroOnError(parts["reward"])
     dataset = build(cfg, "dataset")
-    train = Split("train", tuple(dataset("train")))
-    test = Split(evaluation.split, tuple(dataset(evaluation.split)))
+    names = ("train", evaluation.split)
+    skipped = {name: dataset.skipped(name) if hasattr(dataset, "skipped") else {} for name in names}
+    train, test = (Split(name, tuple(dataset(name)), tuple(skipped[name])) for name in names)
+    if reasons := dict.fromkeys(reason for rows in skipped.values() for reason in rows.values()):
+        log.warning(describe_skipped(reasons))
     for split in (train, test):
         if not split.questions:
             raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
@@ -90,7 +115,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         pairing=PAIRINGS[cfg.pairing],
         train=train,
         test=test,
-        variant=cfg.variant,
+        variant=check_name("variant", cfg.variant),
         settings={str(key): value for key, value in config.items()},
         **parts,
     )
@@ -116,12 +141,18 @@ def _job(cfg: DictConfig) -> float:
     """One run; a sweep has many. Returns the final correction accuracy, for sweepers that optimise."""
     from stasc import experiment, fsx
     from stasc.console import Console, Ended
+    from stasc.reward import ZeroOnError
 
     console = Console()
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     try:
-        summary = experiment.run(build_experiment(cfg), folder, cfg.sweep.name, console)
+        if job.mode == RunMode.MULTIRUN:
+            _check_folder(job)
+        built = build_experiment(cfg)
+        summary = experiment.run(built, folder, cfg.sweep.name, console)
+        if isinstance(built.reward, ZeroOnError) and built.reward.failed:
+            log.warning(built.reward.report())
     except (Exception, SystemExit) as error:  # a part of the user's may call sys.exit
         traceback_log.exception("the run stopped")
         if job.mode == RunMode.MULTIRUN:
@@ -134,23 +165,55 @@ def _job(cfg: DictConfig) -> float:
         if isinstance(error, ValueError | OSError | FloatingPointError):  # of a setting, the data, the disk, the loss
             sys.exit(f"error: {error}")  # the message says it all
         raise
-    _ended.append(Ended(folder.name, summary, None))
+    if job.mode == RunMode.MULTIRUN:
+        _ended.append(Ended(folder.name, summary, None))
     return float(summary["iterations"][-1]["test"]["corr_acc"])
+
+
+def _check_folder(job: Any) -> None:
+    """Checks that no link leads a sweep's job out of multirun/, or out of the hydra.sweep.dir that was asked for."""
+    root = Path(job.runtime.cwd, job.sweep.dir)
+    asked = any(override.lstrip("+").startswith("hydra.sweep.dir=") for override in job.overrides.hydra)
+    check_inside(Path(job.runtime.output_dir), root if asked else root.parent)
 
 
 def main() -> None:
     """Runs the command line."""
     sys.path.append("")  # the installed command finds modules of the working folder, as `python -m` does
+    in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over, which it would print with a traceback
     try:
         _job()
     except KeyboardInterrupt:
         sys.exit(130)
-    if "--multirun" in sys.argv or "-m" in sys.argv:
+    except Exception as error:
+        reason = None if in_full else _config_error(error)
+        if reason is None:
+            raise
+        sys.exit(f"error: {reason}")
+    if _ended:
         from stasc.console import Console
 
         Console().sweep(_ended)
         if any(ended.error for ended in _ended):
             sys.exit(1)
+
+
+def _config_error(error: Exception) -> str | None:
+    """What is wrong with the settings, if they could not be composed; None if it is something else that went wrong."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(frame.f_code is _job.__wrapped__.__code__ for frame in frames):
+        return None
+    if isinstance(error, RecursionError):
+        file = next((frame.f_locals["full_path"] for frame in frames if "full_path" in frame.f_locals), "a YAML file")
+        return f"{file} refers to itself by an alias, or is nested too deeply"
+    if isinstance(error, yaml.YAMLError):
+        return " ".join(str(error).split())
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key or 'settings'}: {str(error.msg or error).splitlines()[0]}"
+    if isinstance(error, HydraException):
+        return f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
+    return None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stasc.dataset.split import Sizes, check_split, divide, in_order, take
+from stasc.dataset.split import Sizes, check_on_bad_row, check_split, divide, in_order, take
 from stasc.records import Question
 
 
@@ -29,9 +29,11 @@ class Jsonl(Sizes):
     answer: str
     id: str | None  # null: file name and line number
     answer_pattern: str | None  # regular expression, found anywhere in an answer; its first group is the reference
+    on_bad_row: str  # fail, or skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_on_bad_row(self.on_bad_row)
         apart = {
             "train_path": self.train_path,
             "validation_path": self.validation_path,
@@ -66,27 +68,27 @@ class Jsonl(Sizes):
 
     def __call__(self, split: str) -> tuple[Question, ...]:
         check_split(split)
-        if self.path:
-            questions = self._read("path", self.path)
-            test = take(questions, self.n_test, "dataset.n_test")
-            if split == "test":
-                return tuple(test)
-            train, validation = divide(questions[len(test) :], self.n_train, self.n_validation, _id)
-            return tuple(train if split == "train" else validation)
-
-        assert self.train_path and self.test_path
+        questions, _ = self._read(split)
         if split == "test":
-            return tuple(take(self._read("test_path", self.test_path), self.n_test, "dataset.n_test"))
-        if not self.validation_path:
-            train, validation = divide(self._read("train_path", self.train_path), self.n_train, self.n_validation, _id)
-            return tuple(train if split == "train" else validation)
-        if split == "train":
-            return tuple(take(self._read("train_path", self.train_path), self.n_train, "dataset.n_train"))
-        questions = self._read("validation_path", self.validation_path)
-        return tuple(take(questions, self.n_validation, "dataset.n_validation"))
+            return tuple(take(questions, self.n_test, "dataset.n_test"))
+        if self.path:
+            questions = questions[len(take(questions, self.n_test, "dataset.n_test")) :]
+        elif self.validation_path:
+            n = self.n_train if split == "train" else self.n_validation
+            return tuple(take(questions, n, f"dataset.n_{split}"))
+        train, validation = divide(questions, self.n_train, self.n_validation, _id)
+        return tuple(train if split == "train" else validation)
 
-    def _read(self, setting: str, path: str) -> Sequence[Question]:
-        """All questions of a file, in the seed's order."""
+    def skipped(self, split: str) -> dict[str, str]:
+        """The rows left out of the split's file: file name and line number, and what is wrong with each."""
+        return {} if self.on_bad_row == "fail" else self._read(split)[1]
+
+    def _read(self, split: str) -> tuple[Sequence[Question], dict[str, str]]:
+        """All questions of the split's file, in the seed's order, and its bad rows as `skipped` gives them."""
+        setting = "path" if self.path else f"{split}_path"
+        if split == "validation" and not (self.path or self.validation_path):
+            setting = "train_path"
+        path = getattr(self, setting)
         file = Path(path).expanduser()
         try:
             lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
@@ -96,19 +98,25 @@ class Jsonl(Sizes):
             ) from error
         questions: dict[str, Question] = {}
         line_of: dict[str, int] = {}
+        bad: dict[str, str] = {}
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
+            place = f"{file.stem}:{number}"
             try:
-                question = self._parse(line, f"{file.stem}:{number}")
+                question = self._parse(line, place)
                 if question.id in questions:
                     raise ValueError(f"id {question.id!r} is also that of line {line_of[question.id]}")
             except ValueError as error:
-                raise ValueError(f"{file}:{number}: {error}") from error
+                if self.on_bad_row == "fail":
+                    raise ValueError(f"{file}:{number}: {error}") from error
+                bad[place] = f"{file}:{number}: {error}"
+                continue
             questions[question.id], line_of[question.id] = question, number
         if not questions:
-            raise ValueError(f"dataset.{setting}={path}: the file holds no question")
-        return in_order(questions.values(), self.seed, _id)
+            why = f": {len(bad)} bad rows were left out, first {next(iter(bad.values()))}" if bad else ""
+            raise ValueError(f"dataset.{setting}={path}: the file holds no question{why}")
+        return in_order(questions.values(), self.seed, _id), bad
 
     def _parse(self, line: bytes, place: str) -> Question:
         """The question on a line; `place` is its id where no column gives one. Raises ValueError with the reason."""
@@ -154,7 +162,10 @@ def _id(question: Question) -> str:
 
 
 def _text(value: object, column: str) -> str:
-    """A text or a number as text, which must be neither blank nor impossible to write down again."""
+    """A text or a number as text, which must be neither blank nor impossible to write down again.
+
+    NUL is refused as well: no text that is meant to be read holds it, and tokenizers drop it or end there.
+    """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{column!r} is or holds {_kind(value)}, expected a text or a number")
     text = str(value)
@@ -164,6 +175,8 @@ def _text(value: object, column: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{column!r} holds half a surrogate pair at character {error.start + 1}") from error
+    if "\0" in text:
+        raise ValueError(f"{column!r} holds a NUL at character {text.index(chr(0)) + 1}")
     return text
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -41,6 +41,17 @@ class Sizes:
 def check_split(split: str) -> None:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+
+
+def check_on_bad_row(on_bad_row: str) -> None:
+    if on_bad_row not in ("fail", "skip"):
+        raise ValueError(f"dataset.on_bad_row={on_bad_row}: expected fail or skip")
+
+
+def describe_skipped(reasons: Collection[str], shown: int = 3) -> str:
+    """How many rows were left out, and what is wrong with the first of them."""
+    first = "; ".join(list(reasons)[:shown]) + ("; …" if len(reasons) > shown else "")
+    return f"dataset.on_bad_row=skip: {len(reasons)} bad rows are left out: {first}"
 
 
 def in_order(items: Iterable[T], seed: int, id_of: Callable[[T], str]) -> list[T]:

@@ -1,0 +1,54 @@
+"""Do all questions fit into the model's context? Known before any weights are read, not hours into the run."""
+
+from __future__ import annotations
+
+from stasc.chat import Chat
+from stasc.model import ModelConfig, reading
+from stasc.prompt import Prompt
+from stasc.records import Split
+from stasc.settings import Evaluation, Sampling
+
+
+def context_limit(model: ModelConfig, base: str) -> int | None:
+    """The most tokens that M_0 can read and write together, by its configuration; None if it sets no limit."""
+    from transformers import AutoConfig
+
+    with reading(model):
+        config = AutoConfig.from_pretrained(base, revision=model.revision, trust_remote_code=False)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_context(
+    limit: int | None,
+    chat: Chat,
+    prompt: Prompt,
+    train: Split,
+    test: Split,
+    sampling: Sampling,
+    evaluation: Evaluation,
+) -> None:
+    """Checks each question's prompt, and the prompt of its correction where answers are as long as they may be.
+
+    An answer that becomes more tokens when it is read again than it was sampled as is left to the engine's own check.
+    Raises: ValueError naming the question, and the setting that limits its answers.
+    """
+    if limit is None:
+        return
+    tested = "sampling" if evaluation.max_new_tokens is None else "evaluation"
+    answers = 1 + prompt.correction.count("{answer}")
+    for split, group, new in (
+        (train, "sampling", sampling.max_new_tokens),
+        (test, tested, evaluation.sampling(sampling).max_new_tokens),
+    ):
+        setting = f"{group}.max_new_tokens"
+        for question in split.questions:
+            for what, conversation, read in (
+                ("its prompt", prompt.ask(question.text), 0),
+                ("the prompt of its correction", prompt.ask_to_correct(question.text, ""), answers * new),
+            ):
+                tokens = len(chat.prompt(conversation)) + read
+                if tokens + new > limit:
+                    raise ValueError(
+                        f"question {question.id}: {what} takes up to {tokens} tokens, which with {setting}={new} "
+                        f"exceeds the model's context of {limit} tokens; lower {setting}, or leave the question out"
+                    )
