@@ -53,8 +53,7 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings(
         "finetune.", "_target_ learning_rate epochs batch_size micro_batch_size optimizer schedule", "finetune"
     ),
-    **_settings("finetune.", "warmup_ratio weight_decay max_grad_norm gradient_checkpointing", "finetune"),
-    **_settings("finetune.", "on_nonfinite max_skipped_steps", "finetune"),
+    **_settings("finetune.", "gradient_checkpointing on_nonfinite max_skipped_steps", "finetune"),
     **_settings("finetune.", "rank alpha dropout target_modules dora rslora", "finetune"),
 }
 INERT = frozenset(
