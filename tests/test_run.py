@@ -202,7 +202,7 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
     pair = r"countries/\w+/\w+, answer [01], correction [01]"
     with pytest.raises(NonFiniteError, match=rf"at step \d+, on {pair}: lower finetune\.learning_rate"):
         run_tiny(tmp_path / "run", "finetune.learning_rate=1e30", "finetune.batch_size=1", "finetune.epochs=4")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed_nonfinite"
 
 
 @pytest.mark.parametrize(
@@ -442,8 +442,9 @@ def test_rows_left_out_are_told_once_and_change_the_digest_of_the_data(
 def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
     answer = stasc(tmp_path, "--multirun", *TINY, "model.path=/no/such/model,tiny:0", "sweep.name=two", "iterations=0")
     assert answer.returncode != 0
-    assert "job 0 (EIE) failed: model.path=/no/such/model" in answer.stderr
-    failed, finished = sorted((tmp_path / "multirun" / "two").glob("*EIE*"))
+    assert " failed: model.path=/no/such/model" in answer.stderr
+    assert "2 jobs, 1 failed" in answer.stdout
+    finished, failed = sorted((tmp_path / "multirun" / "two").glob("EIE*"), key=lambda job: (job / "run.log").exists())
     assert "Traceback" in (failed / "run.log").read_text()
     assert json.loads((finished / "summary.json").read_text())["status"] == "finished"
 

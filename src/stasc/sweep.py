@@ -25,9 +25,12 @@ class Expect(Callback):
 
         try:
             for cfg, folder in jobs(config):
-                experiment.expect(experiment.prepare(build_experiment(cfg)), folder)
-        except Exception as error:  # the job that has it reports it; without this, work may be done twice
-            log.warning("the sweep's jobs could not be foreseen, so weights may be derived twice: %s", error)
+                try:
+                    experiment.expect(experiment.prepare(build_experiment(cfg)), folder)
+                except Exception:  # it will fail, and say why, when its turn comes
+                    log.debug("%s: could not be foreseen", folder, exc_info=True)
+        except Exception as error:  # of the composition: Hydra reports it
+            log.debug("the sweep's jobs could not be foreseen: %s", error)
 
 
 def jobs(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
