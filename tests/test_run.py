@@ -17,6 +17,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from stasc.console import Console
@@ -107,7 +108,7 @@ def test_every_option_composes_and_builds(group: str, option: str, tmp_path: Pat
     part = {"filter": "keep"}.get(group, group)
     target = yaml.safe_load((CONF / group / f"{option}.yaml").read_text()).get("_target_", "stasc.model.ModelConfig")
     if group != "dataset":
-        assert f"{type(getattr(built, part)).__module__}.{type(getattr(built, part)).__name__}" == target
+        assert type(getattr(built, part)) is get_object(target)
     assert len(built.train.questions) == 3
     assert len(built.test.questions) == 3
 

@@ -1,198 +1,26 @@
-"""Where a run's events go: the journal, which is the record of the run, and Weights & Biases, which mirrors it.
-
-A run needs neither network nor account, and nothing that happens to W&B while it runs can stop or change it.
-"""
+"""Weights & Biases mirrors a run. Nothing that happens to it can stop or change the run."""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
-import re
 import shlex
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stasc.records import Pair
+from stasc.tracking.redaction import scrub
+from stasc.tracking.tracker import Nothing, RunInfo, Tracker
 
 if TYPE_CHECKING:
     import wandb
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(__package__)
 
 T = TypeVar("T")
-
-CRC = b', "crc32": "'  # what parts a line from its checksum, which is always the last field
-
-
-class Journal:
-    """Append-only record of a run: one event a line, as JSON with a checksum, on disk when `write` returns.
-
-    Opening an existing journal goes on with it. A last line that was cut short by a crash is dropped.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab+")
-        self._file.seek(0)
-        self._file.truncate(self._file.read().rfind(b"\n") + 1)
-        _sync_folder(path.parent)
-
-    def write(self, event: str, **fields: object) -> None:
-        """Appends `{"time": ..., "event": event, **fields, "crc32": ...}`; the time is UTC.
-
-        A float that is not finite is written as null under its name: JSON has no NaN, and a loss that became NaN must
-        not keep its event out of the record.
-
-        Raises: ValueError for a field called time or crc32; TypeError, naming the field, for what is no JSON value.
-        """
-        for name in fields.keys() & {"time", "crc32"}:
-            raise ValueError(f"journal event {event!r}: the field name {name!r} is the journal's own; use another")
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        plain = {name: _plain(value, f"journal event {event!r}, {name}") for name, value in fields.items()}
-        body = json.dumps({"time": time, "event": event, **plain}).encode()
-        self._file.write(body[:-1] + CRC + b'%08x"}\n' % zlib.crc32(body))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the events of a journal in order, each checked, without their checksums.
-
-    A last line without its end is what a crash leaves: it was never acknowledged, and is left out.
-
-    Raises: ValueError at the first line that does not match its checksum, naming the line.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            body, _, crc = line.rpartition(CRC)
-            body += b"}"
-            if crc != b'%08x"}\n' % zlib.crc32(body):
-                raise ValueError(
-                    f"{path}, line {number}: does not match its checksum, so it was changed after it was written; "
-                    f"the {number - 1} events before it are whole"
-                )
-            yield json.loads(body)
-
-
-def _plain(value: object, name: str) -> object:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
-    raise TypeError(f"{name}: {type(value).__name__} is no JSON value; convert it to text, numbers, lists or dicts")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a new file's name durable, not only its content. Windows can't, and needn't."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-HIDDEN = "***"
-SECRET_NAME = re.compile(
-    r"(?:^|_)(?:keys?|[a-z]*(?:token|secrets?|passwords?|passwd|passphrase|credentials?"
-    r"|apikey|accesskey|privatekey|secretkey))(?:_|$)"  # max_new_tokens and monkey are none
-)
-WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # apiKey, HFToken
-
-
-def redact(config: Mapping[str, object]) -> dict[str, object]:
-    """The config with `***` for its secrets, to any depth.
-
-    Hidden are the values of keys that are named like a secret (a word of the name is token, key, secret, password or
-    credential; null and booleans stay), and, in every text, the values of environment variables that are named so.
-    """
-    hidden = _secret_values()
-    return {key: _redacted(key, value, hidden) for key, value in config.items()}
-
-
-def _redacted(name: str, value: object, hidden: Sequence[str]) -> object:
-    if value is None or isinstance(value, bool):
-        return value
-    if _is_secret(name):
-        return HIDDEN
-    if isinstance(value, str):
-        return _scrub(value, hidden)
-    if isinstance(value, Mapping):
-        return {key: _redacted(str(key), item, hidden) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_redacted("", item, hidden) for item in value]
-    return value
-
-
-def _is_secret(name: str) -> bool:
-    words = re.sub("[^a-z]+", "_", WORD_START.sub("_", name).lower())
-    return SECRET_NAME.search(words) is not None
-
-
-def _secret_values() -> list[str]:
-    """Values of environment variables named like a secret, the longest first: one may contain another."""
-    values = {value for name, value in os.environ.items() if len(value) >= 8 and _is_secret(name)}
-    return sorted(values, key=len, reverse=True)
-
-
-def _scrub(text: str, hidden: Sequence[str]) -> str:
-    for value in hidden:
-        text = text.replace(value, HIDDEN)
-    return text
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """What a tracker is told of a run: `config` is plain data, already redacted; `folder` is the run's own."""
-
-    name: str
-    group: str
-    variant: str
-    seed: int
-    folder: Path
-    config: dict[str, object]
-
-
-class Tracker(Protocol):
-    """Follows one run. `summary` is an iteration's entry of summary.json."""
-
-    def iteration(self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> None: ...
-
-    def finish(self, status: str, failed: bool) -> None: ...
-
-
-@dataclass(frozen=True)
-class Off:
-    """No tracking."""
-
-    def start(self, info: RunInfo) -> Tracker:
-        return _Nothing()
-
 
 MODES = ("auto", "online", "offline")
 
@@ -225,7 +53,7 @@ class Wandb:
                 return self._start(info)
         except Exception as error:
             log.warning("W&B did not start (%s); the run goes on without it", _reason(error))
-            return _Nothing()
+            return Nothing()
 
     def _start(self, info: RunInfo) -> Tracker:
         import wandb
@@ -236,7 +64,7 @@ class Wandb:
         silent = wandb.Settings(silent=True, **given)
         mode = wandb.setup(silent).settings.mode  # auto: what WANDB_MODE or `wandb offline` says, else online
         if mode == "disabled":
-            return _Nothing()
+            return Nothing()
 
         if mode == "online":
             try:
@@ -296,14 +124,6 @@ class Wandb:
         run.define_metric("iteration")
         run.define_metric("*", step_metric="iteration")
         return run
-
-
-class _Nothing:
-    def iteration(self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> None:
-        pass
-
-    def finish(self, status: str, failed: bool) -> None:
-        pass
 
 
 class _Mirror:
@@ -421,5 +241,5 @@ def _home(folder: Path) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """The error in one line, without secrets."""
-    text = _scrub(str(error), _secret_values()).strip()
+    text = scrub(str(error)).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
