@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -9,6 +10,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import types
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,7 +22,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from stasc.records import Answer, Pair, Question
+import stasc.tracking.wandb as mirror
+from stasc.folder import RunFolder
+from stasc.records import Answer, Iteration, Pair, Question
 from stasc.tracking import Journal, Off, RunInfo, Wandb, read, redact
 
 CONF = Path(__file__).parents[1] / "conf" / "tracking"
@@ -246,7 +251,7 @@ def test_a_broken_setting_fails_when_built_and_is_named(changed: dict[str, Any],
 def test_off_follows_a_run_without_a_trace(tmp_path: Path) -> None:
     tracker = Off().start(info_of(tmp_path / "run"))
     tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -268,6 +273,8 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.mode, self.logged_in, self.calls = "online", True, []  # type: ignore[var-annotated]
         self.fail: dict[str, Exception] = {}
+        self.hangs = ""  # the call that does not return
+        self.released = threading.Event()
         self.url = "https://wandb.example/run"
         self.summary = types.SimpleNamespace(update=self._call("summary"))
         for name in ("define_metric", "log", "finish", "teardown"):
@@ -276,10 +283,15 @@ class FakeWandb(types.ModuleType):
     def _call(self, name: str) -> Callable[..., None]:
         def call(*args: Any, **kwargs: Any) -> None:
             self.calls.append((name, args, kwargs))
+            self._hang(name)
             if name in self.fail:
                 raise self.fail[name]
 
         return call
+
+    def _hang(self, name: str) -> None:
+        if name == self.hangs:
+            self.released.wait()
 
     def Settings(self, **given: Any) -> dict[str, Any]:
         return given
@@ -297,6 +309,7 @@ class FakeWandb(types.ModuleType):
 
     def init(self, **given: Any) -> FakeWandb:
         self.calls.append(("init", (), given))
+        self._hang("init")
         self.dir = str(Path(given["dir"]) / "wandb" / "offline-run-1" / "files")
         if f"init {given['mode']}" in self.fail:
             raise self.fail[f"init {given['mode']}"]
@@ -310,11 +323,13 @@ class FakeWandb(types.ModuleType):
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> FakeWandb:
+def fake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[FakeWandb]:
     caplog.set_level(logging.INFO)
+    importlib.import_module("wandb")  # now: a call that was left behind must not do it beside a later test
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    return fake
+    yield fake
+    fake.released.set()
 
 
 def test_auto_is_online_for_who_is_logged_in(fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -367,7 +382,7 @@ def test_offline_asks_for_no_login(fake: FakeWandb, tmp_path: Path, monkeypatch:
 
 def test_auto_respects_a_wandb_that_the_user_switched_off(fake: FakeWandb, tmp_path: Path) -> None:
     fake.mode = "disabled"
-    settings().start(info_of(tmp_path / "run")).finish("finished", failed=False)
+    settings().start(info_of(tmp_path / "run")).finish("finished", False, [])
     assert fake.calls == []
 
 
@@ -380,7 +395,7 @@ def test_a_wandb_that_does_not_start_at_all_is_one_warning(
     fake.fail = {"init offline": OSError("disk full")}
     tracker = settings(mode="offline").start(info_of(tmp_path / "run"))
     tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert len(warnings_in(caplog)) == 1 and "did not start" in warnings_in(caplog)[0]
 
 
@@ -392,12 +407,75 @@ def test_a_failure_on_the_way_is_one_warning_and_reaches_nobody(
     fake.fail[broken] = ConnectionResetError("gone")
     for n in range(3):
         tracker.iteration(summary_of(n, 0.5), [], [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert len(fake.rows()) == (1 if broken == "log" else 3)
     assert [name for name, *_ in fake.calls][-2:] == ["finish", "teardown"]
     assert warnings_in(caplog) == [
         "W&B failed (ConnectionResetError: gone); the run goes on without it, journal.jsonl has it all"
     ]
+
+
+@pytest.mark.parametrize("hanging", ["init", "log", "summary", "finish", "teardown"])
+def test_a_wandb_that_hangs_is_left_behind_with_one_warning(
+    hanging: str, fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert mirror.UPLOAD_S + 2 * mirror.SHUT_DOWN_S < 30, "what the end of a run may take"
+    for name in ("START_S", "LOG_S", "UPLOAD_S", "SHUT_DOWN_S"):
+        monkeypatch.setattr(mirror, name, 0.1)
+    fake.hangs = hanging
+    if hanging == "teardown":
+        fake.fail["log"] = OSError("gone")
+    began = time.monotonic()
+    tracker = settings().start(info_of(tmp_path / "run"))
+    arrived = [tracker.iteration(summary_of(n, 0.5), [], []) for n in range(2)]
+    assert not tracker.finish("finished", False, [])
+    assert time.monotonic() - began < 5
+    assert arrived == [hanging in ("summary", "finish")] * 2
+    assert len(warnings_in(caplog)) == 1
+    assert ("no answer in" in warnings_in(caplog)[0]) is (hanging != "teardown")
+
+
+def test_the_end_of_a_run_has_the_accuracies_of_iterations_that_an_earlier_start_sent(
+    fake: FakeWandb, tmp_path: Path
+) -> None:
+    tracker = settings().start(info_of(tmp_path / "run"))
+    assert tracker.iteration(summary_of(2, 0.75), [], [])
+    assert tracker.finish("finished", False, [summary_of(n, acc) for n, acc in enumerate((0.25, 0.5, 0.75))])
+    ((given,),) = [args for name, args, _ in fake.calls if name == "summary"]
+    assert given == {"status": "finished", "final/init_acc": 0.5, "final/corr_acc": 0.75, "final/gain": 0.5}
+
+
+def goes_on(folder: Path, last: int, killed_at: int | None = None) -> None:
+    """A run in the folder that does, or does again, all iterations to the last; a kill leaves one without its note."""
+    tracker = settings().start(info_of(folder))
+    with Journal(folder / "journal.jsonl") as journal:
+        run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, tracker, 1.0)
+        for n in range(last + 1):
+            if n == killed_at:
+                journal.write = lambda event, **fields: None  # type: ignore[method-assign]
+            run.iteration(Iteration(n, None, [], [], pairs_of(2)), None, {})
+
+
+def test_a_continued_run_sends_no_iteration_again(fake: FakeWandb, tmp_path: Path) -> None:
+    for last in (1, 1, 3):
+        goes_on(tmp_path / "run", last)
+    assert [row["iteration"] for row in fake.rows()] == [0, 1, 2, 3]
+
+
+def test_an_iteration_whose_arrival_was_not_noted_is_sent_again_as_the_same_step(
+    fake: FakeWandb, tmp_path: Path
+) -> None:
+    goes_on(tmp_path / "run", 1, killed_at=1)
+    goes_on(tmp_path / "run", 2)
+    assert [kwargs["step"] for name, _, kwargs in fake.calls if name == "log"] == [0, 1, 1, 2]
+
+
+def test_an_iteration_that_did_not_arrive_is_sent_by_the_next_start(fake: FakeWandb, tmp_path: Path) -> None:
+    fake.fail["log"] = OSError("gone")
+    goes_on(tmp_path / "run", 1)
+    fake.fail, fake.calls = {}, []
+    goes_on(tmp_path / "run", 1)
+    assert [row["iteration"] for row in fake.rows()] == [0, 1]
 
 
 def test_an_iteration_is_one_call_with_every_number_of_its_summary(fake: FakeWandb, tmp_path: Path) -> None:
@@ -475,7 +553,7 @@ def test_runs_one_after_another_leave_complete_files_and_no_secret(
         tracker = settings().start(info_of(tmp_path / f"run{seed}", seed=seed, config=config))
         tracker.iteration(summary_of(0, 0.25), [], [])
         tracker.iteration(summary_of(1, 0.75), pairs_of(9), pairs_of(2))
-        tracker.finish("failed" if failed else "finished", failed=failed)
+        tracker.finish("failed" if failed else "finished", failed, [summary_of(0, 0.25), summary_of(1, 0.75)])
 
     lines = [re.fullmatch(r"W&B offline: .* `wandb sync (.*)`", line) for line in told(caplog)]
     assert len(lines) == 2 and all(lines) and warnings_in(caplog) == []
@@ -509,20 +587,35 @@ def test_the_commands_that_the_user_is_told_exist() -> None:
     assert {"leet", "sync"} <= cli.commands.keys()
 
 
-def test_a_run_started_again_in_its_folder_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
+def test_a_run_started_again_in_its_folder_goes_on_in_the_same_wandb_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     for _ in range(2):
         tracker = settings().start(info_of(tmp_path / "run"))
         tracker.iteration(summary_of(0, 0.5), [], [])
-        tracker.finish("finished", failed=False)
+        tracker.finish("finished", False, [])
     files = list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2 and len({path.name for path in files}) == 1
+    first, second = (re.search("`wandb sync (.*)`", line)[1] for line in told(caplog))  # type: ignore[index]
+    assert second == str(Path(first).parent) == str(tmp_path / "run" / "wandb")
+
+
+def test_a_step_that_wandb_has_is_dropped(tmp_path: Path) -> None:
+    """So the row whose arrival a killed run could not note is there once."""
+    tracker = settings().start(info_of(tmp_path / "run"))
+    for n, corr_acc in ((0, 0.25), (1, 0.5), (1, 0.5), (2, 0.75)):
+        assert tracker.iteration(summary_of(n, corr_acc), [], [])
+    tracker.finish("finished", False, [])
+    (run,) = (tmp_path / "run").glob("wandb/offline-run-*")
+    assert [record["item"]["iteration"] for record in only(records_of(run), "history")] == [0, 1, 2]
 
 
 def test_a_run_that_was_never_finished_is_not_gone_on_with(tmp_path: Path) -> None:
     for name in ("died", "next"):
         tracker = settings().start(info_of(tmp_path / name))
         tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert len({path.name for path in tmp_path.glob("*/wandb/offline-run-*/*.wandb")}) == 2
 
 
@@ -544,12 +637,23 @@ def test_without_a_network_a_run_that_is_logged_in_goes_on_offline(
     for name in ("one", "two", "two"):  # the second start in a folder uses the id of the first
         tracker = settings().start(info_of(tmp_path / name))
         tracker.iteration(summary_of(0, 0.5), [], [])
-        tracker.finish("finished", failed=False)
+        tracker.finish("finished", False, [])
     for name, count in (("one", 1), ("two", 2)):
         runs = sorted((tmp_path / name).glob("wandb/offline-run-*"))
         assert len(runs) == count and len(only(records_of(runs[-1]), "history")) == 1
     assert [text.startswith("W&B can't be reached (CommError") for text in warnings_in(caplog)] == [True] * 3
     assert capfd.readouterr() == ("", "")
+
+
+def service() -> int:
+    """The process of W&B's service."""
+    (found,) = [
+        int(child)
+        for task in Path("/proc/self/task").iterdir()
+        for child in (task / "children").read_text().split()
+        if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text()
+    ]
+    return found
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the service in /proc")
@@ -558,21 +662,35 @@ def test_a_run_outlives_the_service_of_wandb_and_the_next_one_gets_a_new_service
 ) -> None:
     tracker = settings().start(info_of(tmp_path / "run"))
     tracker.iteration(summary_of(0, 0.5), [], [])
-    (service,) = [
-        int(child)
-        for task in Path("/proc/self/task").iterdir()
-        for child in (task / "children").read_text().split()
-        if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text()
-    ]
-    os.kill(service, signal.SIGKILL)
+    os.kill(service(), signal.SIGKILL)
     for n in (1, 2):
         tracker.iteration(summary_of(n, 0.5), pairs_of(2), [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert len(warnings_in(caplog)) == 1
 
     tracker = settings().start(info_of(tmp_path / "next"))
     tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert len(warnings_in(caplog)) == 1
     (run,) = (tmp_path / "next").glob("wandb/offline-run-*")
     assert len(only(records_of(run), "exit")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the service in /proc")
+def test_a_service_that_hangs_holds_neither_the_run_nor_the_next_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as short:
+        short.setattr(mirror, "UPLOAD_S", 1)
+        short.setattr(mirror, "SHUT_DOWN_S", 1)
+        tracker = settings().start(info_of(tmp_path / "run"))
+        hanging = service()
+        os.kill(hanging, signal.SIGSTOP)
+        tracker.iteration(summary_of(0, 0.5), [], [])
+        assert not tracker.finish("finished", False, [])
+    assert len(warnings_in(caplog)) == 1
+
+    tracker = settings().start(info_of(tmp_path / "next"))
+    assert service() != hanging
+    assert tracker.iteration(summary_of(0, 0.5), [], []) and tracker.finish("finished", False, [])

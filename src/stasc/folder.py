@@ -10,7 +10,7 @@ from typing import Any
 
 from stasc.metrics import describe
 from stasc.records import Iteration, Pair
-from stasc.tracking import Journal, Tracker
+from stasc.tracking import Journal, Tracker, mirrored
 
 
 class RunFolder:
@@ -19,6 +19,7 @@ class RunFolder:
     def __init__(self, path: Path, summary: dict[str, Any], journal: Journal, tracker: Tracker, correct_at: float):
         self.path, self.summary = path, summary
         self._journal, self._tracker, self._correct_at = journal, tracker, correct_at
+        self._mirrored = mirrored(path / "journal.jsonl")
         self._began = time.perf_counter()
         for name in ("outcomes.jsonl", "pairs.jsonl"):
             (path / name).write_text("")
@@ -50,14 +51,15 @@ class RunFolder:
         self.summary["iterations"].append(entry)
         self._journal.write("iteration", **entry)
         self._write_summary()
-        self._tracker.iteration(entry, iteration.pairs, iteration.kept)
+        if iteration.n not in self._mirrored and self._tracker.iteration(entry, iteration.pairs, iteration.kept):
+            self._journal.write("mirrored", n=iteration.n)
 
     def end(self, status: str, error: str | None = None) -> None:
         """Records how the run ended."""
         self.summary["status"] = status
         self._journal.write("run_ended", status=status, error=error)
         self._write_summary()
-        self._tracker.finish(status, failed=error is not None)
+        self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
 
     def _describe_train(self, iteration: Iteration[Any]) -> dict[str, float] | None:
         if not iteration.pairs:

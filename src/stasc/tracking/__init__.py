@@ -3,9 +3,9 @@
 A run needs neither network nor account, and nothing that happens to W&B while it runs can stop or change it.
 """
 
-from stasc.tracking.journal import Journal, read
+from stasc.tracking.journal import Journal, mirrored, read
 from stasc.tracking.redaction import redact, scrub
 from stasc.tracking.tracker import Off, RunInfo, Tracker
 from stasc.tracking.wandb import Wandb
 
-__all__ = ["Journal", "Off", "RunInfo", "Tracker", "Wandb", "read", "redact", "scrub"]
+__all__ = ["Journal", "Off", "RunInfo", "Tracker", "Wandb", "mirrored", "read", "redact", "scrub"]

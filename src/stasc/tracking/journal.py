@@ -77,6 +77,11 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(body)
 
 
+def mirrored(path: Path) -> frozenset[int]:
+    """The iterations that an earlier start of the run sent to its tracker, as its journal has it."""
+    return frozenset(event["n"] for event in read(path) if event["event"] == "mirrored")
+
+
 def _plain(value: object, name: str) -> object:
     if value is None or isinstance(value, bool | int | str):
         return value

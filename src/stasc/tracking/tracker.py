@@ -23,11 +23,15 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """Follows one run. `summary` is an iteration's entry of summary.json."""
+    """Follows one run. An iteration is given as its entry in summary.json; both methods say whether it went well."""
 
-    def iteration(self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> None: ...
+    def iteration(self, entry: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> bool:
+        """Sends one iteration. True means that it arrived: it need not be sent again, by a continued run either."""
+        ...
 
-    def finish(self, status: str, failed: bool) -> None: ...
+    def finish(self, status: str, failed: bool, entries: Sequence[Mapping[str, Any]]) -> bool:
+        """Sends the end of the run, of which `entries` are all iterations, those sent by an earlier start too."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Off:
 class Nothing:
     """Follows nothing."""
 
-    def iteration(self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> None:
-        pass
+    def iteration(self, entry: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> bool:
+        return False
 
-    def finish(self, status: str, failed: bool) -> None:
-        pass
+    def finish(self, status: str, failed: bool, entries: Sequence[Mapping[str, Any]]) -> bool:
+        return False

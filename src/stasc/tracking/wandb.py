@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stasc.records import Pair
@@ -21,6 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__package__)
 
 T = TypeVar("T")
+
+START_S = 90  # online, then offline
+LOG_S = 20
+UPLOAD_S = 20  # of a run's end: what is left then stays on disk, where `wandb sync` finds it
+SHUT_DOWN_S = 3
 
 MODES = ("auto", "online", "offline")
 
@@ -50,9 +59,10 @@ class Wandb:
         """A tracker for one run. If W&B can't be started at all, this is one warning, and the tracker does nothing."""
         try:
             with _home(info.folder):
-                return self._start(info)
+                return _within(START_S, lambda: self._start(info))
         except Exception as error:
             log.warning("W&B did not start (%s); the run goes on without it", _reason(error))
+            _kill(_service())  # one that hangs would hold this process at its end
             return Nothing()
 
     def _start(self, info: RunInfo) -> Tracker:
@@ -80,8 +90,9 @@ class Wandb:
                 wandb.setup(silent)
 
         run = self._init(info, "offline", previous)
-        folder = shlex.quote(str(Path(run.dir).parent))
-        log.info("W&B offline: look with `wandb leet %s`, upload with `wandb sync %s`", folder, folder)
+        folder = Path(run.dir).parent
+        every = folder.parent if previous else folder  # what earlier starts left is uploaded too, and first
+        log.info("W&B offline: look with `wandb leet %s`, upload with `wandb sync %s`", *map(_quoted, (folder, every)))
         return _Mirror(run, info.folder, self.sample_pairs)
 
     def _init(self, info: RunInfo, mode: Literal["online", "offline"], previous: str | None) -> wandb.Run:
@@ -91,7 +102,7 @@ class Wandb:
             silent=True,
             console="off",
             init_timeout=30,
-            finish_timeout=60,
+            finish_timeout=UPLOAD_S,
             finish_timeout_raises=True,
             allow_val_change=True,
             disable_code=True,
@@ -133,42 +144,82 @@ class _Mirror:
         self._run = run
         self._folder = folder
         self._sample_pairs = sample_pairs
-        self._tests: list[Mapping[str, Any]] = []
+        self._service = _service()
         self._broken = False
 
-    def iteration(self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> None:
-        if not self._broken:
-            self._try(lambda: self._log(summary, pairs, kept))
+    def iteration(self, entry: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> bool:
+        return not self._broken and self._try(LOG_S, lambda: self._log(entry, pairs, kept))
 
-    def finish(self, status: str, failed: bool) -> None:
+    def finish(self, status: str, failed: bool, entries: Sequence[Mapping[str, Any]]) -> bool:
+        """Takes less than 30 s, whatever W&B does."""
         import wandb
 
-        if not self._broken:
-            self._try(lambda: self._run.summary.update({"status": status, **_final(self._tests)}))
-        self._try(lambda: self._run.finish(exit_code=1 if failed else 0))
-        if self._broken:  # W&B's service may have died: the next run of this process then starts a new one
-            self._try(wandb.teardown)
+        self._try(UPLOAD_S + SHUT_DOWN_S, lambda: self._end(1 if failed else 0, {"status": status, **_final(entries)}))
+        # W&B's service may have died, and the next run of this process needs one; or it hangs, and would hold our end.
+        if self._broken and not self._try(SHUT_DOWN_S, wandb.teardown):
+            _kill(self._service)
+        return not self._broken
 
-    def _log(self, summary: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> None:
+    def _end(self, code: int, summary: dict[str, Any]) -> None:
+        try:
+            if not self._broken:
+                self._run.summary.update(summary)
+        finally:
+            self._run.finish(exit_code=code)
+
+    def _log(self, entry: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> None:
         import wandb
 
-        n = summary["n"]
+        n = entry["n"]
         row: dict[str, Any] = {"iteration": n}
-        row.update(_numbers({name: part for name, part in summary.items() if name != "n"}))
+        row.update(_numbers({name: part for name, part in entry.items() if name != "n"}))
         if rows := _pair_rows(n, pairs, kept, self._sample_pairs):
             row["pairs"] = wandb.Table(columns=list(PAIR_COLUMNS), data=rows)
-        self._tests.append(summary["test"])
-        # W&B drops a step that it has, so a run that is continued logs every iteration once.
+        # W&B drops a step that it has: a run killed before it could note that this arrived sends it once more.
         self._run.log(row, step=n, commit=True)
 
-    def _try(self, action: Callable[[], object]) -> None:
+    def _try(self, seconds: float, action: Callable[[], object]) -> bool:
         try:
             with _home(self._folder):
-                action()
+                _within(seconds, action)
+            return True
         except Exception as error:
             if not self._broken:
                 log.warning("W&B failed (%s); the run goes on without it, journal.jsonl has it all", _reason(error))
             self._broken = True
+            return False
+
+
+def _within(seconds: float, action: Callable[[], T]) -> T:
+    """What the action returns. Raises: TimeoutError after so many seconds; the action is then left to itself.
+
+    W&B limits how long the network may take, but not how long its own service may.
+    """
+    result: Future[T] = Future()
+
+    def act() -> None:
+        try:
+            result.set_result(action())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=act, name="W&B", daemon=True).start()
+    if not wait([result], seconds).done:
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    return result.result()
+
+
+def _service() -> Popen[bytes] | None:
+    """W&B's service process, if it has one. No public name leads to it."""
+    with suppress(Exception):
+        process = sys.modules["wandb"].setup()._connection._proc._process
+        return process if isinstance(process, Popen) else None
+    return None
+
+
+def _kill(process: Popen[bytes] | None) -> None:
+    if process:
+        process.kill()
 
 
 PAIR_COLUMNS = ("n", "question", "y1", "y2", "r1", "r2", "kept")
@@ -205,11 +256,11 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield prefix + name, value
 
 
-def _final(tests: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _final(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The last iteration's accuracies; `gain` is its correction accuracy less that of M_0."""
-    if not tests:
+    if not entries:
         return {}
-    first, last = tests[0], tests[-1]
+    first, last = entries[0]["test"], entries[-1]["test"]
     return {
         "final/init_acc": last["init_acc"],
         "final/corr_acc": last["corr_acc"],
@@ -237,6 +288,10 @@ def _home(folder: Path) -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _reason(error: Exception) -> str:
