@@ -139,6 +139,7 @@ def test_the_journal_has_the_run_from_start_to_end(tmp_path: Path) -> None:
     summary = run_tiny(tmp_path / "run", "iterations=1")
     events = list(read(tmp_path / "run" / "journal.jsonl"))
     assert [event["event"] for event in events] == ["run_started", "iteration", "iteration", "run_ended"]
+    assert (events[0]["name"], events[0]["group"]) == ("EIE-seed0", "group")
     assert events[0]["config"]["filter"]["margin"] == 0
     assert events[0]["versions"]["torch"]
     assert {name: events[2][name] for name in summary["iterations"][1]} == summary["iterations"][1]

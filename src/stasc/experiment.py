@@ -78,6 +78,8 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
         folder = RunFolder(path, summary, journal, tracker, loop.correct_at)
         try:
             folder.begin(
+                name=name,
+                group=group,
                 config=experiment.config,
                 versions=provenance.versions(),
                 machine=provenance.machine(live.device),
