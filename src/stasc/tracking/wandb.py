@@ -55,20 +55,25 @@ class Wandb:
         if self.sample_pairs < 0:
             raise ValueError(f"tracking.sample_pairs={self.sample_pairs}: expected 0 (no table) or more")
 
-    def start(self, info: RunInfo) -> Tracker:
-        """A tracker for one run. If W&B can't be started at all, this is one warning, and the tracker does nothing."""
+    def start(self, info: RunInfo, run_id: str | None = None, upload_s: float = UPLOAD_S) -> Tracker:
+        """A tracker for one run, which goes on in the W&B run `run_id`, if that is given, or in that of the folder.
+
+        The end of the run waits `upload_s` seconds for its upload.
+        If W&B can't be started at all, this is one warning, and the tracker does nothing.
+        """
         try:
             with _home(info.folder):
-                return _within(START_S, lambda: self._start(info))
+                return _within(START_S, lambda: self._start(info, run_id, upload_s))
         except Exception as error:
             log.warning("W&B did not start (%s); the run goes on without it", _reason(error))
             _kill(_service())  # one that hangs would hold this process at its end
             return Nothing()
 
-    def _start(self, info: RunInfo) -> Tracker:
+    def _start(self, info: RunInfo, run_id: str | None, upload_s: float) -> Tracker:
         import wandb
 
-        previous = _previous_id(info.folder)
+        previous = None if run_id else _previous_id(info.folder)
+        run_id = run_id or previous
         # Global, as W&B prints some messages before it looks at a run's own settings.
         given: dict[str, Any] = {} if self.mode == "auto" else {"mode": self.mode}
         silent = wandb.Settings(silent=True, **given)
@@ -79,9 +84,9 @@ class Wandb:
         if mode == "online":
             try:
                 if wandb.login(prompt=False, verify=False):  # reads the key from where W&B keeps it, and asks nobody
-                    run = self._init(info, "online", previous)
+                    run = self._init(info, "online", run_id, upload_s)
                     log.info("W&B run: %s", run.url)
-                    return _Mirror(run, info.folder, self.sample_pairs)
+                    return _Mirror(run, info.folder, self.sample_pairs, upload_s)
                 if self.mode == "online":
                     log.warning("W&B is not logged in: run `wandb login`, or set WANDB_API_KEY; going on offline")
             except Exception as error:
@@ -89,20 +94,22 @@ class Wandb:
                 wandb.teardown()  # it would hold the run's id
                 wandb.setup(silent)
 
-        run = self._init(info, "offline", previous)
+        run = self._init(info, "offline", run_id, upload_s)
         folder = Path(run.dir).parent
         every = folder.parent if previous else folder  # what earlier starts left is uploaded too, and first
         log.info("W&B offline: look with `wandb leet %s`, upload with `wandb sync %s`", *map(_quoted, (folder, every)))
-        return _Mirror(run, info.folder, self.sample_pairs)
+        return _Mirror(run, info.folder, self.sample_pairs, upload_s)
 
-    def _init(self, info: RunInfo, mode: Literal["online", "offline"], previous: str | None) -> wandb.Run:
+    def _init(
+        self, info: RunInfo, mode: Literal["online", "offline"], run_id: str | None, upload_s: float
+    ) -> wandb.Run:
         import wandb
 
         settings = wandb.Settings(
             silent=True,
             console="off",
             init_timeout=30,
-            finish_timeout=UPLOAD_S,
+            finish_timeout=upload_s,
             finish_timeout_raises=True,
             allow_val_change=True,
             disable_code=True,
@@ -121,8 +128,8 @@ class Wandb:
             project=self.project,
             entity=self.entity,
             dir=info.folder,
-            id=previous,
-            resume="allow" if previous else None,
+            id=run_id,
+            resume="allow" if run_id else None,
             name=info.name,
             group=info.group,
             job_type=info.variant,
@@ -140,10 +147,11 @@ class Wandb:
 class _Mirror:
     """A W&B run. Its first failure is one warning; after it the mirror gets nothing but its end."""
 
-    def __init__(self, run: wandb.Run, folder: Path, sample_pairs: int) -> None:
+    def __init__(self, run: wandb.Run, folder: Path, sample_pairs: int, upload_s: float) -> None:
         self._run = run
         self._folder = folder
         self._sample_pairs = sample_pairs
+        self._upload_s = upload_s
         self._service = _service()
         self._broken = False
 
@@ -151,10 +159,11 @@ class _Mirror:
         return not self._broken and self._try(LOG_S, lambda: self._log(entry, pairs, kept))
 
     def finish(self, status: str, failed: bool, entries: Sequence[Mapping[str, Any]]) -> bool:
-        """Takes less than 30 s, whatever W&B does."""
+        """Takes `upload_s` and 6 s at most, whatever W&B does."""
         import wandb
 
-        self._try(UPLOAD_S + SHUT_DOWN_S, lambda: self._end(1 if failed else 0, {"status": status, **_final(entries)}))
+        summary = {"status": status, **_final(entries)}
+        self._try(self._upload_s + SHUT_DOWN_S, lambda: self._end(1 if failed else 0, summary))
         # W&B's service may have died, and the next run of this process needs one; or it hangs, and would hold our end.
         if self._broken and not self._try(SHUT_DOWN_S, wandb.teardown):
             _kill(self._service)
