@@ -395,3 +395,83 @@ def test_the_installed_package_brings_its_settings(tmp_path: Path) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert "_target_: stasc.init.Evolving" in answer.stdout
+
+
+# Secrets
+
+PAID = """
+def paid(answer, references, api_key="", url="", fail=False):
+    if fail:
+        raise RuntimeError(f"refused: {api_key!r} at {url}")
+    return float(len(answer) % 2)
+"""
+
+
+def found_in(folder: Path, *secrets: str) -> list[tuple[str, str]]:
+    """Each file that has one of the secrets in it, with that secret."""
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return [(secret, str(path)) for path, data in files.items() for secret in secrets if secret.encode() in data]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fail", [False, True])
+def test_no_secret_is_left_in_a_runs_folder(fail: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a run and in one that fails with them in its message: from the environment, settings and the command line."""
+    names = ("HF_TOKEN", "WANDB_API_KEY", "MY_SECRET_URL", "DB_PASSWORD")
+    canaries = {name: f"canary-{name.lower()}-51c0ffee" for name in names}
+    for name, canary in canaries.items():
+        monkeypatch.setenv(name, canary)
+    typed, short = "canary-typed-51c0ffee", "c4n4ry"
+    (tmp_path / "paying.py").write_text(PAID)
+    answer = stasc(
+        tmp_path,
+        *(setting for setting in TINY if not setting.startswith("tracking")),
+        "tracking.mode=offline",
+        "iterations=1",
+        "filter=lenient",
+        "~reward",
+        "+reward={_target_: paying.paid, _partial_: true}",
+        f"+reward.api_key={typed}",
+        f"+reward.url='https://u:{canaries['DB_PASSWORD']}@host/'",
+        f"+reward.fail={fail}",
+        "+note='see ${oc.env:MY_SECRET_URL}'",
+        f"+literal={canaries['HF_TOKEN']}",
+        f"+short.password={short}",
+    )
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert found_in(folder, typed, short, *canaries.values()) == []
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())[-1] == "+short.password=***"
+    config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
+    assert config["note"] == "see ${oc.env:MY_SECRET_URL}"
+    assert config["reward"]["url"] == "https://u:***@host/"
+    (ended,) = (event for event in lines(folder / "journal.jsonl") if event["event"] == "run_ended")
+    if fail:
+        assert answer.returncode == 1
+        assert ended["error"] == "RuntimeError: refused: '***' at https://u:***@host/"
+        assert "refused: '***'" in (folder / "run.log").read_text()
+    else:
+        assert answer.returncode == 0, answer.stderr
+        assert ended["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_no_secret_is_left_in_a_sweeps_folder_or_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "canary-token-51c0ffee")
+    typed = ["canary-one-51c0ffee", "canary-two-51c0ffee"]
+    override = [f"+db.password={','.join(typed)}", "model.path=canary-token-51c0ffee", "sweep.name=two"]
+    answer = stasc(tmp_path, "--multirun", *TINY, *override)
+    assert answer.returncode == 1
+    assert "job 1 (EIE) failed: model.path=***: " in answer.stderr
+    assert (tmp_path / "multirun" / "two" / "multirun.yaml").exists()
+    assert len(list((tmp_path / "multirun" / "two").glob("*/run.log"))) == 2
+    assert found_in(tmp_path / "multirun", "canary-token-51c0ffee", *typed) == []
+    answer = stasc(tmp_path, *TINY, "model.path=canary-token-51c0ffee")
+    assert answer.stderr.startswith("error: model.path=***")
+
+
+def test_files_without_a_secret_stay_as_hydra_wrote_them(tmp_path: Path) -> None:
+    answer = stasc(tmp_path, *TINY, "sampling.temperature=-1")
+    assert "error:" in answer.stderr
+    (folder,) = (tmp_path / "outputs").glob("*/*/.hydra")
+    assert "***" not in "".join(path.read_text() for path in folder.glob("*.yaml"))

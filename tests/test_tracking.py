@@ -19,14 +19,16 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from omegaconf import OmegaConf
 
+import stasc.tracking.redaction as redaction
 import stasc.tracking.wandb as mirror
 from stasc.folder import RunFolder
 from stasc.records import Answer, Iteration, Pair, Question
-from stasc.tracking import Journal, Off, RunInfo, Wandb, read, redact
+from stasc.tracking import Journal, Off, RunInfo, Wandb, learn, read, redact, scrub
 from stasc.tracking.__main__ import main as sync_main
 from stasc.tracking.tracker import Nothing
 
@@ -208,7 +210,35 @@ def test_a_harmless_name_keeps_its_value(name: str) -> None:
 
 
 def test_a_secret_that_is_not_set_is_shown_as_such() -> None:
-    assert redact({"token": None, "use_key": False}) == {"token": None, "use_key": False}
+    empty = {"token": None, "use_key": False, "any_key": True, "exclude_keys": [], "password": ""}
+    assert redact(empty) == empty
+
+
+def test_a_secret_in_an_override_is_hidden_with_all_that_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["+db.password=abc", "model.path=x", "++a.api_key='b c', 'd'", "~token=1", "seed=0,+db.token=abc,n=1"]
+    hidden = ["+db.password=***", "model.path=x", "++a.api_key=***", "~token=***", "seed=0,+db.token=***"]
+    assert redact({"task": overrides}) == {"task": hidden}
+
+
+def test_what_was_learnt_is_hidden_in_any_text_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_learned", set())
+    secret = f"{CANARY}/\n'é"
+    learn({"db": [{"password": secret, "user": "harmless-1"}], "api_key": 1234567890, "token": ["nested-in-a-list"]})
+    for text in (secret, repr(secret)[1:-1], json.dumps({"x": secret}), f"https://u:{quote(secret, '')}@host"):
+        assert CANARY not in scrub(f"before {text} after")
+        assert scrub(f"before {text} after").startswith("before ")
+    assert scrub("harmless-1 1234567890 nested-in-a-list") == "harmless-1 *** ***"
+    assert redact({"url": f"u:{secret}@host"}) == {"url": "u:***@host"}
+
+
+def test_a_log_line_and_its_traceback_are_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", CANARY)
+    try:
+        raise ValueError(f"no {CANARY}")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, __file__, 1, "refused %s", (CANARY,), sys.exc_info())
+    text = redaction.Formatter("%(message)s").format(record)
+    assert text.startswith("refused ***\nTraceback") and text.endswith("ValueError: no ***")
 
 
 def test_values_of_secret_environment_variables_are_hidden_in_any_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from stasc.pairing import Pairing, Reward
 from stasc.prompt import Prompt
 from stasc.records import Split
 from stasc.settings import Evaluation, Loop, Sampling
-from stasc.tracking import Journal, Off, RunInfo, Wandb
+from stasc.tracking import Journal, Off, RunInfo, Wandb, scrub
 
 if TYPE_CHECKING:
     from stasc.chat import Chat
@@ -95,7 +95,7 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
             folder.end("interrupted", "KeyboardInterrupt")
             raise
         except BaseException as error:
-            folder.end("failed", f"{type(error).__name__}: {error}")
+            folder.end("failed", scrub(f"{type(error).__name__}: {error}"))
             traceback.clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it what they hold
             raise
         finally:

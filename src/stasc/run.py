@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -79,8 +80,6 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         if not split.questions:
             raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
     check_disjoint(train.questions, test.questions)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
     return Experiment(
         loop=build_part(loop, "", Loop),
         sampling=build_part(cfg.sampling, "sampling.", Sampling),
@@ -89,19 +88,47 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         train=train,
         test=test,
         variant=cfg.variant,
-        config=redact({str(key): value for key, value in config.items()}),
+        config=redact(_plain(cfg, resolve=True)),
         **parts,
     )
+
+
+def hide_secrets(cfg: DictConfig, job: HydraConf) -> None:
+    """Learns the secrets among a job's settings, and takes them out of the files that Hydra wrote of it.
+
+    Hydra keeps interpolations like `${oc.env:TOKEN}` in these, but an override's value as it was given.
+    """
+    from stasc.tracking import learn, redact
+
+    try:
+        learn(_plain(cfg, resolve=True))
+    except OmegaConfBaseException:  # a broken interpolation; what needs it will say so
+        learn(_plain(cfg, resolve=False))
+    files = [*Path(job.runtime.output_dir, job.output_subdir or ".hydra").glob("*.yaml")]
+    for file in [*files, Path(job.sweep.dir, "multirun.yaml")] if job.mode == RunMode.MULTIRUN else files:
+        content = {"": OmegaConf.to_container(OmegaConf.load(file))}
+        if (clean := redact(content)) != content:
+            scratch = file.with_name(f".{file.name}")
+            scratch.write_text(OmegaConf.to_yaml(clean[""]), encoding="utf-8")
+            scratch.replace(file)
+
+
+def _plain(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
+    config = OmegaConf.to_container(cfg, resolve=resolve)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(cfg: DictConfig) -> float:
     """One run; a sweep has many. Returns the final correction accuracy, for sweepers that optimise."""
+    job = HydraConfig.get()
+    hide_secrets(cfg, job)
     from stasc import experiment
     from stasc.console import Console
+    from stasc.tracking import scrub
 
     console = Console()
-    job = HydraConfig.get()
     try:
         summary = experiment.run(build_experiment(cfg), Path(job.runtime.output_dir), cfg.sweep.name, console)
     except Exception as error:
@@ -110,7 +137,7 @@ def _job(cfg: DictConfig) -> float:
             log.error("job %s (%s) failed: %s", job.job.num, cfg.variant, error)
             raise
         if isinstance(error, ValueError | OSError | FloatingPointError):  # of a setting, the data, the disk, the loss
-            sys.exit(f"error: {error}")  # the message says it all
+            sys.exit(f"error: {scrub(str(error))}")  # the message says it all
         raise
     return float(summary["iterations"][-1]["test"]["corr_acc"])
 

@@ -4,8 +4,8 @@ A run needs neither network nor account, and nothing that happens to W&B while i
 """
 
 from stasc.tracking.journal import Journal, mirrored, read
-from stasc.tracking.redaction import redact, scrub
+from stasc.tracking.redaction import learn, redact, scrub
 from stasc.tracking.tracker import Off, RunInfo, Tracker
 from stasc.tracking.wandb import Wandb
 
-__all__ = ["Journal", "Off", "RunInfo", "Tracker", "Wandb", "mirrored", "read", "redact", "scrub"]
+__all__ = ["Journal", "Off", "RunInfo", "Tracker", "Wandb", "learn", "mirrored", "read", "redact", "scrub"]
