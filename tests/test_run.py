@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,8 +23,10 @@ from omegaconf import DictConfig
 
 from stasc.console import Console
 from stasc.experiment import Experiment, run
+from stasc.folder import RunFolder
 from stasc.model import LiveModel
 from stasc.run import CONF, build_experiment
+from stasc.tracking import read
 
 TINY = ("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")
 OPTIONS = [
@@ -134,8 +137,6 @@ def test_the_folder_holds_every_pair_and_every_outcome(tmp_path: Path) -> None:
 
 
 def test_the_journal_has_the_run_from_start_to_end(tmp_path: Path) -> None:
-    from stasc.tracking import read
-
     summary = run_tiny(tmp_path / "run", "iterations=1")
     events = list(read(tmp_path / "run" / "journal.jsonl"))
     assert [event["event"] for event in events] == ["run_started", "iteration", "iteration", "run_ended"]
@@ -312,6 +313,21 @@ def test_an_error_is_one_line_and_an_exit_status(tmp_path: Path) -> None:
     assert "strict" in unknown.stderr
 
 
+def test_an_interrupt_after_the_last_iteration_is_told_too_and_one_after_the_end_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name, place, status in (("a", LiveModel.release, "interrupted"), ("b", RunFolder.end, "finished")):
+        owner = LiveModel if name == "a" else RunFolder
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(owner, place.__name__, lambda *given, place=place: (place(*given), interrupted()))
+            run_tiny(tmp_path / name, "iterations=0")
+        ended = [event["status"] for event in read(tmp_path / name / "journal.jsonl") if event["event"] == "run_ended"]
+        assert ended == [status]
+
+
 def interrupting(answer: str, references: Sequence[str]) -> float:
     """A reward at which somebody presses Ctrl-C."""
     raise KeyboardInterrupt
@@ -475,3 +491,96 @@ def test_files_without_a_secret_stay_as_hydra_wrote_them(tmp_path: Path) -> None
     assert "error:" in answer.stderr
     (folder,) = (tmp_path / "outputs").glob("*/*/.hydra")
     assert "***" not in "".join(path.read_text() for path in folder.glob("*.yaml"))
+
+
+# Signals
+
+
+def stopped(cwd: Path, number: signal.Signals, *arguments: str) -> tuple[int, str, Path]:
+    """Status, standard error and folder of a run without end, which gets the signal after its first iteration."""
+    (cwd / "paying.py").write_text(PAID)
+    endless = ["+reward={_target_: paying.paid, _partial_: true}", "~reward", "filter=lenient", "iterations=1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stasc.run", *arguments, *TINY, *endless, "patience=1000000"],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    journal: list[Path] = []
+    while not any('"iteration", "n": 1,' in path.read_text() for path in journal):
+        assert process.poll() is None
+        time.sleep(0.05)
+        journal = list(cwd.rglob("journal.jsonl"))
+    began = time.monotonic()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    return process.returncode, told, journal[0].parent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_in_order(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    code, told, folder = stopped(tmp_path, number)
+    assert code == status and told.splitlines()[-1] == f"stopped by {number.name}"
+    *_, ended = read(folder / "journal.jsonl")
+    assert (ended["event"], ended["status"], ended["error"]) == ("run_ended", "interrupted", number.name)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_a_signal_ends_the_whole_sweep(tmp_path: Path) -> None:
+    code, _, folder = stopped(tmp_path, signal.SIGTERM, "--multirun", "seed=0,1")
+    assert code == 143 and folder.name == "0_ENE_seed0"
+    assert [path.name for path in folder.parent.glob("*_seed*")] == [folder.name]
+
+
+STAYING = """
+import pathlib, time
+
+def stubborn(answer, references):
+    try:
+        pathlib.Path("asked").touch()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pathlib.Path("asked again").touch()
+        time.sleep(60)
+
+def mistaken(answer, references):
+    try:
+        pathlib.Path("asked").touch()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise RuntimeError("something failed")
+"""
+
+
+def terminated(cwd: Path, reward: str, *times: str) -> int:
+    """The return code of a sweep whose reward does not bear a signal, which gets one as each of these files appears."""
+    (cwd / "staying.py").write_text(STAYING)
+    settings = [*TINY, "~reward", f"+reward={{_target_: staying.{reward}, _partial_: true}}", "sweep.name=two"]
+    process = subprocess.Popen([sys.executable, "-m", "stasc.run", "--multirun", *settings, "seed=0,1"], cwd=cwd)
+    for name in times:
+        while not (cwd / name).exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+    return process.wait(timeout=10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_a_second_signal_ends_a_run_at_once(tmp_path: Path) -> None:
+    assert terminated(tmp_path, "stubborn", "asked", "asked again") == -signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_a_signal_that_a_job_took_for_an_error_of_its_own_ends_the_sweep_all_the_same(tmp_path: Path) -> None:
+    assert terminated(tmp_path, "mistaken", "asked") == 143
+    assert len(list((tmp_path / "multirun" / "two").glob("*_seed*"))) == 1

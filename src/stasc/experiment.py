@@ -77,30 +77,33 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
         )
         folder = RunFolder(path, summary, journal, tracker, loop.correct_at)
         try:
-            folder.begin(
-                name=name,
-                group=group,
-                config=experiment.config,
-                versions=provenance.versions(),
-                machine=provenance.machine(live.device),
-                commit=provenance.commit(),
-                data={
-                    split.name: provenance.data_digest(split.questions) for split in (experiment.train, experiment.test)
-                },
-            )
-            model = _iterate(experiment, _stages(experiment, chat, live, folder, console), folder, console)
-            _save_model(model, live, chat, path / "model")
-            shutil.rmtree(_models(path), ignore_errors=True)
-        except KeyboardInterrupt:
-            folder.end("interrupted", "KeyboardInterrupt")
+            try:
+                folder.begin(
+                    name=name,
+                    group=group,
+                    config=experiment.config,
+                    versions=provenance.versions(),
+                    machine=provenance.machine(live.device),
+                    commit=provenance.commit(),
+                    data={
+                        split.name: provenance.data_digest(split.questions)
+                        for split in (experiment.train, experiment.test)
+                    },
+                )
+                model = _iterate(experiment, _stages(experiment, chat, live, folder, console), folder, console)
+                _save_model(model, live, chat, path / "model")
+                shutil.rmtree(_models(path), ignore_errors=True)
+            finally:
+                live.release()
+            folder.end("finished" if len(summary["iterations"]) > loop.iterations else "stopped_empty")
+        except KeyboardInterrupt as stop:
+            if summary["status"] == "running":
+                folder.end("interrupted", str(stop) or "KeyboardInterrupt")
             raise
         except BaseException as error:
             folder.end("failed", scrub(f"{type(error).__name__}: {error}"))
             traceback.clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it what they hold
             raise
-        finally:
-            live.release()
-        folder.end("finished" if len(summary["iterations"]) > loop.iterations else "stopped_empty")
     console.final(summary)
     return summary
 

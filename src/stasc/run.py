@@ -15,6 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from stasc import signals
+
 if TYPE_CHECKING:
     from stasc.experiment import Experiment
 
@@ -122,6 +124,7 @@ def _plain(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(cfg: DictConfig) -> float:
     """One run; a sweep has many. Returns the final correction accuracy, for sweepers that optimise."""
+    signals.check()  # an interrupt ends a sweep, not one job of it
     job = HydraConfig.get()
     hide_secrets(cfg, job)
     from stasc import experiment
@@ -132,6 +135,7 @@ def _job(cfg: DictConfig) -> float:
     try:
         summary = experiment.run(build_experiment(cfg), Path(job.runtime.output_dir), cfg.sweep.name, console)
     except Exception as error:
+        signals.check()
         traceback_log.exception("the run stopped")
         if job.mode == RunMode.MULTIRUN:
             log.error("job %s (%s) failed: %s", job.job.num, cfg.variant, error)
@@ -145,10 +149,12 @@ def _job(cfg: DictConfig) -> float:
 def main() -> None:
     """Runs the command line."""
     sys.path.append("")  # the installed command finds modules of the working folder, as `python -m` does
+    signals.install()
     try:
         _job()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except signals.Stopped as stop:
+        print(f"stopped by {stop}", file=sys.stderr)
+        sys.exit(stop.status)
 
 
 if __name__ == "__main__":
