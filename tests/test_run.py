@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,14 +18,17 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from stasc.console import Console
 from stasc.experiment import Experiment, run
 from stasc.finetune import NonFiniteError
+from stasc.folder import RunFolder
 from stasc.model import LiveModel
 from stasc.reward import ZeroOnError
 from stasc.run import CONF, build_experiment
+from stasc.tracking import read
 
 TINY = ("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")
 OPTIONS = [
@@ -109,7 +113,7 @@ def test_every_option_composes_and_builds(group: str, option: str, tmp_path: Pat
     part = {"filter": "keep"}.get(group, group)
     target = yaml.safe_load((CONF / group / f"{option}.yaml").read_text()).get("_target_", "stasc.model.ModelConfig")
     if group != "dataset":
-        assert f"{type(getattr(built, part)).__module__}.{type(getattr(built, part)).__name__}" == target
+        assert type(getattr(built, part)) is get_object(target)
     assert len(built.train.questions) == 3
     assert len(built.test.questions) == 3
 
@@ -135,12 +139,11 @@ def test_the_folder_holds_every_pair_and_every_outcome(tmp_path: Path) -> None:
 
 
 def test_the_journal_has_the_run_from_start_to_end(tmp_path: Path) -> None:
-    from stasc.tracking import read
-
     summary = run_tiny(tmp_path / "run", "iterations=1")
     events = list(read(tmp_path / "run" / "journal.jsonl"))
     told = [event for event in events if event["event"] != "stage"]
     assert [event["event"] for event in told] == ["run_started", "iteration", "iteration", "run_ended"]
+    assert (events[0]["name"], events[0]["group"]) == ("EIE-seed0", "group")
     stages = [(event["kind"], event["n"]) for event in events if event["event"] == "stage"]
     assert stages[:4] == [("initial", 0), ("correction", 0), ("evaluation", 0), ("initial", 1)]
     assert events[0]["config"]["filter"]["margin"] == 0
@@ -360,6 +363,21 @@ def test_the_errors_of_a_reward_are_told_at_the_end(tmp_path: Path) -> None:
     assert told in log.read_text()
 
 
+def test_an_interrupt_after_the_last_iteration_is_told_too_and_one_after_the_end_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name, place, status in (("a", LiveModel.release, "interrupted"), ("b", RunFolder.end, "finished")):
+        owner = LiveModel if name == "a" else RunFolder
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(owner, place.__name__, lambda *given, place=place: (place(*given), interrupted()))
+            run_tiny(tmp_path / name, "iterations=0")
+        ended = [event["status"] for event in read(tmp_path / name / "journal.jsonl") if event["event"] == "run_ended"]
+        assert ended == [status]
+
+
 def interrupting(answer: str, references: Sequence[str]) -> float:
     """A reward at which somebody presses Ctrl-C."""
     raise KeyboardInterrupt
@@ -551,3 +569,176 @@ def test_the_installed_package_brings_its_settings(tmp_path: Path) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert "_target_: stasc.init.Evolving" in answer.stdout
+
+
+# Secrets
+
+PAID = """
+def paid(answer, references, api_key="", url="", fail=False):
+    if fail:
+        raise RuntimeError(f"refused: {api_key!r} at {url}")
+    return float(len(answer) % 2)
+"""
+
+
+def found_in(folder: Path, *secrets: str) -> list[tuple[str, str]]:
+    """Each file that has one of the secrets in it, with that secret."""
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return [(secret, str(path)) for path, data in files.items() for secret in secrets if secret.encode() in data]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fail", [False, True])
+def test_no_secret_is_left_in_a_runs_folder(fail: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a run and in one that fails with them in its message: from the environment, settings and the command line."""
+    names = ("HF_TOKEN", "WANDB_API_KEY", "MY_SECRET_URL", "DB_PASSWORD")
+    canaries = {name: f"canary-{name.lower()}-51c0ffee" for name in names}
+    for name, canary in canaries.items():
+        monkeypatch.setenv(name, canary)
+    typed, short = "canary-typed-51c0ffee", "c4n4ry"
+    (tmp_path / "paying.py").write_text(PAID)
+    answer = stasc(
+        tmp_path,
+        *(setting for setting in TINY if not setting.startswith("tracking")),
+        "tracking.mode=offline",
+        "iterations=1",
+        "filter=lenient",
+        "~reward",
+        "+reward={_target_: paying.paid, _partial_: true}",
+        f"+reward.api_key={typed}",
+        f"+reward.url='https://u:{canaries['DB_PASSWORD']}@host/'",
+        f"+reward.fail={fail}",
+        "+note='see ${oc.env:MY_SECRET_URL}'",
+        f"+literal={canaries['HF_TOKEN']}",
+        f"+short.password={short}",
+    )
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert found_in(folder, typed, short, *canaries.values()) == []
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())[-1] == "+short.password=***"
+    config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
+    assert config["note"] == "see ${oc.env:MY_SECRET_URL}"
+    assert config["reward"]["url"] == "https://u:***@host/"
+    (ended,) = (event for event in lines(folder / "journal.jsonl") if event["event"] == "run_ended")
+    if fail:
+        assert answer.returncode == 1
+        assert ended["error"] == "RuntimeError: refused: '***' at https://u:***@host/"
+        assert "refused: '***'" in (folder / "run.log").read_text()
+    else:
+        assert answer.returncode == 0, answer.stderr
+        assert ended["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_no_secret_is_left_in_a_sweeps_folder_or_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "canary-token-51c0ffee")
+    typed = ["canary-one-51c0ffee", "canary-two-51c0ffee"]
+    override = [f"+db.password={','.join(typed)}", "model.path=canary-token-51c0ffee", "sweep.name=two"]
+    answer = stasc(tmp_path, "--multirun", *TINY, *override)
+    assert answer.returncode == 1
+    assert "job 1 (EIE) failed: model.path=***: " in answer.stderr
+    assert (tmp_path / "multirun" / "two" / "multirun.yaml").exists()
+    assert len(list((tmp_path / "multirun" / "two").glob("*/run.log"))) == 2
+    assert found_in(tmp_path / "multirun", "canary-token-51c0ffee", *typed) == []
+    answer = stasc(tmp_path, *TINY, "model.path=canary-token-51c0ffee")
+    assert answer.stderr.startswith("error: model.path=***")
+
+
+def test_files_without_a_secret_stay_as_hydra_wrote_them(tmp_path: Path) -> None:
+    answer = stasc(tmp_path, *TINY, "sampling.temperature=-1")
+    assert "error:" in answer.stderr
+    (folder,) = (tmp_path / "outputs").glob("*/*/.hydra")
+    assert "***" not in "".join(path.read_text() for path in folder.glob("*.yaml"))
+
+
+# Signals
+
+
+def stopped(cwd: Path, number: signal.Signals, *arguments: str) -> tuple[int, str, Path]:
+    """Status, standard error and folder of a run without end, which gets the signal after its first iteration."""
+    (cwd / "paying.py").write_text(PAID)
+    endless = ["+reward={_target_: paying.paid, _partial_: true}", "~reward", "filter=lenient", "iterations=1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stasc.run", *arguments, *TINY, *endless, "patience=1000000"],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    journal: list[Path] = []
+    while not any('"iteration", "n": 1,' in path.read_text() for path in journal):
+        assert process.poll() is None
+        time.sleep(0.05)
+        journal = list(cwd.rglob("journal.jsonl"))
+    began = time.monotonic()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    return process.returncode, told, journal[0].parent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_in_order(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    code, told, folder = stopped(tmp_path, number)
+    assert code == status and told.splitlines()[-1] == f"stopped by {number.name}"
+    *_, ended = read(folder / "journal.jsonl")
+    assert (ended["event"], ended["status"], ended["error"]) == ("run_ended", "interrupted", number.name)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_a_signal_ends_the_whole_sweep(tmp_path: Path) -> None:
+    code, _, folder = stopped(tmp_path, signal.SIGTERM, "--multirun", "seed=0,1")
+    assert code == 143 and folder.name == "0_ENE_seed0"
+    assert [path.name for path in folder.parent.glob("*_seed*")] == [folder.name]
+
+
+STAYING = """
+import pathlib, time
+
+def stubborn(answer, references):
+    try:
+        pathlib.Path("asked").touch()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pathlib.Path("asked again").touch()
+        time.sleep(60)
+
+def mistaken(answer, references):
+    try:
+        pathlib.Path("asked").touch()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise RuntimeError("something failed")
+"""
+
+
+def terminated(cwd: Path, reward: str, *times: str) -> int:
+    """The return code of a sweep whose reward does not bear a signal, which gets one as each of these files appears."""
+    (cwd / "staying.py").write_text(STAYING)
+    settings = [*TINY, "~reward", f"+reward={{_target_: staying.{reward}, _partial_: true}}", "sweep.name=two"]
+    process = subprocess.Popen([sys.executable, "-m", "stasc.run", "--multirun", *settings, "seed=0,1"], cwd=cwd)
+    for name in times:
+        while not (cwd / name).exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+    return process.wait(timeout=10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_a_second_signal_ends_a_run_at_once(tmp_path: Path) -> None:
+    assert terminated(tmp_path, "stubborn", "asked", "asked again") == -signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
+def test_a_signal_that_a_job_took_for_an_error_of_its_own_ends_the_sweep_all_the_same(tmp_path: Path) -> None:
+    assert terminated(tmp_path, "mistaken", "asked") == 143
+    assert len(list((tmp_path / "multirun" / "two").glob("*_seed*"))) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -9,18 +10,27 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import types
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from omegaconf import OmegaConf
 
-from stasc.records import Answer, Pair, Question
-from stasc.tracking import Journal, Off, RunInfo, Wandb, read, redact
+import stasc.tracking.redaction as redaction
+import stasc.tracking.wandb as mirror
+from stasc.folder import RunFolder
+from stasc.records import Answer, Iteration, Pair, Question
+from stasc.tracking import Journal, Off, RunInfo, Wandb, learn, read, redact, scrub
+from stasc.tracking.__main__ import main as sync_main
+from stasc.tracking.tracker import Nothing
 
 CONF = Path(__file__).parents[1] / "conf" / "tracking"
 CANARY = "canary-7c1f9e"
@@ -200,7 +210,35 @@ def test_a_harmless_name_keeps_its_value(name: str) -> None:
 
 
 def test_a_secret_that_is_not_set_is_shown_as_such() -> None:
-    assert redact({"token": None, "use_key": False}) == {"token": None, "use_key": False}
+    empty = {"token": None, "use_key": False, "any_key": True, "exclude_keys": [], "password": ""}
+    assert redact(empty) == empty
+
+
+def test_a_secret_in_an_override_is_hidden_with_all_that_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["+db.password=abc", "model.path=x", "++a.api_key='b c', 'd'", "~token=1", "seed=0,+db.token=abc,n=1"]
+    hidden = ["+db.password=***", "model.path=x", "++a.api_key=***", "~token=***", "seed=0,+db.token=***"]
+    assert redact({"task": overrides}) == {"task": hidden}
+
+
+def test_what_was_learnt_is_hidden_in_any_text_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_learned", set())
+    secret = f"{CANARY}/\n'é"
+    learn({"db": [{"password": secret, "user": "harmless-1"}], "api_key": 1234567890, "token": ["nested-in-a-list"]})
+    for text in (secret, repr(secret)[1:-1], json.dumps({"x": secret}), f"https://u:{quote(secret, '')}@host"):
+        assert CANARY not in scrub(f"before {text} after")
+        assert scrub(f"before {text} after").startswith("before ")
+    assert scrub("harmless-1 1234567890 nested-in-a-list") == "harmless-1 *** ***"
+    assert redact({"url": f"u:{secret}@host"}) == {"url": "u:***@host"}
+
+
+def test_a_log_line_and_its_traceback_are_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", CANARY)
+    try:
+        raise ValueError(f"no {CANARY}")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, __file__, 1, "refused %s", (CANARY,), sys.exc_info())
+    text = redaction.Formatter("%(message)s").format(record)
+    assert text.startswith("refused ***\nTraceback") and text.endswith("ValueError: no ***")
 
 
 def test_values_of_secret_environment_variables_are_hidden_in_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +284,7 @@ def test_a_broken_setting_fails_when_built_and_is_named(changed: dict[str, Any],
 def test_off_follows_a_run_without_a_trace(tmp_path: Path) -> None:
     tracker = Off().start(info_of(tmp_path / "run"))
     tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -268,6 +306,8 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.mode, self.logged_in, self.calls = "online", True, []  # type: ignore[var-annotated]
         self.fail: dict[str, Exception] = {}
+        self.hangs = ""  # the call that does not return
+        self.released = threading.Event()
         self.url = "https://wandb.example/run"
         self.summary = types.SimpleNamespace(update=self._call("summary"))
         for name in ("define_metric", "log", "finish", "teardown"):
@@ -276,10 +316,15 @@ class FakeWandb(types.ModuleType):
     def _call(self, name: str) -> Callable[..., None]:
         def call(*args: Any, **kwargs: Any) -> None:
             self.calls.append((name, args, kwargs))
+            self._hang(name)
             if name in self.fail:
                 raise self.fail[name]
 
         return call
+
+    def _hang(self, name: str) -> None:
+        if name == self.hangs:
+            self.released.wait()
 
     def Settings(self, **given: Any) -> dict[str, Any]:
         return given
@@ -297,6 +342,7 @@ class FakeWandb(types.ModuleType):
 
     def init(self, **given: Any) -> FakeWandb:
         self.calls.append(("init", (), given))
+        self._hang("init")
         self.dir = str(Path(given["dir"]) / "wandb" / "offline-run-1" / "files")
         if f"init {given['mode']}" in self.fail:
             raise self.fail[f"init {given['mode']}"]
@@ -310,11 +356,13 @@ class FakeWandb(types.ModuleType):
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> FakeWandb:
+def fake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[FakeWandb]:
     caplog.set_level(logging.INFO)
+    importlib.import_module("wandb")  # now: a call that was left behind must not do it beside a later test
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    return fake
+    yield fake
+    fake.released.set()
 
 
 def test_auto_is_online_for_who_is_logged_in(fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -367,7 +415,7 @@ def test_offline_asks_for_no_login(fake: FakeWandb, tmp_path: Path, monkeypatch:
 
 def test_auto_respects_a_wandb_that_the_user_switched_off(fake: FakeWandb, tmp_path: Path) -> None:
     fake.mode = "disabled"
-    settings().start(info_of(tmp_path / "run")).finish("finished", failed=False)
+    settings().start(info_of(tmp_path / "run")).finish("finished", False, [])
     assert fake.calls == []
 
 
@@ -380,7 +428,7 @@ def test_a_wandb_that_does_not_start_at_all_is_one_warning(
     fake.fail = {"init offline": OSError("disk full")}
     tracker = settings(mode="offline").start(info_of(tmp_path / "run"))
     tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert len(warnings_in(caplog)) == 1 and "did not start" in warnings_in(caplog)[0]
 
 
@@ -392,12 +440,75 @@ def test_a_failure_on_the_way_is_one_warning_and_reaches_nobody(
     fake.fail[broken] = ConnectionResetError("gone")
     for n in range(3):
         tracker.iteration(summary_of(n, 0.5), [], [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert len(fake.rows()) == (1 if broken == "log" else 3)
     assert [name for name, *_ in fake.calls][-2:] == ["finish", "teardown"]
     assert warnings_in(caplog) == [
         "W&B failed (ConnectionResetError: gone); the run goes on without it, journal.jsonl has it all"
     ]
+
+
+@pytest.mark.parametrize("hanging", ["init", "log", "summary", "finish", "teardown"])
+def test_a_wandb_that_hangs_is_left_behind_with_one_warning(
+    hanging: str, fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert mirror.UPLOAD_S + 2 * mirror.SHUT_DOWN_S < 30, "what the end of a run may take"
+    for name in ("START_S", "LOG_S", "SHUT_DOWN_S"):
+        monkeypatch.setattr(mirror, name, 0.1)
+    fake.hangs = hanging
+    if hanging == "teardown":
+        fake.fail["log"] = OSError("gone")
+    began = time.monotonic()
+    tracker = settings().start(info_of(tmp_path / "run"), upload_s=0.1)
+    arrived = [tracker.iteration(summary_of(n, 0.5), [], []) for n in range(2)]
+    assert not tracker.finish("finished", False, [])
+    assert time.monotonic() - began < 5
+    assert arrived == [hanging in ("summary", "finish")] * 2
+    assert len(warnings_in(caplog)) == 1
+    assert ("no answer in" in warnings_in(caplog)[0]) is (hanging != "teardown")
+
+
+def test_the_end_of_a_run_has_the_accuracies_of_iterations_that_an_earlier_start_sent(
+    fake: FakeWandb, tmp_path: Path
+) -> None:
+    tracker = settings().start(info_of(tmp_path / "run"))
+    assert tracker.iteration(summary_of(2, 0.75), [], [])
+    assert tracker.finish("finished", False, [summary_of(n, acc) for n, acc in enumerate((0.25, 0.5, 0.75))])
+    ((given,),) = [args for name, args, _ in fake.calls if name == "summary"]
+    assert given == {"status": "finished", "final/init_acc": 0.5, "final/corr_acc": 0.75, "final/gain": 0.5}
+
+
+def goes_on(folder: Path, last: int, killed_at: int | None = None) -> None:
+    """A run in the folder that does, or does again, all iterations to the last; a kill leaves one without its note."""
+    tracker = settings().start(info_of(folder))
+    with Journal(folder / "journal.jsonl") as journal:
+        run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, tracker, 1.0)
+        for n in range(last + 1):
+            if n == killed_at:
+                journal.write = lambda event, **fields: None  # type: ignore[method-assign]
+            run.iteration(Iteration(n, None, [], [], pairs_of(2)), None, {})
+
+
+def test_a_continued_run_sends_no_iteration_again(fake: FakeWandb, tmp_path: Path) -> None:
+    for last in (1, 1, 3):
+        goes_on(tmp_path / "run", last)
+    assert [row["iteration"] for row in fake.rows()] == [0, 1, 2, 3]
+
+
+def test_an_iteration_whose_arrival_was_not_noted_is_sent_again_as_the_same_step(
+    fake: FakeWandb, tmp_path: Path
+) -> None:
+    goes_on(tmp_path / "run", 1, killed_at=1)
+    goes_on(tmp_path / "run", 2)
+    assert [kwargs["step"] for name, _, kwargs in fake.calls if name == "log"] == [0, 1, 1, 2]
+
+
+def test_an_iteration_that_did_not_arrive_is_sent_by_the_next_start(fake: FakeWandb, tmp_path: Path) -> None:
+    fake.fail["log"] = OSError("gone")
+    goes_on(tmp_path / "run", 1)
+    fake.fail, fake.calls = {}, []
+    goes_on(tmp_path / "run", 1)
+    assert [row["iteration"] for row in fake.rows()] == [0, 1]
 
 
 def test_an_iteration_is_one_call_with_every_number_of_its_summary(fake: FakeWandb, tmp_path: Path) -> None:
@@ -475,7 +586,7 @@ def test_runs_one_after_another_leave_complete_files_and_no_secret(
         tracker = settings().start(info_of(tmp_path / f"run{seed}", seed=seed, config=config))
         tracker.iteration(summary_of(0, 0.25), [], [])
         tracker.iteration(summary_of(1, 0.75), pairs_of(9), pairs_of(2))
-        tracker.finish("failed" if failed else "finished", failed=failed)
+        tracker.finish("failed" if failed else "finished", failed, [summary_of(0, 0.25), summary_of(1, 0.75)])
 
     lines = [re.fullmatch(r"W&B offline: .* `wandb sync (.*)`", line) for line in told(caplog)]
     assert len(lines) == 2 and all(lines) and warnings_in(caplog) == []
@@ -509,20 +620,35 @@ def test_the_commands_that_the_user_is_told_exist() -> None:
     assert {"leet", "sync"} <= cli.commands.keys()
 
 
-def test_a_run_started_again_in_its_folder_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
+def test_a_run_started_again_in_its_folder_goes_on_in_the_same_wandb_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     for _ in range(2):
         tracker = settings().start(info_of(tmp_path / "run"))
         tracker.iteration(summary_of(0, 0.5), [], [])
-        tracker.finish("finished", failed=False)
+        tracker.finish("finished", False, [])
     files = list((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2 and len({path.name for path in files}) == 1
+    first, second = (re.search("`wandb sync (.*)`", line)[1] for line in told(caplog))  # type: ignore[index]
+    assert second == str(Path(first).parent) == str(tmp_path / "run" / "wandb")
+
+
+def test_a_step_that_wandb_has_is_dropped(tmp_path: Path) -> None:
+    """So the row whose arrival a killed run could not note is there once."""
+    tracker = settings().start(info_of(tmp_path / "run"))
+    for n, corr_acc in ((0, 0.25), (1, 0.5), (1, 0.5), (2, 0.75)):
+        assert tracker.iteration(summary_of(n, corr_acc), [], [])
+    tracker.finish("finished", False, [])
+    (run,) = (tmp_path / "run").glob("wandb/offline-run-*")
+    assert [record["item"]["iteration"] for record in only(records_of(run), "history")] == [0, 1, 2]
 
 
 def test_a_run_that_was_never_finished_is_not_gone_on_with(tmp_path: Path) -> None:
     for name in ("died", "next"):
         tracker = settings().start(info_of(tmp_path / name))
         tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert len({path.name for path in tmp_path.glob("*/wandb/offline-run-*/*.wandb")}) == 2
 
 
@@ -544,12 +670,23 @@ def test_without_a_network_a_run_that_is_logged_in_goes_on_offline(
     for name in ("one", "two", "two"):  # the second start in a folder uses the id of the first
         tracker = settings().start(info_of(tmp_path / name))
         tracker.iteration(summary_of(0, 0.5), [], [])
-        tracker.finish("finished", failed=False)
+        tracker.finish("finished", False, [])
     for name, count in (("one", 1), ("two", 2)):
         runs = sorted((tmp_path / name).glob("wandb/offline-run-*"))
         assert len(runs) == count and len(only(records_of(runs[-1]), "history")) == 1
     assert [text.startswith("W&B can't be reached (CommError") for text in warnings_in(caplog)] == [True] * 3
     assert capfd.readouterr() == ("", "")
+
+
+def service() -> int:
+    """The process of W&B's service."""
+    (found,) = [
+        int(child)
+        for task in Path("/proc/self/task").iterdir()
+        for child in (task / "children").read_text().split()
+        if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text()
+    ]
+    return found
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the service in /proc")
@@ -558,21 +695,167 @@ def test_a_run_outlives_the_service_of_wandb_and_the_next_one_gets_a_new_service
 ) -> None:
     tracker = settings().start(info_of(tmp_path / "run"))
     tracker.iteration(summary_of(0, 0.5), [], [])
-    (service,) = [
-        int(child)
-        for task in Path("/proc/self/task").iterdir()
-        for child in (task / "children").read_text().split()
-        if "wandb-core" in Path(f"/proc/{child}/cmdline").read_text()
-    ]
-    os.kill(service, signal.SIGKILL)
+    os.kill(service(), signal.SIGKILL)
     for n in (1, 2):
         tracker.iteration(summary_of(n, 0.5), pairs_of(2), [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert len(warnings_in(caplog)) == 1
 
     tracker = settings().start(info_of(tmp_path / "next"))
     tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", failed=False)
+    tracker.finish("finished", False, [])
     assert len(warnings_in(caplog)) == 1
     (run,) = (tmp_path / "next").glob("wandb/offline-run-*")
     assert len(only(records_of(run), "exit")) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the service in /proc")
+def test_a_service_that_hangs_holds_neither_the_run_nor_the_next_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as short:
+        short.setattr(mirror, "SHUT_DOWN_S", 1)
+        tracker = settings().start(info_of(tmp_path / "run"), upload_s=1)
+        hanging = service()
+        os.kill(hanging, signal.SIGSTOP)
+        tracker.iteration(summary_of(0, 0.5), [], [])
+        assert not tracker.finish("finished", False, [])
+    assert len(warnings_in(caplog)) == 1
+
+    tracker = settings().start(info_of(tmp_path / "next"))
+    assert service() != hanging
+    assert tracker.iteration(summary_of(0, 0.5), [], []) and tracker.finish("finished", False, [])
+
+
+# A run rebuilt from its folder
+
+
+def recorded(folder: Path, last: int = 2, config: Mapping[str, Any] | None = None) -> Path:
+    """The folder of a run that W&B never saw."""
+    folder.mkdir(parents=True)
+    with Journal(folder / "journal.jsonl") as journal:
+        run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, Nothing(), 1.0)
+        run.begin(name="EIE-seed3", group="sweep", config=config or {"seed": 3, "tracking": {"_target_": "Off"}})
+        pairs = pairs_of(3)
+        for n in range(last + 1):
+            trained = pairs if n else []
+            run.iteration(Iteration(n, None, trained, trained[n:], [replace(pairs[0], r2=n / 2)]), None, {})
+        run.end("finished")
+    return folder
+
+
+def test_a_rebuilt_run_is_the_run_as_it_was(fake: FakeWandb, tmp_path: Path) -> None:
+    """What W&B is given by a rebuilt run, and by the run itself, differs in the id and the place alone."""
+    config = {"seed": 3, "tracking": {"_target_": "stasc.tracking.Wandb", "tags": ["a"], "sample_pairs": 2}}
+    sync_main(["sync", str(recorded(tmp_path / "run", config=config)), "--project", "other", "--entity", "team"])
+    (given,) = [kwargs for name, _, kwargs in fake.calls if name == "init"]
+    assert {name: given[name] for name in ("name", "group", "job_type", "config", "tags", "project", "entity")} == {
+        "name": "EIE-seed3",
+        "group": "sweep",
+        "job_type": "EIE",
+        "config": {**config, "variant": "EIE", "seed": 3},
+        "tags": ["a"],
+        "project": "other",
+        "entity": "team",
+    }
+    rows = fake.rows()
+    assert [(row["iteration"], row["test/corr_acc"]) for row in rows] == [(0, 0.0), (1, 0.0), (2, 1.0)]
+    assert [[line[3:] for line in row["pairs"]["data"]] for row in rows[1:]] == [
+        [["Lima 1", 0.0, 1.0, True], ["Lima 2", 0.0, 1.0, True]],
+        [["Lima 2", 0.0, 1.0, True], ["Lima 0", 0.0, 1.0, False]],
+    ]
+    ((summary,),) = [args for name, args, _ in fake.calls if name == "summary"]
+    assert summary == {"status": "finished", "final/init_acc": 0.0, "final/corr_acc": 1.0, "final/gain": 1.0}
+    assert fake.calls[-1] == ("finish", (), {"exit_code": 0})
+
+
+def test_each_rebuilding_is_a_wandb_run_of_its_own_unless_told_otherwise(
+    fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.logged_in = False
+    folder = recorded(tmp_path / "run")
+    for options in ([], [], ["--id", "abc"]):
+        sync_main(["sync", str(folder), *options])
+    one, two, three = (kwargs["id"] for name, _, kwargs in fake.calls if name == "init")
+    assert len({one, two, three}) == 3 and three == "abc"
+    assert told(caplog)[0].startswith(f"W&B offline: look with `wandb leet {folder}/sync/wandb/")
+    assert mirror._previous_id(folder) is None
+
+
+def test_of_what_a_continued_run_told_twice_the_last_counts(fake: FakeWandb, tmp_path: Path) -> None:
+    folder = recorded(tmp_path / "run", last=1)
+    line = json.loads((folder / "pairs.jsonl").read_text().splitlines()[0])
+    with (folder / "pairs.jsonl").open("a") as file:
+        file.write(json.dumps({**line, "y2": "Lima again"}) + "\n" + '{"cut sho')
+    with Journal(folder / "journal.jsonl") as journal:
+        journal.write("run_started", name="EIE-seed3", group="later", variant="EIE", seed=3, config={})
+        journal.write("iteration", **summary_of(1, 0.75))
+    sync_main(["sync", str(folder)])
+    assert [(row["iteration"], row["test/corr_acc"]) for row in fake.rows()] == [(0, 0.0), (1, 0.75)]
+    assert sorted(row[3] for row in fake.rows()[1]["pairs"]["data"]) == ["Lima 1", "Lima 2", "Lima again"]
+    ((summary,),) = [args for name, args, _ in fake.calls if name == "summary"]
+    assert summary["status"] == "running" and fake.calls[-1] == ("finish", (), {"exit_code": 1})
+
+
+@pytest.mark.parametrize("damage", ["journal", "pairs", "missing", "no name", "nothing started", "two for one id"])
+def test_what_cannot_be_read_is_one_line_and_nothing_is_sent(
+    damage: str, fake: FakeWandb, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, folder = recorded(tmp_path / "whole"), recorded(tmp_path / "run")
+    journal, pairs = folder / "journal.jsonl", folder / "pairs.jsonl"
+    options, message = [], ""
+    if damage == "journal":
+        journal.write_bytes(journal.read_bytes().replace(b"corr_acc", b"corr_acd", 1))
+        message = f"{journal}, line 2: does not match its checksum"
+    elif damage == "pairs":
+        pairs.write_text(pairs.read_text() + '{"n": 1}\n')
+        message = f"{pairs}, line 7: not a pair (KeyError: 'question')"
+    elif damage == "missing":
+        journal.unlink()
+        message = f"No such file or directory: '{journal}'"
+    elif damage == "no name":
+        journal.unlink()
+        with Journal(journal) as old:
+            old.write("run_started", variant="EIE", seed=3, config={})
+        message = f"{journal}, line 1: run_started has no name; an older version wrote it"
+    elif damage == "nothing started":
+        journal.write_text("")
+        message = f"{journal}: no run has started in this folder"
+    else:
+        options, message = ["--id", "abc"], "--id abc: expected one RUN_DIR, got 2"
+    with pytest.raises(SystemExit) as stopped:
+        sync_main(["sync", str(whole), str(folder), *options])
+    assert str(stopped.value).startswith("error: ") and message in str(stopped.value)
+    assert fake.calls == []
+
+
+def test_a_rebuilt_run_that_did_not_arrive_is_an_error(fake: FakeWandb, tmp_path: Path) -> None:
+    folders = [recorded(tmp_path / name) for name in ("one", "two")]
+    fake.fail["log"] = OSError("gone")
+    with pytest.raises(SystemExit, match=f"error: W&B did not take all of {folders[0]}, {folders[1]}"):
+        sync_main(["sync", *map(str, folders)])
+
+
+@pytest.mark.slow
+def test_the_command_rebuilds_a_run_that_wandb_can_read(tmp_path: Path) -> None:
+    folder = recorded(tmp_path / "run")
+    command = [sys.executable, "-m", "stasc.tracking", "sync", str(folder), "--mode", "offline"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    (run,) = folder.glob("sync/wandb/offline-run-*")
+    assert answer.stderr == f"W&B offline: look with `wandb leet {run}`, upload with `wandb sync {run}`\n"
+    records = records_of(run)
+    assert [record["item"]["test/corr_acc"] for record in only(records, "history")] == [0.0, 0.0, 1.0]
+    assert only(records, "run")[0]["display_name"] == "EIE-seed3"
+
+
+def test_the_help_imports_nothing_that_takes_long() -> None:
+    code = (
+        "import sys, runpy; sys.argv[1:] = ['sync', '--help']\n"
+        "try: runpy.run_module('stasc.tracking', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'wandb', 'torch', 'hydra'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "RUN_DIR" in answer.stdout

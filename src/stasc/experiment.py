@@ -28,7 +28,7 @@ from stasc.records import Advance, Iteration, Split
 from stasc.reward import ZeroOnError
 from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
 from stasc.store import Store, digest
-from stasc.tracking import Journal, Off, RunInfo, Wandb, redact
+from stasc.tracking import Journal, Off, RunInfo, Wandb, redact, scrub
 
 if TYPE_CHECKING:
     from stasc.chat import Chat
@@ -204,37 +204,39 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
         )
         folder = RunFolder(path, summary, journal, tracker, loop.correct_at)
         try:
-            folder.begin(
-                name=name,
-                group=group,
-                key=prepared.key,
-                config=experiment.config,
-                versions=provenance.versions(),
-                machine=provenance.machine(live.device),
-                commit=provenance.commit(),
-                data={
-                    split.name: provenance.data_digest(split.questions, split.skipped)
-                    for split in (experiment.train, experiment.test)
-                },
-            )
-            leases.write(store, prepared.lease(path, "running"))
-            model = _iterate(prepared, store, folder, console)
-            _save_model(model, prepared, store, path / "model")
-            leases.write(store, replace(prepared.lease(path, "done"), final=model.key))
-            leases.drop_unneeded(store, prepared.steps, ())
-        except KeyboardInterrupt:
-            folder.end("interrupted", "KeyboardInterrupt")
+            try:
+                folder.begin(
+                    name=name,
+                    group=group,
+                    key=prepared.key,
+                    config=experiment.config,
+                    versions=provenance.versions(),
+                    machine=provenance.machine(live.device),
+                    commit=provenance.commit(),
+                    data={
+                        split.name: provenance.data_digest(split.questions, split.skipped)
+                        for split in (experiment.train, experiment.test)
+                    },
+                )
+                leases.write(store, prepared.lease(path, "running"))
+                model = _iterate(prepared, store, folder, console)
+                _save_model(model, prepared, store, path / "model")
+                leases.write(store, replace(prepared.lease(path, "done"), final=model.key))
+                leases.drop_unneeded(store, prepared.steps, ())
+            finally:
+                live.release()
+            folder.end("finished" if len(summary["iterations"]) > loop.iterations else "stopped_empty")
+        except KeyboardInterrupt as stop:
+            if summary["status"] == "running":
+                folder.end("interrupted", str(stop) or "KeyboardInterrupt")
             raise
         except BaseException as error:
             folder.end(
                 "failed_nonfinite" if isinstance(error, NonFiniteError) else "failed",
-                f"{type(error).__name__}: {error}",
+                scrub(f"iteration {len(summary['iterations'])}: {type(error).__name__}: {error}"),
             )
             traceback.clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it what they hold
             raise
-        finally:
-            live.release()
-        folder.end("finished" if len(summary["iterations"]) > loop.iterations else "stopped_empty")
     return summary
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from stasc import fsx, tracking
 from stasc.metrics import describe
 from stasc.records import Iteration, Pair
-from stasc.tracking import Journal, Tracker
+from stasc.tracking import Journal, Tracker, mirrored
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ class RunFolder:
         self.path, self.summary = path, summary
         self._journal, self._tracker, self._correct_at = journal, tracker, correct_at
         self._began = time.perf_counter()
-        events = list(tracking.read(path / "journal.jsonl"))
+        events = tracking.read(path / "journal.jsonl")
         self._recorded = {event["n"] for event in events if event["event"] == "iteration"}
-        self._mirrored = {event["n"] for event in events if event["event"] == "mirrored"}
+        self._mirrored = mirrored(path / "journal.jsonl")
         for name in ("outcomes.jsonl", "pairs.jsonl"):
             fsx.write(path / name, b"")
 
@@ -66,8 +66,7 @@ class RunFolder:
         if iteration.n not in self._recorded:
             self._journal.write("iteration", **entry)
         self._write_summary()
-        sent = iteration.n in self._mirrored
-        if self._tracker.iteration(entry, iteration.pairs, iteration.kept, sent) and not sent:
+        if iteration.n not in self._mirrored and self._tracker.iteration(entry, iteration.pairs, iteration.kept):
             self._journal.write("mirrored", n=iteration.n)
 
     def end(self, status: str, error: str | None = None) -> None:
@@ -75,7 +74,7 @@ class RunFolder:
         self.summary["status"] = status
         self._journal.write("run_ended", status=status, error=error)
         self._write_summary()
-        self._tracker.finish(status, failed=error is not None)
+        self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
 
     def _describe_train(self, iteration: Iteration[Any]) -> dict[str, float] | None:
         if not iteration.pairs:

@@ -28,14 +28,14 @@ def write(path: Path, data: bytes) -> None:
     scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{path.name}")
     with naming(path):
         with scratch.open("wb") as file:
-            _put(file, data, path)
+            put(file, data, path)
         replace(scratch, path)
 
 
 def append(path: Path, data: bytes) -> None:
     """Adds to a file's end. A crash leaves a part of it at most, without the end."""
     with naming(path), path.open("ab") as file:
-        _put(file, data, path)
+        put(file, data, path)
 
 
 def replace(source: Path, target: Path) -> None:
@@ -88,7 +88,8 @@ def free(path: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def _put(file: BinaryIO, data: bytes, path: Path) -> None:
+def put(file: BinaryIO, data: bytes, path: Path) -> None:
+    """Writes to an open file, which is `path`, and waits until that is on disk."""
     at("write", path)
     half = len(data) // 2
     file.write(data[:half])

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from stasc import signals
 from stasc.names import check_inside, check_name
 
 if TYPE_CHECKING:
@@ -105,8 +107,6 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         if not split.questions:
             raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
     check_disjoint(train.questions, test.questions)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
     return Experiment(
         loop=build_part(loop, "", Loop),
         sampling=build_part(cfg.sampling, "sampling.", Sampling),
@@ -116,7 +116,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         train=train,
         test=test,
         variant=check_name("variant", cfg.variant),
-        settings={str(key): value for key, value in config.items()},
+        settings=_plain(cfg, resolve=True),
         **parts,
     )
 
@@ -125,12 +125,36 @@ def _settings_digest(*, _root_: DictConfig) -> str:
     from stasc.keys import settings_digest
 
     ours = OmegaConf.masked_copy(_root_, [str(group) for group in _root_ if group != "hydra"])
-    settings = OmegaConf.to_container(ours, resolve=True)
-    assert isinstance(settings, dict)
-    return settings_digest({str(key): value for key, value in settings.items()})
+    return settings_digest(_plain(ours, resolve=True))
 
 
 OmegaConf.register_new_resolver("stasc.settings", _settings_digest, replace=True)
+
+
+def hide_secrets(cfg: DictConfig, job: HydraConf) -> None:
+    """Learns the secrets among a job's settings, and takes them out of the files that Hydra wrote of it.
+
+    Hydra keeps interpolations like `${oc.env:TOKEN}` in these, but an override's value as it was given.
+    """
+    from stasc.tracking import learn, redact
+
+    try:
+        learn(_plain(cfg, resolve=True))
+    except OmegaConfBaseException:  # a broken interpolation; what needs it will say so
+        learn(_plain(cfg, resolve=False))
+    files = [*Path(job.runtime.output_dir, job.output_subdir or ".hydra").glob("*.yaml")]
+    for file in [*files, Path(job.sweep.dir, "multirun.yaml")] if job.mode == RunMode.MULTIRUN else files:
+        content = {"": OmegaConf.to_container(OmegaConf.load(file))}
+        if (clean := redact(content)) != content:
+            scratch = file.with_name(f".{file.name}")
+            scratch.write_text(OmegaConf.to_yaml(clean[""]), encoding="utf-8")
+            scratch.replace(file)
+
+
+def _plain(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
+    config = OmegaConf.to_container(cfg, resolve=resolve)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 _ended: list[Ended] = []  # the jobs of this process's sweep
@@ -139,12 +163,15 @@ _ended: list[Ended] = []  # the jobs of this process's sweep
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _job(cfg: DictConfig) -> float:
     """One run; a sweep has many. Returns the final correction accuracy, for sweepers that optimise."""
+    signals.check()  # an interrupt ends a sweep, not one job of it
+    job = HydraConfig.get()
+    hide_secrets(cfg, job)
     from stasc import experiment, fsx
     from stasc.console import Console, Ended
     from stasc.reward import ZeroOnError
+    from stasc.tracking import scrub
 
     console = Console()
-    job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
     try:
         if job.mode == RunMode.MULTIRUN:
@@ -154,16 +181,17 @@ def _job(cfg: DictConfig) -> float:
         if isinstance(built.reward, ZeroOnError) and built.reward.failed:
             log.warning(built.reward.report())
     except (Exception, SystemExit) as error:  # a part of the user's may call sys.exit
+        signals.check()
         traceback_log.exception("the run stopped")
         if job.mode == RunMode.MULTIRUN:
             log.error("%s failed: %s", folder.name, error)
-            _ended.append(Ended(folder.name, None, f"{type(error).__name__}: {error}"))
+            _ended.append(Ended(folder.name, None, scrub(f"{type(error).__name__}: {error}")))
             return float("nan")
         if fsx.is_full(error):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {scrub(str(error))}", file=sys.stderr)
             sys.exit(os.EX_IOERR)
         if isinstance(error, ValueError | OSError | FloatingPointError):  # of a setting, the data, the disk, the loss
-            sys.exit(f"error: {error}")  # the message says it all
+            sys.exit(f"error: {scrub(str(error))}")  # the message says it all
         raise
     if job.mode == RunMode.MULTIRUN:
         _ended.append(Ended(folder.name, summary, None))
@@ -182,10 +210,12 @@ def main() -> None:
     sys.path.append("")  # the installed command finds modules of the working folder, as `python -m` does
     in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over, which it would print with a traceback
+    signals.install()
     try:
         _job()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except signals.Stopped as stop:
+        print(f"stopped by {stop}", file=sys.stderr)
+        sys.exit(stop.status)
     except Exception as error:
         reason = None if in_full else _config_error(error)
         if reason is None:

@@ -1,0 +1,101 @@
+"""Keeps secrets out of what a run writes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+HIDDEN = "***"
+SECRET_NAME = re.compile(
+    r"(?:^|_)(?:keys?|[a-z]*(?:token|secrets?|passwords?|passwd|passphrase|credentials?"
+    r"|apikey|accesskey|privatekey|secretkey))(?:_|$)"  # max_new_tokens and monkey are none
+)
+WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # apiKey, HFToken
+
+
+OVERRIDE = re.compile(r"(?:^|,)[+~]*([\w.@/:-]+)=")  # as on a command line; Hydra also joins them with commas
+SHORTEST = 8  # characters of a value that is looked for in other texts; a shorter one may be an ordinary word
+
+_learned: set[str] = set()
+
+
+def learn(config: Mapping[str, object]) -> None:
+    """From now on, the values of this config's keys that are named like a secret are hidden wherever they stand."""
+    for name, value in config.items():
+        _learn(name, value, secret=False)
+
+
+def redact(config: Mapping[str, object]) -> dict[str, object]:
+    """The config with `***` for its secrets, to any depth.
+
+    Hidden are the values of keys that are named like a secret (a word of the name is token, key, secret, password or
+    credential; what is empty and booleans stay), also in an override like `key=value`, and what `scrub` hides.
+    """
+    hidden = _secret_values()
+    return {key: _redacted(key, value, hidden) for key, value in config.items()}
+
+
+def scrub(text: str) -> str:
+    """The text with `***` for what was learnt, and for the values of environment variables named like a secret.
+
+    They are found as they are, and as Python, JSON or a URL writes them.
+    """
+    return _scrubbed(text, _secret_values())
+
+
+class Formatter(logging.Formatter):
+    """Formats log lines, tracebacks too, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record))
+
+
+def _learn(name: str, value: object, secret: bool) -> None:
+    secret = secret or _is_secret(name)
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _learn(str(key), item, secret)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _learn("", item, secret)
+    elif secret and len(str(value)) >= SHORTEST:
+        _learned.add(str(value))
+
+
+def _redacted(name: str, value: object, hidden: Sequence[str]) -> object:
+    if not value or value is True:
+        return value
+    if _is_secret(name):
+        return HIDDEN
+    if isinstance(value, str):
+        for override in OVERRIDE.finditer(value):
+            if _is_secret(override[1]):
+                return _scrubbed(value[: override.end()], hidden) + HIDDEN
+        return _scrubbed(value, hidden)
+    if isinstance(value, Mapping):
+        return {key: _redacted(str(key), item, hidden) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted("", item, hidden) for item in value]
+    return value
+
+
+def _is_secret(name: str) -> bool:
+    words = re.sub("[^a-z]+", "_", WORD_START.sub("_", name).lower())
+    return SECRET_NAME.search(words) is not None
+
+
+def _secret_values() -> list[str]:
+    """What to look for in texts, the longest first: one may contain another."""
+    values = {value for name, value in os.environ.items() if len(value) >= SHORTEST and _is_secret(name)} | _learned
+    forms = {form for value in values for form in (value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, ""))}
+    return sorted(forms, key=len, reverse=True)
+
+
+def _scrubbed(text: str, hidden: Sequence[str]) -> str:
+    for value in hidden:
+        text = text.replace(value, HIDDEN)
+    return text
