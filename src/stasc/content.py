@@ -18,13 +18,13 @@ def folder_digest(folder: Path, cache: Path) -> str:
     """
     known = _read(cache)
     digests = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.iterdir()):
         if path.suffix in _DECIDING and path.is_file():
             stat = path.stat()
             state = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
             if state not in known:
                 known[state] = file_sha256(path)
-            digests[path.relative_to(folder).as_posix()] = known[state]
+            digests[path.name] = known[state]
     if known != _read(cache):
         fsx.write(cache, json.dumps(known, indent=1).encode())
     return digest(digests)

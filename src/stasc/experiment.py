@@ -98,14 +98,14 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
     Raises: ValueError for a setting that does not fit the machine or the model, or a folder that holds another run.
     """
     prepared = prepare(experiment)
-    summary = _resumed(prepared, path)
-    if summary is not None:
-        log.info("this run is complete; nothing to do")
-        console.final(summary)
-        return summary
     store = open_store(prepared)
-    disk.check(store.root, experiment.finetune, prepared.live, prepared.steps, experiment.store.keep_models)
-    summary = _execute(prepared, store, path, group, console)
+    with store.lock("run", digest(str(path.absolute()))):  # one process at a time writes into a folder
+        summary = _resumed(prepared, path)
+        if summary is None:
+            disk.check(store.root, experiment.finetune, prepared.live, prepared.steps, experiment.store.keep_models)
+            summary = _execute(prepared, store, path, group, console)
+        else:
+            log.info("this run is complete; nothing to do")
     console.final(summary)
     return summary
 
