@@ -59,7 +59,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def stasc(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def stasc(cwd: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "stasc.run", *arguments],
         cwd=cwd,
@@ -68,6 +68,7 @@ def stasc(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         stdin=subprocess.DEVNULL,
         check=False,
+        **options,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from stasc import fsx
@@ -26,7 +27,8 @@ def folder_digest(folder: Path, cache: Path) -> str:
                 known[state] = file_sha256(path)
             digests[path.relative_to(folder).as_posix()] = known[state]
     if known != _read(cache):
-        fsx.write(cache, json.dumps(known, indent=1).encode())
+        with suppress(OSError):  # what is not remembered is read again
+            fsx.write(cache, json.dumps(known, indent=1).encode())
     return digest(digests)
 
 

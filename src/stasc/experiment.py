@@ -8,7 +8,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +115,9 @@ def prepare(experiment: Experiment) -> Prepared:
     from stasc.derivation import Plan
 
     chat, live = _prepare(experiment)
-    root = Path(experiment.store.dir).expanduser()
+    root = _root(experiment)
+    with _naming_store(root):
+        root.mkdir(parents=True, exist_ok=True)
     test, train = experiment.test.name, experiment.train.name
     recipes = keys.Recipes(
         settings=experiment.settings,
@@ -144,12 +146,20 @@ def prepare(experiment: Experiment) -> Prepared:
 
 def open_store(prepared: Prepared) -> Store:
     """The store of a run."""
-    root = Path(prepared.experiment.store.dir).expanduser().absolute()
+    return Store(_root(prepared.experiment), provenance.machine(prepared.live.device))
+
+
+def _root(experiment: Experiment) -> Path:
+    return Path(experiment.store.dir).expanduser().absolute()
+
+
+@contextmanager
+def _naming_store(root: Path) -> Iterator[None]:
+    """An error in what is written there first names the setting."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise OSError(error.errno, f"store.dir={root}: {error.strerror}; set store.dir to a folder of yours") from error
-    return Store(root, provenance.machine(prepared.live.device))
 
 
 def expect(prepared: Prepared, path: Path) -> None:
@@ -217,19 +227,19 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                     for split in (experiment.train, experiment.test)
                 },
             )
-            leases.write(store, prepared.lease(path, "running"))
+            with _naming_store(store.root):
+                leases.write(store, prepared.lease(path, "running"))
             model = _iterate(prepared, store, folder, console)
-            _save_model(model, prepared, store, path / "model")
+            _save_model(model, prepared, path / "model")
             leases.write(store, replace(prepared.lease(path, "done"), final=model.key))
             leases.drop_unneeded(store, prepared.steps, ())
         except KeyboardInterrupt:
             folder.end("interrupted", "KeyboardInterrupt")
             raise
         except BaseException as error:
-            folder.end(
-                "failed_nonfinite" if isinstance(error, NonFiniteError) else "failed",
-                f"{type(error).__name__}: {error}",
-            )
+            status = "failed_nonfinite" if isinstance(error, NonFiniteError) else "failed"
+            with suppress(OSError):  # a full disk may be what it failed of
+                folder.end(status, f"{type(error).__name__}: {error}")
             traceback.clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it what they hold
             raise
         finally:
@@ -338,7 +348,7 @@ def _nothing_kept(experiment: Experiment, entry: dict[str, Any]) -> str:
     )
 
 
-def _save_model(model: Model, prepared: Prepared, store: Store, path: Path) -> None:
+def _save_model(model: Model, prepared: Prepared, path: Path) -> None:
     """Puts the final model where `from_pretrained` reads it, with its tokenizer and chat template."""
     scratch = path.with_name(f"{fsx.SCRATCH}{path.name}")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -351,7 +361,8 @@ def _save_model(model: Model, prepared: Prepared, store: Store, path: Path) -> N
             _link(file.resolve(), scratch / file.name)
         elif file.suffix == ".json":
             shutil.copy(file, scratch)
-    prepared.chat.tokenizer.save_pretrained(scratch)
+    with fsx.naming(path):
+        prepared.chat.tokenizer.save_pretrained(scratch)
     shutil.rmtree(path, ignore_errors=True)
     fsx.replace(scratch, path)
 
@@ -361,7 +372,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError:
-        shutil.copy(source, target)
+        with fsx.naming(target):
+            shutil.copy(source, target)
 
 
 def _quieten_libraries() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
+from stasc import fsx
 from stasc.records import Pair
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab+")
+        self._path, self._file = path, path.open("ab+", buffering=0)
         self._file.seek(0)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
         _sync_folder(path.parent)
@@ -57,9 +58,15 @@ class Journal:
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         plain = {name: _plain(value, f"journal event {event!r}, {name}") for name, value in fields.items()}
         body = json.dumps({"time": time, "event": event, **plain}).encode()
-        self._file.write(body[:-1] + CRC + b'%08x"}\n' % zlib.crc32(body))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line, end = body[:-1] + CRC + b'%08x"}\n' % zlib.crc32(body), self._file.seek(0, os.SEEK_END)
+        try:
+            with fsx.naming(self._path):
+                while line:
+                    line = line[self._file.write(line) :]
+                os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(end)  # the next event must not follow half of this one
+            raise
 
     def close(self) -> None:
         self._file.close()
