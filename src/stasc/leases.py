@@ -7,14 +7,13 @@ still to be computed reads can go: what followed from them is kept, and they can
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stasc import fsx
 from stasc.derivation import Step
-from stasc.store import Store
+from stasc.store import Damaged, Store, read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
@@ -30,17 +29,19 @@ class Lease:
 
 def write(store: Store, lease: Lease) -> None:
     """Says what a run folder needs, in place of what it said before."""
-    fsx.write(_path(store, lease.folder), json.dumps(asdict(lease)).encode())
+    write_sealed(_path(store, lease.folder), asdict(lease))
 
 
 def every(store: Store) -> Iterator[Lease]:
-    """All leases. One that can't be read is none: its run writes it again when it goes on."""
+    """All leases. One that is damaged is set aside: its run writes it again when it goes on."""
     for path in sorted((store.root / "leases").glob("*.json")):
-        try:
-            lease = json.loads(path.read_bytes())
-            yield Lease(**{**lease, "steps": tuple(Step(*step) for step in lease["steps"])})
-        except (OSError, ValueError, TypeError, KeyError):
+        if path.name.startswith(fsx.SCRATCH):
             continue
+        try:
+            lease = read_sealed(path)
+            yield Lease(**{**lease, "steps": tuple(Step(*step) for step in lease["steps"])})
+        except (Damaged, TypeError, KeyError) as damage:
+            fsx.set_aside(path, f"store: the lease {path.name} is damaged ({damage})")
 
 
 def remove(store: Store, folder: str) -> None:
