@@ -47,7 +47,7 @@ def test_list_counts_and_adds_up(shared: Path, capsys: pytest.CaptureFixture[str
     (shared / "store" / "unfinished").mkdir(exist_ok=True)
     two.rename(shared / "store" / "unfinished" / f"filter-{two.name}")
     shutil.rmtree(shared / "other")
-    leases.write(Store(shared / "store", {}), leases.Lease(f"{shared}/later", "expected", "last", (), ""))
+    leases.write(Store(shared / "store", {}), leases.Lease(f"{shared}/later", "", "expected", "last", (), ""))
     assert command(shared, "list") == 0
     out = capsys.readouterr().out
     rows = re.findall(r"^ +(\w[\w ]*?) +(\d+) +([\d.]+) KiB", out, re.MULTILINE)

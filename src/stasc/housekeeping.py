@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stasc import leases, tracking
+from stasc import leases
 from stasc.fsx import SCRATCH
 from stasc.leases import Lease
 from stasc.run import CONF
@@ -122,7 +122,7 @@ def _clean(store: Store, dry_run: bool) -> None:
     needed: set[tuple[str, str]] = set()
     for lease in leases.every(store):
         if _refers(lease):
-            needed |= {(step.kind, step.key) for step in lease.steps} | set(_journalled(Path(lease.folder)))
+            needed |= {(step.kind, step.key) for step in lease.steps}
         elif not dry_run:
             leases.remove(store, lease.folder)
     needed |= {("model", key) for kind, key in needed if kind == "finetune"}
@@ -149,16 +149,6 @@ def _refers(lease: Lease) -> bool:
     """Whether the run's folder is there; that of a job which a sweep has yet to begin may not be."""
     folder = Path(lease.folder)
     return (folder.parent if lease.status == "expected" else folder).is_dir()
-
-
-def _journalled(folder: Path) -> Iterator[tuple[str, str]]:
-    """The artifacts that a run's journal tells of, up to where it can be read."""
-    try:
-        for event in tracking.read(folder / "journal.jsonl"):
-            if event["event"] == "stage":
-                yield event["kind"], event["key"]
-    except (OSError, ValueError):
-        return
 
 
 def _remove(store: Store, item: Item) -> bool:

@@ -7,7 +7,7 @@ still to be computed reads can go: what followed from them is kept, and they can
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,9 +18,13 @@ from stasc.store import Damaged, Store, read_sealed, write_sealed
 
 @dataclass(frozen=True)
 class Lease:
-    """What a run folder needs: `status` is expected, running or done, `final` the key of its last model."""
+    """What a run folder needs: `status` is expected, running or done, `final` the key of its last model.
+
+    `steps` suppose that every iteration yet to come keeps something. `key` is the run's.
+    """
 
     folder: str
+    key: str
     status: str
     keep_models: str
     steps: tuple[Step, ...]
@@ -48,10 +52,10 @@ def remove(store: Store, folder: str) -> None:
     _path(store, folder).unlink(missing_ok=True)
 
 
-def drop_unneeded(store: Store, steps: Sequence[Step], in_use: Iterable[str]) -> int:
-    """Deletes the weights that a run's `steps` made and that no run still needs. Returns: bytes freed."""
+def drop_unneeded(store: Store, lease: Lease, in_use: Iterable[str]) -> int:
+    """Deletes the weights that a run made and that no run still needs. Returns: bytes freed."""
     needed = {*in_use, *_needed(store, every(store))}
-    made = [step.key for step in steps if step.kind == "finetune"]
+    made = [step.key for step in lease.steps if step.kind == "finetune"]
     return sum(store.remove("model", key) for key in made if key not in needed)
 
 
