@@ -36,8 +36,9 @@ class FakeLive:
     dtype = training_dtype = torch.float32
 
     def __init__(self, base: Path) -> None:
-        base.mkdir(parents=True, exist_ok=True)
-        (base / "config.json").write_text("{}")
+        if not base.exists():  # another process may be reading it
+            base.mkdir(parents=True)
+            (base / "config.json").write_text("{}")
         self.base = str(base)
         self.before_read: Callable[[Model], None] = lambda model: None
         self._current: Model | None = None

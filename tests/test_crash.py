@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +16,6 @@ from stasc.experiment import Experiment
 from stasc.store import KINDS, Store
 
 CRASHED = 9
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """In memory where that is possible: thousands of syncs to a disk would take minutes."""
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as name:
-        yield Path(name)
 
 
 class Point:

@@ -63,7 +63,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def stasc(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def stasc(cwd: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "stasc.run", *arguments],
         cwd=cwd,
@@ -72,6 +72,7 @@ def stasc(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         stdin=subprocess.DEVNULL,
         check=False,
+        **options,
     )
 
 

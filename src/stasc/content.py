@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from pathlib import Path
 
 from stasc import fsx
-from stasc.store import digest, file_sha256
+from stasc.store import Damaged, digest, file_sha256, read_sealed, write_sealed
 
 _DECIDING = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, configuration, tokenizer, template
 
@@ -16,8 +16,8 @@ def folder_digest(folder: Path, cache: Path) -> str:
 
     Hashing gigabytes takes seconds, so `cache` remembers what it gave, by path, size and time of change.
     """
-    known = _read(cache)
-    digests = {}
+    before = _read(cache)
+    known, digests = dict(before), {}
     for path in sorted(folder.iterdir()):
         if path.suffix in _DECIDING and path.is_file():
             stat = path.stat()
@@ -25,14 +25,17 @@ def folder_digest(folder: Path, cache: Path) -> str:
             if state not in known:
                 known[state] = file_sha256(path)
             digests[path.name] = known[state]
-    if known != _read(cache):
-        fsx.write(cache, json.dumps(known, indent=1).encode())
+    if known != before:
+        with suppress(OSError):  # what is not remembered is read again
+            write_sealed(cache, known)
     return digest(digests)
 
 
 def _read(cache: Path) -> dict[str, str]:
-    try:
-        known = json.loads(cache.read_bytes())
-    except (OSError, ValueError):
+    if not cache.exists():
         return {}
-    return known if isinstance(known, dict) else {}
+    try:
+        return read_sealed(cache)
+    except Damaged as damage:
+        fsx.set_aside(cache, f"store: {damage}")
+        return {}

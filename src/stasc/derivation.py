@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -45,11 +45,16 @@ class Step(NamedTuple):
 
 @dataclass
 class Plan:
-    """Notes the stages of a run, as if every iteration kept something. Models and answers are their keys."""
+    """Notes the stages of a run, as if every iteration but the `empty` kept something.
+
+    Models and answers are their keys.
+    """
 
     recipes: Recipes
+    empty: Collection[int] = ()
     steps: list[Step] = field(default_factory=list)
     _filter: str = ""
+    _n: int = 0
 
     def sample(self, model: str, split: Split, n: int) -> Keyed[Any]:
         return self._note("initial", self.recipes.initial(model, split, n), model)
@@ -61,8 +66,10 @@ class Plan:
         if split.name != "train":
             return self._note("evaluation", self.recipes.evaluation(split, y1.key, y2.key), None)
         self._filter = self._note("filter", self.recipes.filter(split, y1.key, y2.key), None).key
+        self._n += 1
         nothing = Answer("", 0)
-        return Keyed(self._filter, [Pair(split.questions[0], 0, 0, 0, nothing, nothing, 0.0, 1.0)])
+        kept = [] if self._n in self.empty else [Pair(split.questions[0], 0, 0, 0, nothing, nothing, 0.0, 1.0)]
+        return Keyed(self._filter, kept)
 
     def finetune(self, start: str, kept: Sequence[Pair], n: int) -> str:
         return self._note("finetune", self.recipes.finetune(start, self._filter, n), start).key

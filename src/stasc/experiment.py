@@ -7,8 +7,8 @@ import logging
 import os
 import shutil
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can begin: its model yet to be loaded, and what it will derive, in order."""
+    """A run that can begin: its model yet to be loaded, and what it will derive if every iteration keeps something."""
 
     experiment: Experiment
     chat: Chat
@@ -84,10 +84,11 @@ class Prepared:
         loop = self.experiment.loop
         return digest([[step.key for step in self.steps], loop.iterations, loop.patience])
 
-    def lease(self, path: Path, status: str) -> Lease:
-        """What the run in folder `path` needs of the store, supposing that every iteration keeps something."""
-        final = [self.m_0.key, *(step.key for step in self.steps if step.kind == "finetune")][-1]
-        return Lease(str(path.absolute()), status, self.experiment.store.keep_models, self.steps, final)
+    def lease(self, path: Path, status: str, empty: Collection[int] = ()) -> Lease:
+        """What the run in folder `path` needs of the store, if all but the `empty` iterations keep something."""
+        steps = _plan(self.experiment, self.recipes, self.m_0, empty) if empty else self.steps
+        final = [self.m_0.key, *(step.key for step in steps if step.kind == "finetune")][-1]
+        return Lease(str(path.absolute()), self.key, status, self.experiment.store.keep_models, steps, final)
 
 
 def run(experiment: Experiment, path: Path, group: str, console: Console) -> dict[str, Any]:
@@ -112,10 +113,10 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
 
 def prepare(experiment: Experiment) -> Prepared:
     """Everything short of loading weights. Raises: ValueError or OSError naming the setting that is wrong."""
-    from stasc.derivation import Plan
-
     chat, live = _prepare(experiment)
-    root = Path(experiment.store.dir).expanduser()
+    root = _root(experiment)
+    with _naming_store(root):
+        root.mkdir(parents=True, exist_ok=True)
     test, train = experiment.test.name, experiment.train.name
     recipes = keys.Recipes(
         settings=experiment.settings,
@@ -136,27 +137,32 @@ def prepare(experiment: Experiment) -> Prepared:
         },
     )
     m_0 = replace(M_0, key=digest(recipes.m_0()))
-    plan = Plan(recipes)
-    for _ in _loop(replace(experiment, keep=lambda r1, r2: True), m_0.key, plan):
-        pass
-    return Prepared(experiment, chat, live, m_0, recipes, tuple(plan.steps))
+    return Prepared(experiment, chat, live, m_0, recipes, _plan(experiment, recipes, m_0))
 
 
 def open_store(prepared: Prepared) -> Store:
     """The store of a run."""
-    root = Path(prepared.experiment.store.dir).expanduser().absolute()
+    return Store(_root(prepared.experiment), provenance.machine(prepared.live.device))
+
+
+def _root(experiment: Experiment) -> Path:
+    return Path(experiment.store.dir).expanduser().absolute()
+
+
+@contextmanager
+def _naming_store(root: Path) -> Iterator[None]:
+    """An error in what is written there first names the setting."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise OSError(error.errno, f"store.dir={root}: {error.strerror}; set store.dir to a folder of yours") from error
-    return Store(root, provenance.machine(prepared.live.device))
 
 
 def expect(prepared: Prepared, path: Path) -> None:
     """Tells the store of a run that is yet to come, so that what it needs is not dropped before."""
-    store, folder = open_store(prepared), str(path.absolute())
-    if not any(lease.folder == folder and lease.steps == prepared.steps for lease in leases.every(store)):
-        leases.write(store, prepared.lease(path, "expected"))
+    store, ours = open_store(prepared), prepared.lease(path, "expected")
+    if not any((lease.folder, lease.key) == (ours.folder, ours.key) for lease in leases.every(store)):
+        leases.write(store, ours)
 
 
 def _resumed(prepared: Prepared, path: Path) -> dict[str, Any] | None:
@@ -218,11 +224,12 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                         for split in (experiment.train, experiment.test)
                     },
                 )
-                leases.write(store, prepared.lease(path, "running"))
-                model = _iterate(prepared, store, folder, console)
-                _save_model(model, prepared, store, path / "model")
-                leases.write(store, replace(prepared.lease(path, "done"), final=model.key))
-                leases.drop_unneeded(store, prepared.steps, ())
+                with _naming_store(store.root):
+                    leases.write(store, prepared.lease(path, "running"))
+                model, lease = _iterate(prepared, store, folder, console)
+                _save_model(model, prepared, path / "model")
+                leases.write(store, replace(lease, status="done"))
+                leases.drop_unneeded(store, lease, ())
             finally:
                 live.release()
             folder.end("finished" if len(summary["iterations"]) > loop.iterations else "stopped_empty")
@@ -231,10 +238,9 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                 folder.end("interrupted", str(stop) or "KeyboardInterrupt")
             raise
         except BaseException as error:
-            folder.end(
-                "failed_nonfinite" if isinstance(error, NonFiniteError) else "failed",
-                scrub(f"iteration {len(summary['iterations'])}: {type(error).__name__}: {error}"),
-            )
+            status = "failed_nonfinite" if isinstance(error, NonFiniteError) else "failed"
+            with suppress(OSError):  # a full disk may be what it failed of
+                folder.end(status, scrub(f"iteration {len(summary['iterations'])}: {type(error).__name__}: {error}"))
             traceback.clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it what they hold
             raise
     return summary
@@ -308,8 +314,18 @@ def _loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterato
     )
 
 
-def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Console) -> Model:
-    """Runs the loop and returns its last model."""
+def _plan(experiment: Experiment, recipes: keys.Recipes, m_0: Model, empty: Collection[int] = ()) -> tuple[Step, ...]:
+    """The stages of a run, if all but the `empty` iterations keep something."""
+    from stasc.derivation import Plan
+
+    plan = Plan(recipes, empty)
+    for _ in _loop(replace(experiment, keep=lambda r1, r2: True), m_0.key, plan):
+        pass
+    return tuple(plan.steps)
+
+
+def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Console) -> tuple[Model, Lease]:
+    """Runs the loop. Returns: its last model, and what it came to need."""
     from stasc.derivation import Derivation
 
     experiment = prepared.experiment
@@ -319,16 +335,19 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
         return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
 
     steps = Derivation(_stages(prepared), replace(store, watch=watch), prepared.recipes, experiment.keep, progress)
-    model = prepared.m_0
+    model, lease, empty = prepared.m_0, prepared.lease(folder.path, "running"), []
     for iteration in _loop(experiment, prepared.m_0, steps):
         model = iteration.model
         folder.iteration(iteration, steps.training.get(iteration.n), watch.pop_seconds())
-        leases.drop_unneeded(store, prepared.steps, [model.key])
         console.iteration(folder.summary["iterations"][-1])
         if iteration.n and not iteration.kept:
             log.warning(_nothing_kept(experiment, folder.summary["iterations"][-1]))
+            empty.append(iteration.n)
+            lease = prepared.lease(folder.path, "running", empty)
+            leases.write(store, lease)
+        leases.drop_unneeded(store, lease, [model.key])
     watch.report()
-    return model
+    return model, lease
 
 
 def _nothing_kept(experiment: Experiment, entry: dict[str, Any]) -> str:
@@ -340,7 +359,7 @@ def _nothing_kept(experiment: Experiment, entry: dict[str, Any]) -> str:
     )
 
 
-def _save_model(model: Model, prepared: Prepared, store: Store, path: Path) -> None:
+def _save_model(model: Model, prepared: Prepared, path: Path) -> None:
     """Puts the final model where `from_pretrained` reads it, with its tokenizer and chat template."""
     scratch = path.with_name(f"{fsx.SCRATCH}{path.name}")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -353,7 +372,8 @@ def _save_model(model: Model, prepared: Prepared, store: Store, path: Path) -> N
             _link(file.resolve(), scratch / file.name)
         elif file.suffix == ".json":
             shutil.copy(file, scratch)
-    prepared.chat.tokenizer.save_pretrained(scratch)
+    with fsx.naming(path):
+        prepared.chat.tokenizer.save_pretrained(scratch)
     shutil.rmtree(path, ignore_errors=True)
     fsx.replace(scratch, path)
 
@@ -363,7 +383,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError:
-        shutil.copy(source, target)
+        with fsx.naming(target):
+            shutil.copy(source, target)
 
 
 def _quieten_libraries() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from stasc import fsx
 from stasc.check import expect
 from stasc.model import LiveModel, Model
 from stasc.records import Advance
@@ -138,7 +139,8 @@ class Full(Optimization):
         """Fine-tunes `start` and writes the result to `folder`."""
         network = live.load(start, live.training_dtype)
         training = self.train(network, examples, live, seed, advance)
-        network.save_pretrained(str(folder))
+        with fsx.naming(folder):
+            network.save_pretrained(str(folder))
         model = self.model(start, folder)
         live.adopt(model, network, live.training_dtype)
         return model, training
@@ -180,7 +182,8 @@ class Lora(Optimization):
         if start.adapter is None:
             network = self._with_new_adapter(network, seed)
         training = self.train(network, examples, live, seed, advance)
-        network.save_pretrained(str(folder))
+        with fsx.naming(folder):
+            network.save_pretrained(str(folder))
         model = self.model(start, folder)
         live.adopt(model, network, live.dtype)
         return model, training

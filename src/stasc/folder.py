@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,8 +12,6 @@ from stasc import fsx, tracking
 from stasc.metrics import describe
 from stasc.records import Iteration, Pair
 from stasc.tracking import Journal, Tracker, mirrored
-
-log = logging.getLogger(__name__)
 
 ENDED = ("finished", "stopped_empty")  # the statuses of a run that is complete
 
@@ -72,9 +69,11 @@ class RunFolder:
     def end(self, status: str, error: str | None = None) -> None:
         """Records how the run ended."""
         self.summary["status"] = status
-        self._journal.write("run_ended", status=status, error=error)
-        self._write_summary()
-        self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
+        try:
+            self._journal.write("run_ended", status=status, error=error)
+            self._write_summary()
+        finally:
+            self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
 
     def _describe_train(self, iteration: Iteration[Any]) -> dict[str, float] | None:
         if not iteration.pairs:
@@ -92,7 +91,7 @@ class RunFolder:
 def earlier(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """What an earlier start left in a run's folder: its last `run_started` event, and its summary if it is complete.
 
-    A journal that was changed after it was written is set aside.
+    A journal that was changed after it was written is set aside, and the run gone through again to write a new one.
     """
     journal, started = path / "journal.jsonl", None
     if journal.exists():
@@ -101,9 +100,8 @@ def earlier(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
                 if event["event"] == "run_started":
                     started = event
         except ValueError as error:
-            aside = next(p for n in range(1, 10_000) if not (p := path / f"journal.jsonl.corrupt-{n}").exists())
-            journal.rename(aside)
-            log.warning("%s; set aside as %s", error, aside.name)
+            fsx.set_aside(journal, str(error))
+            return started, None
     try:
         summary = json.loads((path / "summary.json").read_bytes())
         complete = summary["status"] in ENDED and all((path / name).exists() for name in ("outcomes.jsonl", "model"))

@@ -7,15 +7,21 @@ announced to `at`, so that a test can crash at each of them.
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
+log = logging.getLogger(__name__)
+
 SCRATCH = ".tmp-"  # what names of unfinished files begin with; a crash leaves them, and they mean nothing
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_ROOM = "bytes are free there"
 
 
 def at(step: str, path: Path) -> None:
@@ -26,10 +32,14 @@ def write(path: Path, data: bytes) -> None:
     """Writes a file whole, or leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{path.name}")
-    with naming(path):
-        with scratch.open("wb") as file:
-            put(file, data, path)
-        replace(scratch, path)
+    try:
+        with naming(path):
+            with scratch.open("wb") as file:
+                put(file, data, path)
+            replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)  # a full disk has no room for it
+        raise
 
 
 def append(path: Path, data: bytes) -> None:
@@ -45,6 +55,21 @@ def replace(source: Path, target: Path) -> None:
         source.replace(target)
         at("renamed", target)
     sync_folder(target.parent)
+
+
+def set_aside(path: Path, told: str) -> bool:
+    """Renames a damaged file or folder to `<name>.corrupt-<n>`, to be inspected and not read again, and says so.
+
+    Returns: False if another process has done it.
+    """
+    names = (path.with_name(f"{path.name}.corrupt-{n}") for n in count(1))
+    aside = next(name for name in names if not name.exists())
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return False
+    log.warning("%s; set aside as %s", told, aside.name)
+    return True
 
 
 def sync_tree(folder: Path) -> None:
@@ -67,14 +92,17 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error of the disk names the path, and says how much room there is."""
+    """An error of the disk names the path, and says how much room there is.
+
+    That of a library written in Rust becomes an OSError: it is of another type, and has the number in its text.
+    """
     try:
         yield
-    except OSError as error:
-        if not is_full(error) or error.filename:
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _number(error)
+        if number not in _FULL or _ROOM in str(error):
             raise
-        reason = f"{os.strerror(error.errno or 0)}; {free(path)} bytes are free there"
-        raise OSError(error.errno, reason, str(path)) from error
+        raise OSError(number, f"{os.strerror(number)}; {free(path)} {_ROOM}", str(path)) from error
 
 
 def is_full(error: BaseException) -> bool:
@@ -88,17 +116,27 @@ def free(path: Path) -> int:
     return shutil.disk_usage(there).free
 
 
+def _number(error: Exception) -> int | None:
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
 def put(file: BinaryIO, data: bytes, path: Path) -> None:
     """Writes to an open file, which is `path`, and waits until that is on disk."""
     at("write", path)
     half = len(data) // 2
-    file.write(data[:half])
-    file.flush()
+    _write_all(file, data[:half])
     at("half-written", path)
-    file.write(data[half:])
-    file.flush()
+    _write_all(file, data[half:])
     at("sync", path)
     os.fsync(file.fileno())
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """An unbuffered file may take a part at a time."""
+    while data:
+        data = data[file.write(data) :]
+    file.flush()
 
 
 def _sync(path: Path, flags: int) -> None:

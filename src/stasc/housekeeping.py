@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import Timeout
 from omegaconf import OmegaConf
@@ -13,9 +15,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stasc import leases, tracking
+from stasc import leases
+from stasc.fsx import SCRATCH
+from stasc.leases import Lease
 from stasc.run import CONF
-from stasc.store import KINDS, Damaged, Store
+from stasc.store import KEY, KINDS, Damaged, OtherVersion, Store, committed
 from stasc.units import size_text
 
 
@@ -43,94 +47,122 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Item(NamedTuple):
+    """A folder of the store: an artifact, or what has become of one, or is to become one."""
+
+    kind: str
+    key: str
+    place: str  # the artifact's kind, "set aside", "unfinished" or "half removed"
+    folder: Path
+
+    @property
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+def _items(store: Store) -> Iterator[Item]:
+    """All that this program has made; what else there is, is none of its business."""
+    for folder in sorted(path for kind in KINDS for path in (store.root / kind).glob("*")):
+        kind = folder.parent.name
+        for place, pattern in (
+            (kind, f"({KEY.pattern})"),
+            ("set aside", rf"({KEY.pattern})\.corrupt-\d+"),
+            ("half removed", rf"{re.escape(SCRATCH)}\d+-({KEY.pattern})"),
+        ):
+            if found := re.fullmatch(pattern, folder.name):
+                yield Item(kind, found[1], place, folder)
+    for folder in sorted((store.root / "unfinished").glob("*")):
+        if found := re.fullmatch(f"({'|'.join(KINDS)})-({KEY.pattern})", folder.name):
+            yield Item(found[1], found[2], "unfinished", folder)
+
+
 def _list(store: Store) -> None:
-    table = Table(title=str(store.root), box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("kind")
     table.add_column("artifacts", justify="right")
     table.add_column("size", justify="right")
-    rows = [(kind, [artifact.size for artifact in store.every(kind)]) for kind in KINDS]
-    aside = [_size_of(folder) for kind in KINDS for folder in (store.root / kind).glob("*.corrupt-*")]
-    rows += [("set aside", aside), ("unfinished", [_size_of(folder) for folder in _unfinished(store)])]
-    for kind, sizes in rows:
-        table.add_row(kind, str(len(sizes)), size_text(sum(sizes)))
-    table.add_row("total", str(sum(len(sizes) for _, sizes in rows)), size_text(sum(sum(sizes) for _, sizes in rows)))
-    out = Console()
-    out.print(table)
-    for lease in leases.every(store):
-        gone = "" if Path(lease.folder).is_dir() else ", not there"
-        out.print(f"{lease.folder} ({lease.status}{gone})", markup=False, highlight=False, soft_wrap=True)
+    sizes: dict[str, list[int]] = {place: [] for place in (*KINDS, "set aside", "unfinished", "half removed")}
+    for item in _items(store):
+        sizes[item.place].append(item.size)
+    for place, each in sizes.items():
+        if each or place in KINDS:
+            table.add_row(place, str(len(each)), size_text(sum(each)))
+    table.add_section()
+    table.add_row("total", str(sum(map(len, sizes.values()))), size_text(sum(map(sum, sizes.values()))))
+    print(f"the store {store.root} holds")
+    Console().print(table)
+    users = sorted(leases.every(store), key=lambda lease: lease.folder)
+    print("and is used by" if users else "and is used by no run folder")
+    for lease in users:
+        status = lease.status if _refers(lease) else f"{lease.status}, but the folder is gone"
+        print(f"  {lease.folder} ({status})")
 
 
 def _verify(store: Store) -> int:
-    whole = damaged = 0
-    for kind in KINDS:
-        for folder in sorted((store.root / kind).glob("*")):
-            if "." in folder.name:
-                continue
-            artifact = store.find(kind, folder.name)  # sets aside what has no sound COMMIT.json
+    whole = damaged = other = 0
+    for item in _items(store):
+        if item.place != item.kind:
+            continue
+        with store.lock(item.kind, item.key):
             try:
-                if artifact is not None:
-                    artifact.verify()
-                    whole += 1
-                    continue
+                committed(item.folder).verify()
+                whole += 1
             except Damaged as damage:
-                store.set_aside(folder, str(damage))
-            damaged += 1
-    print(f"{whole} artifacts are whole, {damaged} are damaged{' and were set aside' if damaged else ''}")
-    return 1 if damaged else 0
+                damaged += store.set_aside(item.kind, item.key, damage)
+            except OtherVersion as error:
+                print(error)
+                other += 1
+    print(f"{_artifacts(whole)} whole, {damaged} damaged{' and set aside' if damaged else ''}", end="")
+    print(f", {other} not checked" if other else "")
+    return 1 if damaged or other else 0
 
 
 def _clean(store: Store, dry_run: bool) -> None:
     """An artifact that is being computed or read now is referred to by its run's folder."""
     needed: set[tuple[str, str]] = set()
     for lease in leases.every(store):
-        folder = Path(lease.folder)
-        if not (folder.parent if lease.status == "expected" else folder).is_dir():
-            if not dry_run:
-                leases.remove(store, lease.folder)
-            continue
-        needed |= {(step.kind, step.key) for step in lease.steps} | set(_journalled(folder))
+        if _refers(lease):
+            needed |= {(step.kind, step.key) for step in lease.steps}
+        elif not dry_run:
+            leases.remove(store, lease.folder)
     needed |= {("model", key) for kind, key in needed if kind == "finetune"}
-    count = size = 0
-    for kind in KINDS:
-        for folder in sorted((store.root / kind).glob("*")):
-            if (kind, folder.name) not in needed:
-                count, size = count + 1, size + _size_of(folder)
-                if not dry_run:
-                    _remove(store, kind, folder)
-    for folder in _unfinished(store):
-        if tuple(folder.name.split("-", 1)) not in needed:
-            count, size = count + 1, size + _size_of(folder)
-            if not dry_run:
-                _remove(store, folder.name.partition("-")[0], folder)
-    print(f"{'would remove' if dry_run else 'removed'} {count} artifacts, {size_text(size)}")
+    gone: list[int] = []
+    in_use = stay = 0
+    for item in _items(store):
+        if (item.kind, item.key) in needed and item.place in (item.kind, "unfinished"):
+            stay += 1
+            continue
+        size = item.size
+        if dry_run or _remove(store, item):
+            gone.append(size)
+        else:
+            in_use += 1
+    verb = "would remove" if dry_run else "removed"
+    print(
+        f"{verb} {_artifacts(len(gone))}, {size_text(sum(gone))}, that no run folder refers to; {stay + in_use} stay",
+        end="",
+    )
+    print(f", {in_use} of them because a run holds them now" if in_use else "")
 
 
-def _remove(store: Store, kind: str, folder: Path) -> None:
-    """Removes a folder unless a run holds its lock."""
+def _refers(lease: Lease) -> bool:
+    """Whether the run's folder is there; that of a job which a sweep has yet to begin may not be."""
+    folder = Path(lease.folder)
+    return (folder.parent if lease.status == "expected" else folder).is_dir()
+
+
+def _remove(store: Store, item: Item) -> bool:
+    """Removes an item unless a run holds its lock. Returns: whether it did."""
     try:
-        with store.lock(kind, folder.name.removeprefix(f"{kind}-"), wait=False):
-            if "." in folder.name or folder.parent.name == "unfinished":
-                shutil.rmtree(folder, ignore_errors=True)
+        with store.lock(item.kind, item.key, wait=False):
+            if item.place == item.kind:
+                store.remove(item.kind, item.key)
             else:
-                store.remove(kind, folder.name)
+                shutil.rmtree(item.folder, ignore_errors=True)
     except Timeout:
-        return
+        return False
+    return True
 
 
-def _journalled(folder: Path) -> Iterator[tuple[str, str]]:
-    """The artifacts that a run's journal tells of, up to where it can be read."""
-    try:
-        for event in tracking.read(folder / "journal.jsonl"):
-            if event["event"] == "stage":
-                yield event["kind"], event["key"]
-    except (OSError, ValueError):
-        return
-
-
-def _unfinished(store: Store) -> list[Path]:
-    return sorted((store.root / "unfinished").glob("*"))
-
-
-def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _artifacts(count: int) -> str:
+    return f"{count} artifact{'' if count == 1 else 's'}"

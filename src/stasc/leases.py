@@ -7,21 +7,24 @@ still to be computed reads can go: what followed from them is kept, and they can
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stasc import fsx
 from stasc.derivation import Step
-from stasc.store import Store
+from stasc.store import Damaged, Store, read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What a run folder needs: `status` is expected, running or done, `final` the key of its last model."""
+    """What a run folder needs: `status` is expected, running or done, `final` the key of its last model.
+
+    `steps` suppose that every iteration yet to come keeps something. `key` is the run's.
+    """
 
     folder: str
+    key: str
     status: str
     keep_models: str
     steps: tuple[Step, ...]
@@ -30,27 +33,29 @@ class Lease:
 
 def write(store: Store, lease: Lease) -> None:
     """Says what a run folder needs, in place of what it said before."""
-    fsx.write(_path(store, lease.folder), json.dumps(asdict(lease)).encode())
+    write_sealed(_path(store, lease.folder), asdict(lease))
 
 
 def every(store: Store) -> Iterator[Lease]:
-    """All leases. One that can't be read is none: its run writes it again when it goes on."""
+    """All leases. One that is damaged is set aside: its run writes it again when it goes on."""
     for path in sorted((store.root / "leases").glob("*.json")):
-        try:
-            lease = json.loads(path.read_bytes())
-            yield Lease(**{**lease, "steps": tuple(Step(*step) for step in lease["steps"])})
-        except (OSError, ValueError, TypeError, KeyError):
+        if path.name.startswith(fsx.SCRATCH):
             continue
+        try:
+            lease = read_sealed(path)
+            yield Lease(**{**lease, "steps": tuple(Step(*step) for step in lease["steps"])})
+        except (Damaged, TypeError, KeyError) as damage:
+            fsx.set_aside(path, f"store: the lease {path.name} is damaged ({damage})")
 
 
 def remove(store: Store, folder: str) -> None:
     _path(store, folder).unlink(missing_ok=True)
 
 
-def drop_unneeded(store: Store, steps: Sequence[Step], in_use: Iterable[str]) -> int:
-    """Deletes the weights that a run's `steps` made and that no run still needs. Returns: bytes freed."""
+def drop_unneeded(store: Store, lease: Lease, in_use: Iterable[str]) -> int:
+    """Deletes the weights that a run made and that no run still needs. Returns: bytes freed."""
     needed = {*in_use, *_needed(store, every(store))}
-    made = [step.key for step in steps if step.kind == "finetune"]
+    made = [step.key for step in lease.steps if step.kind == "finetune"]
     return sum(store.remove("model", key) for key in made if key not in needed)
 
 

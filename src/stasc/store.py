@@ -12,10 +12,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1  # of COMMIT.json and of the files beside it
 COMMIT = "COMMIT.json"
+KEY = re.compile("[0-9a-f]{64}")
 KINDS = ("initial", "correction", "filter", "finetune", "model", "evaluation")
 
 T = TypeVar("T")
@@ -35,6 +37,10 @@ T = TypeVar("T")
 
 class Damaged(Exception):
     """A file of an artifact is not what was committed."""
+
+
+class OtherVersion(ValueError):
+    """An artifact was written by a version of stasc that this one does not understand."""
 
 
 @dataclass(frozen=True)
@@ -100,58 +106,34 @@ class Store:
             compute: fills a folder, which may hold whole files of an earlier try that was interrupted.
             read: raises Damaged where the artifact is not what it was.
         """
-        for _ in range(3):
-            found = self.find(kind, key)
-            if found is None:
-                with self.lock(kind, key):
-                    found = self.find(kind, key)  # another process may have been first
-                    if found is None:
-                        artifact = self._compute(kind, key, made_of, compute)
-                        self.watch(artifact, False)
+        found = self._whole(kind, key, read)
+        if found is None:
+            with self.lock(kind, key):
+                found = self._whole(kind, key, read, locked=True)  # another process may have been first
+                if found is None:
+                    artifact = self._compute(kind, key, made_of, compute)
+                    self.watch(artifact, False)
+                    try:
                         return read(artifact)
-            try:
-                value = read(found)
-            except Damaged as damage:
-                self.set_aside(found.folder, str(damage))
-                continue
-            self.watch(found, True)
-            return value
-        raise OSError(f"{self.root}: the artifact {kind}/{key} is damaged again and again; is the disk failing?")
+                    except Damaged as damage:
+                        raise OSError(f"{artifact.folder}: {damage}, just written; is the disk failing?") from damage
+        artifact, value = found
+        self.watch(artifact, True)
+        return value
 
-    def find(self, kind: str, key: str) -> Artifact | None:
-        """The artifact, its files unread. What stands in its place without a sound COMMIT.json is set aside."""
-        folder = self.root / kind / key
-        if not folder.exists():
-            return None
-        try:
-            return _committed(folder)
-        except Damaged as damage:
-            self.set_aside(folder, str(damage))
-            return None
+    def keys(self, kind: str) -> list[str]:
+        """Of all that stands in the place of an artifact of this kind."""
+        return sorted(path.name for path in (self.root / kind).glob("*") if KEY.fullmatch(path.name))
 
     def every(self, kind: str) -> Iterator[Artifact]:
         """All sound-looking artifacts of a kind, their files unread."""
-        for folder in sorted((self.root / kind).glob("*")):
-            if "." not in folder.name:
-                try:
-                    yield _committed(folder)
-                except Damaged:
-                    continue
+        for key in self.keys(kind):
+            with suppress(Damaged, OtherVersion):
+                yield committed(self.root / kind / key)
 
-    def set_aside(self, folder: Path, reason: str) -> None:
-        """Renames a damaged artifact, so that it is kept for inspection and never read again."""
-        for n in range(1, 1_000_000):
-            aside = folder.with_name(f"{folder.name}.corrupt-{n}")
-            if not aside.exists():
-                break
-        try:
-            folder.rename(aside)
-        except OSError:
-            if folder.exists():  # else another process has done it
-                raise
-        log.warning(
-            "store: %s/%s is damaged (%s); set aside as %s", folder.parent.name, folder.name, reason, aside.name
-        )
+    def set_aside(self, kind: str, key: str, reason: object) -> bool:
+        """Keeps a damaged artifact for inspection, where it is never read again. Returns: False if it has gone."""
+        return fsx.set_aside(self.root / kind / key, f"store: {kind}/{key} is damaged ({reason})")
 
     def remove(self, kind: str, key: str) -> int:
         """Deletes an artifact if it is there. Returns: the bytes that it had."""
@@ -159,6 +141,7 @@ class Store:
         try:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             gone = folder.with_name(f"{fsx.SCRATCH}{os.getpid()}-{key}")
+            shutil.rmtree(gone, ignore_errors=True)  # of a process that had the same id
             folder.rename(gone)  # first, so that nobody finds half of it
         except FileNotFoundError:
             return 0
@@ -186,6 +169,24 @@ class Store:
         finally:
             lock.release()
 
+    def _whole(
+        self, kind: str, key: str, read: Callable[[Artifact], T], *, locked: bool = False
+    ) -> tuple[Artifact, T] | None:
+        """The artifact and what `read` makes of it, if it is there and whole.
+
+        Only who holds the lock sets aside what is damaged: another process may be replacing it.
+        """
+        folder = self.root / kind / key
+        if not folder.exists():
+            return None
+        try:
+            artifact = committed(folder)
+            return artifact, read(artifact)
+        except Damaged as damage:
+            if locked:
+                self.set_aside(kind, key, damage)
+            return None
+
     def _compute(self, kind: str, key: str, made_of: Mapping[str, Any], compute: Callable[[Path], None]) -> Artifact:
         began = time.perf_counter()
         work = self.root / "unfinished" / f"{kind}-{key}"
@@ -212,26 +213,23 @@ class Store:
             "machine": self.machine,
             "seconds": seconds,
         }
-        fsx.write(work / COMMIT, json.dumps({**body, "sha256": digest(body)}, indent=1).encode())
+        write_sealed(work / COMMIT, body)
         target = self.root / kind / key
         target.parent.mkdir(parents=True, exist_ok=True)
         fsx.replace(work, target)
-        return _committed(target)
+        return committed(target)
 
 
-def _committed(folder: Path) -> Artifact:
-    """The artifact in a folder. Raises: Damaged if its COMMIT.json, or a file's size, is not what it was."""
-    try:
-        commit = json.loads((folder / COMMIT).read_bytes())
-        checksum = commit.pop("sha256")
-    except OSError as error:
-        raise Damaged(f"{COMMIT}: {error.strerror}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise Damaged(f"{COMMIT} is not what was written") from error
-    if checksum != digest(commit) or (commit["kind"], commit["key"]) != (folder.parent.name, folder.name):
-        raise Damaged(f"{COMMIT} is not what was written")
+def committed(folder: Path) -> Artifact:
+    """The artifact in a folder, its files unread. Raises: Damaged if its COMMIT.json is, OtherVersion."""
+    commit = read_sealed(folder / COMMIT)
     if commit["schema"] != SCHEMA:
-        raise Damaged(f"it has schema {commit['schema']}, and this version of stasc reads {SCHEMA}")
+        raise OtherVersion(
+            f"{folder} has schema {commit['schema']}, and this version of stasc reads {SCHEMA}: "
+            "set store.dir to another folder, or remove it"
+        )
+    if (commit["kind"], commit["key"]) != (folder.parent.name, folder.name):
+        raise Damaged(f"{COMMIT} is that of {commit['kind']}/{commit['key']}")
     return Artifact(
         commit["kind"],
         commit["key"],
@@ -241,6 +239,24 @@ def _committed(folder: Path) -> Artifact:
         commit["machine"],
         commit["seconds"],
     )
+
+
+def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
+    """Writes plain data with its checksum."""
+    fsx.write(path, json.dumps({**body, "sha256": digest(body)}, indent=1).encode())
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote. Raises: Damaged if it is anything else, or cannot be read."""
+    try:
+        body: dict[str, Any] = json.loads(path.read_bytes())
+        if body.pop("sha256") == digest(body):
+            return body
+    except OSError as error:
+        raise Damaged(f"{path.name}: {error.strerror}") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise Damaged(f"{path.name} is not what was written") from error
+    raise Damaged(f"{path.name} is not what was written")
 
 
 def digest(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -23,8 +24,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("ab+")
+        self._path, self._file = path, path.open("ab+", buffering=0)
         self._file.seek(0)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
         fsx.sync_folder(path.parent)
@@ -42,8 +42,13 @@ class Journal:
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         plain = {name: _plain(value, f"journal event {event!r}, {name}") for name, value in fields.items()}
         body = json.dumps({"time": time, "event": event, **plain}).encode()
-        with fsx.naming(self._path):
-            fsx.put(self._file, body[:-1] + CRC + b'%08x"}\n' % zlib.crc32(body), self._path)
+        line, end = body[:-1] + CRC + b'%08x"}\n' % zlib.crc32(body), self._file.seek(0, os.SEEK_END)
+        try:
+            with fsx.naming(self._path):
+                fsx.put(self._file, line, self._path)
+        except OSError:
+            self._file.truncate(end)  # the next event must not follow half of this one
+            raise
 
     def close(self) -> None:
         self._file.close()
