@@ -212,5 +212,5 @@ def test_a_run_that_will_not_fit_is_refused_before_anything_is_sampled(
     with pytest.raises(OSError, match=expected) as refused:
         run(built, tmp_path, "group", Console())
     assert fsx.is_full(refused.value), "it has the exit status of a full disk"
-    assert {path.name for path in (tmp_path / "store").iterdir()} <= {"digests.json"}
+    assert {path.name for path in (tmp_path / "store").iterdir()} <= {"digests.json", "locks"}
     assert not (tmp_path / "summary.json").exists()
