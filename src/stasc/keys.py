@@ -23,42 +23,51 @@ from stasc.store import digest
 
 Description = dict[str, Any]
 
-ALL = ("initial", "correction", "filter", "finetune", "evaluation")
 SAMPLED = ("initial", "correction")
 SCORED = ("filter", "evaluation")
+TRAINING = (*SAMPLED, "filter")
+HELD_OUT = (*SAMPLED, "evaluation")
+QUESTIONS = (*SAMPLED, *SCORED)
+MODEL = (*SAMPLED, "finetune")
 
 
 def _settings(group: str, names: str, *stages: str) -> dict[str, tuple[str, ...]]:
     return {group + name: stages for name in names.split()}
 
 
-# Every setting, and the stages whose keys it is in. `run`: it decides which stages there are. A stage that has another
-# one's key changes with it. A setting that is in neither table, such as one of your own reward's, is in the run's key.
+# Every setting, and the stages that it describes. `run`: it decides which stages there are. What comes from a file
+# counts by its content, and a stage that has another one's key changes with it. A setting that is in neither table,
+# such as one of your own reward's, is in the run's key and in those of the stages of its part.
 DECIDING: dict[str, tuple[str, ...]] = {
-    **_settings("", "seed", *SAMPLED, "finetune"),
+    **_settings("", "seed", *MODEL),
     **_settings("", "iterations patience init._target_ start._target_", "run"),
     **_settings("", "pairing filter._target_ filter.margin filter.correct_at", "filter"),
     **_settings("", "correct_at", "evaluation"),
     **_settings("", "reward_errors prompt.marker reward._target_ reward.scope reward.marker", *SCORED),
-    **_settings("dataset.", "_target_ n_train n_validation n_test seed min_population test_countries revision", *ALL),
-    **_settings("dataset.", "path train_path validation_path test_path", *ALL),
-    **_settings("dataset.", "question answer id answer_pattern on_bad_row", *ALL),
-    **_settings("model.", "_target_ path revision device dtype chat_template template_args", *SAMPLED),
+    **_settings("dataset.", "_target_ path revision id seed min_population test_countries", *QUESTIONS),
+    **_settings("dataset.", "question", *SAMPLED),
+    **_settings("dataset.", "answer answer_pattern", *SCORED),
+    **_settings("dataset.", "n_train train_path", *TRAINING),
+    **_settings("dataset.", "n_validation n_test validation_path test_path", *HELD_OUT),
+    **_settings("model.", "_target_ path revision device dtype chat_template template_args", *MODEL),
     **_settings("prompt.", "_target_ system initial", *SAMPLED),
     **_settings("", "prompt.correction sampling.n_corr", "correction"),
     **_settings("", "sampling.n_init", "initial"),
     **_settings("sampling.", "temperature top_p max_new_tokens", *SAMPLED),
-    **_settings("evaluation.", "split temperature top_p max_new_tokens batch", *SAMPLED),
+    **_settings("evaluation.", "temperature top_p max_new_tokens batch", *SAMPLED),
+    **_settings("evaluation.", "split", *HELD_OUT),
     **_settings("engine.", "_target_ batch_size", *SAMPLED),
-    **_settings(
+    **_settings(  # one that holds M_0 in 4 bits makes it another model
         "finetune.", "_target_ learning_rate epochs batch_size micro_batch_size optimizer schedule", "finetune"
     ),
-    **_settings("finetune.", "gradient_checkpointing on_nonfinite max_skipped_steps", "finetune"),
+    **_settings("finetune.", "warmup_ratio weight_decay max_grad_norm gradient_checkpointing", "finetune"),
+    **_settings("finetune.", "on_nonfinite max_skipped_steps", "finetune"),
     **_settings("finetune.", "rank alpha dropout target_modules dora rslora", "finetune"),
 }
 INERT = frozenset(
     {
         *("variant", "init.letter", "filter.letter", "start.letter", "finetune.suffix"),
+        "dataset.on_bad_row",  # decides whether there is a run; what is left out shows in the questions
         *("sweep.name", "store.dir", "store.explain", "store.keep_models", "store.resume", "model.cache_dir"),
         *(f"tracking.{name}" for name in ("_target_", "project", "entity", "mode", "tags", "sample_pairs")),
     }
