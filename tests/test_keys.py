@@ -487,6 +487,12 @@ MINE = {
         "class Mine:\n    def __init__(self, letter): ...\n    def __call__(self, r1, r2):\n        return r2 > r1\n",
         {"filter"},
     ),
+    "prompt": (
+        "prompt",
+        "mine.Mine, system: null, initial: '{question}', correction: Sure?, marker: null",
+        "from stasc.prompt import Prompt\nclass Mine(Prompt):\n    pass\n",
+        {"initial", "correction"},
+    ),
 }
 
 
@@ -501,6 +507,25 @@ def test_the_code_of_an_option_of_ones_own_counts(
     assert planned(*given) == before
     module(text + "X = 1\n")
     assert kinds_apart(before, planned(*given), told) == kinds
+
+
+def test_the_code_that_an_option_of_ones_own_inherits_counts(
+    module: Any, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of stasc.finetune must reach a class that only derives from one of its classes."""
+    module("from stasc.finetune import Full\nclass Mine(Full):\n    pass\n")
+    before = planned("finetune._target_=mine.Mine")
+    digest_of = keys._code
+    monkeypatch.setattr(keys, "_code", lambda name: name if name == "stasc.finetune" else digest_of(name))
+    keys.code.cache_clear()
+    assert kinds_apart(before, planned("finetune._target_=mine.Mine"), told) == {"finetune"}
+
+
+def test_each_setting_of_a_prompt_of_ones_own_may_be_used_in_each_turn(module: Any, told: Told) -> None:
+    module(MINE["prompt"][2])
+    given = ["~prompt", f"+prompt={{_target_: {MINE['prompt'][1]}}}"]
+    before = planned(*given)
+    assert kinds_apart(before, planned(*given, "prompt.marker=A:"), told) == {"initial", "correction", *SCORED}
 
 
 def test_the_settings_of_a_reward_of_ones_own_count(module: Any, told: Told) -> None:

@@ -133,6 +133,7 @@ def prepare(experiment: Experiment) -> Prepared:
             "filter": experiment.keep,
             "finetune": experiment.finetune,
             "engine": experiment.engine,
+            "prompt": experiment.prompt,
         },
     )
     m_0 = replace(M_0, key=digest(recipes.m_0()))

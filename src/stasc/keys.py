@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stasc import provenance
+from stasc.prompt import Prompt
 from stasc.records import Split
 from stasc.settings import Sampling
 from stasc.store import digest
@@ -106,7 +107,7 @@ class Recipes:
     template: Mapping[str, Any]  # of the chat, with its stop tokens
     sampling: Mapping[str, Sampling]  # by split name
     batch: Mapping[str, int]  # answers sampled together, by split name
-    parts: Mapping[str, object]  # reward, filter, finetune, engine: for their code
+    parts: Mapping[str, object]  # reward, filter, finetune, engine, prompt: for their code
 
     def m_0(self) -> Description:
         return {"weights": self.base, "four_bit": self.four_bit}
@@ -141,15 +142,16 @@ class Recipes:
         }
 
     def _sampled(self, model: str, split: Split, n: int, samples: int) -> Description:
-        prompt = self.settings["prompt"]
-        sampling = self.sampling[split.name]
+        prompt, sampling = self._part("prompt"), self.sampling[split.name]
+        if type(self.parts["prompt"]) is Prompt:  # one of your own may use any setting in any turn
+            prompt = {name: prompt[name] for name in prompt if name not in ("correction", "marker")}
         return {
             "model": model,
             "split": split.name,
             "n": n,
             "seed": self.settings["seed"],
             "questions": digest([[question.id, question.text] for question in split.questions]),
-            "prompt": {name: prompt[name] for name in prompt if name not in ("correction", "marker")},
+            "prompt": prompt,
             "template": self.template,
             "samples": samples,
             "temperature": sampling.temperature,
@@ -158,8 +160,7 @@ class Recipes:
             "engine": {**self._part("engine"), "batch_size": self.batch[split.name]},
             "numerics": self.numerics,
             "code": code(
-                *("stasc.engine.decode", "stasc.engine.noise", "stasc.stages"),
-                *("stasc.model", "stasc.chat", "stasc.prompt"),
+                "stasc.engine.decode", "stasc.engine.noise", "stasc.stages", "stasc.model", "stasc.chat", "stasc.prompt"
             ),
         }
 
@@ -176,11 +177,12 @@ class Recipes:
         }
 
     def _part(self, group: str) -> Description:
-        """An option: its settings but for its names, and its code."""
+        """An option: its settings but for its names, and its code with that of the classes it derives from."""
         settings = {name: value for name, value in self.settings[group].items() if f"{group}.{name}" not in INERT}
         part = self.parts[group]
         kind = part.func if isinstance(part, functools.partial) else part if callable_itself(part) else type(part)
-        return {**settings, "code": code(kind.__module__)}
+        bases = kind.__mro__ if isinstance(kind, type) else (kind,)
+        return {**settings, "code": code(*dict.fromkeys(base.__module__ for base in bases))}
 
 
 def callable_itself(part: object) -> bool:
