@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import yaml
 from fake_lm import fake_experiment, run_fake, use_fakes
 from omegaconf import DictConfig, OmegaConf
 from test_run import CONF, TINY, composed, lines, run_tiny
+from transformers.utils import chat_template_utils
 
 from stasc import derivation, keys, sources
 from stasc.dataset import Countries, Nq
@@ -432,6 +434,26 @@ def test_a_template_counts_by_its_text(tmp_path: Path) -> None:
     assert planned(f"model.chat_template={tmp_path}/a.jinja") == planned()
     (tmp_path / "b.jinja").write_text(template + "{# another #}")
     assert planned() != planned(f"model.chat_template={tmp_path}/b.jinja")
+
+
+def test_a_template_that_writes_the_date_is_another_one_on_another_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of Llama 3.2: otherwise a run would go on tomorrow with other prompts than today's."""
+    template = prepared_once().chat.tokenizer.chat_template
+    (tmp_path / "dated.jinja").write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + template)
+
+    def on(day: int) -> list[str]:
+        class Day(datetime):
+            @classmethod
+            def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+                return datetime(2024, 7, day)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Day)
+        return planned(f"model.chat_template={tmp_path}/dated.jinja")
+
+    assert on(26) == on(26)
+    assert set(on(26)).isdisjoint(on(27))
 
 
 # Code
