@@ -123,7 +123,12 @@ def prepare(experiment: Experiment) -> Prepared:
         base=content.folder_digest(Path(live.base), root / "digests.json"),
         four_bit=live.four_bit,
         numerics=keys.numerics(live.device.type, str(live.dtype)),
-        template={"text": chat.tokenizer.chat_template, "args": chat.args, "stop_ids": sorted(chat.stop_ids)},
+        template={
+            "text": chat.tokenizer.chat_template,
+            "args": chat.args,
+            "stop_ids": sorted(chat.stop_ids),
+            "prompt": digest(chat.prompt([{"role": "user", "content": "?"}])),  # a template may write the date
+        },
         sampling={train: experiment.sampling, test: experiment.evaluation.sampling(experiment.sampling)},
         batch={
             train: experiment.engine.batch_size,
@@ -134,6 +139,7 @@ def prepare(experiment: Experiment) -> Prepared:
             "filter": experiment.keep,
             "finetune": experiment.finetune,
             "engine": experiment.engine,
+            "prompt": experiment.prompt,
         },
     )
     m_0 = replace(M_0, key=digest(recipes.m_0()))

@@ -17,48 +17,58 @@ from pathlib import Path
 from typing import Any
 
 from stasc import provenance
+from stasc.prompt import Prompt
 from stasc.records import Split
 from stasc.settings import Sampling
 from stasc.store import digest
 
 Description = dict[str, Any]
 
-ALL = ("initial", "correction", "filter", "finetune", "evaluation")
 SAMPLED = ("initial", "correction")
 SCORED = ("filter", "evaluation")
+TRAINING = (*SAMPLED, "filter")
+HELD_OUT = (*SAMPLED, "evaluation")
+QUESTIONS = (*SAMPLED, *SCORED)
+MODEL = (*SAMPLED, "finetune")
 
 
 def _settings(group: str, names: str, *stages: str) -> dict[str, tuple[str, ...]]:
     return {group + name: stages for name in names.split()}
 
 
-# Every setting, and the stages whose keys it is in. `run`: it decides which stages there are. A stage that has another
-# one's key changes with it. A setting that is in neither table, such as one of your own reward's, is in the run's key.
+# Every setting, and the stages that it describes. `run`: it decides which stages there are. What comes from a file
+# counts by its content, and a stage that has another one's key changes with it. A setting that is in neither table,
+# such as one of your own reward's, is in the run's key and in those of the stages of its part.
 DECIDING: dict[str, tuple[str, ...]] = {
-    **_settings("", "seed", *SAMPLED, "finetune"),
+    **_settings("", "seed", *MODEL),
     **_settings("", "iterations patience init._target_ start._target_", "run"),
     **_settings("", "pairing filter._target_ filter.margin filter.correct_at", "filter"),
     **_settings("", "correct_at", "evaluation"),
     **_settings("", "reward_errors prompt.marker reward._target_ reward.scope reward.marker", *SCORED),
-    **_settings("dataset.", "_target_ n_train n_validation n_test seed min_population test_countries revision", *ALL),
-    **_settings("dataset.", "path train_path validation_path test_path", *ALL),
-    **_settings("dataset.", "question answer id answer_pattern on_bad_row", *ALL),
-    **_settings("model.", "_target_ path revision device dtype chat_template template_args", *SAMPLED),
+    **_settings("dataset.", "_target_ path revision id seed min_population test_countries", *QUESTIONS),
+    **_settings("dataset.", "question", *SAMPLED),
+    **_settings("dataset.", "answer answer_pattern", *SCORED),
+    **_settings("dataset.", "n_train train_path", *TRAINING),
+    **_settings("dataset.", "n_validation n_test validation_path test_path", *HELD_OUT),
+    **_settings("model.", "_target_ path revision device dtype chat_template template_args", *MODEL),
     **_settings("prompt.", "_target_ system initial", *SAMPLED),
     **_settings("", "prompt.correction sampling.n_corr", "correction"),
     **_settings("", "sampling.n_init", "initial"),
     **_settings("sampling.", "temperature top_p max_new_tokens", *SAMPLED),
-    **_settings("evaluation.", "split temperature top_p max_new_tokens batch", *SAMPLED),
+    **_settings("evaluation.", "temperature top_p max_new_tokens batch", *SAMPLED),
+    **_settings("evaluation.", "split", *HELD_OUT),
     **_settings("engine.", "_target_ batch_size", *SAMPLED),
-    **_settings(
+    **_settings(  # one that holds M_0 in 4 bits makes it another model
         "finetune.", "_target_ learning_rate epochs batch_size micro_batch_size optimizer schedule", "finetune"
     ),
-    **_settings("finetune.", "gradient_checkpointing on_nonfinite max_skipped_steps", "finetune"),
+    **_settings("finetune.", "warmup_ratio weight_decay max_grad_norm gradient_checkpointing", "finetune"),
+    **_settings("finetune.", "on_nonfinite max_skipped_steps", "finetune"),
     **_settings("finetune.", "rank alpha dropout target_modules dora rslora", "finetune"),
 }
 INERT = frozenset(
     {
         *("variant", "init.letter", "filter.letter", "start.letter", "finetune.suffix"),
+        "dataset.on_bad_row",  # decides whether there is a run; what is left out shows in the questions
         *("sweep.name", "store.dir", "store.explain", "store.keep_models", "store.resume", "model.cache_dir"),
         *(f"tracking.{name}" for name in ("_target_", "project", "entity", "mode", "tags", "sample_pairs")),
     }
@@ -97,7 +107,7 @@ class Recipes:
     template: Mapping[str, Any]  # of the chat, with its stop tokens
     sampling: Mapping[str, Sampling]  # by split name
     batch: Mapping[str, int]  # answers sampled together, by split name
-    parts: Mapping[str, object]  # reward, filter, finetune, engine: for their code
+    parts: Mapping[str, object]  # reward, filter, finetune, engine, prompt: for their code
 
     def m_0(self) -> Description:
         return {"weights": self.base, "four_bit": self.four_bit}
@@ -132,15 +142,16 @@ class Recipes:
         }
 
     def _sampled(self, model: str, split: Split, n: int, samples: int) -> Description:
-        prompt = self.settings["prompt"]
-        sampling = self.sampling[split.name]
+        prompt, sampling = self._part("prompt"), self.sampling[split.name]
+        if type(self.parts["prompt"]) is Prompt:  # one of your own may use any setting in any turn
+            prompt = {name: prompt[name] for name in prompt if name not in ("correction", "marker")}
         return {
             "model": model,
             "split": split.name,
             "n": n,
             "seed": self.settings["seed"],
             "questions": digest([[question.id, question.text] for question in split.questions]),
-            "prompt": {name: prompt[name] for name in prompt if name not in ("correction", "marker")},
+            "prompt": prompt,
             "template": self.template,
             "samples": samples,
             "temperature": sampling.temperature,
@@ -149,8 +160,7 @@ class Recipes:
             "engine": {**self._part("engine"), "batch_size": self.batch[split.name]},
             "numerics": self.numerics,
             "code": code(
-                *("stasc.engine.decode", "stasc.engine.noise", "stasc.stages"),
-                *("stasc.model", "stasc.chat", "stasc.prompt"),
+                "stasc.engine.decode", "stasc.engine.noise", "stasc.stages", "stasc.model", "stasc.chat", "stasc.prompt"
             ),
         }
 
@@ -167,11 +177,12 @@ class Recipes:
         }
 
     def _part(self, group: str) -> Description:
-        """An option: its settings but for its names, and its code."""
+        """An option: its settings but for its names, and its code with that of the classes it derives from."""
         settings = {name: value for name, value in self.settings[group].items() if f"{group}.{name}" not in INERT}
         part = self.parts[group]
         kind = part.func if isinstance(part, functools.partial) else part if callable_itself(part) else type(part)
-        return {**settings, "code": code(kind.__module__)}
+        bases = kind.__mro__ if isinstance(kind, type) else (kind,)
+        return {**settings, "code": code(*dict.fromkeys(base.__module__ for base in bases))}
 
 
 def callable_itself(part: object) -> bool:

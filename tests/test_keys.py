@@ -1,0 +1,652 @@
+"""A stage's key holds all that decides its content, and nothing else.
+
+Each setting in conf/ is changed once. Which stages are described otherwise is what `keys.DECIDING` says; which ones
+follow from them is written down here by hand.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fake_lm import fake_experiment, run_fake, use_fakes
+from omegaconf import DictConfig, OmegaConf
+from test_run import CONF, TINY, composed, lines, run_tiny
+from transformers.utils import chat_template_utils
+
+from stasc import derivation, keys, sources
+from stasc.dataset import Countries, Nq
+from stasc.engine.hf import HF
+from stasc.experiment import Prepared, prepare
+from stasc.filter import Strict
+from stasc.finetune import Full
+from stasc.model import ModelConfig
+from stasc.prompt import Prompt
+from stasc.records import Question
+from stasc.reward import F1
+from stasc.run import build_experiment
+from stasc.tracking import Off
+
+# Every setting is classified
+
+
+def settings_in(group: str, file: Path) -> set[str]:
+    """The dotted names of the settings in a file of conf/."""
+    return set(keys.leaves({**yaml.safe_load(file.read_text())}, f"{group}." if group else ""))
+
+
+@functools.cache
+def settings_in_conf() -> frozenset[str]:
+    files = [(file.parent.name, file) for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra"]
+    names = set().union(*(settings_in(group, file) for group, file in files), settings_in("", CONF / "config.yaml"))
+    return frozenset(name for name in names if not re.search(r"^hydra\.|(^|\.)defaults$", name))
+
+
+def test_every_setting_decides_results_or_is_known_not_to() -> None:
+    there, deciding = settings_in_conf(), keys.DECIDING.keys()
+    assert len(there) > 80
+    assert not there - deciding - keys.INERT, (
+        "these settings are new: put each into keys.DECIDING, with the stages that it describes, or into keys.INERT, "
+        "and change it once in CHANGES below"
+    )
+    assert not (deciding | keys.INERT) - there, "these settings are gone: take them out of keys.DECIDING or keys.INERT"
+    assert not deciding & keys.INERT, "a setting decides results or it does not: keep it in one of the two tables"
+
+
+# Each setting is changed
+
+# The stages of a run of two iterations, everything evolving, and the earlier ones that each follows from.
+CHAIN: list[tuple[str, tuple[int, ...]]] = [
+    *(("initial", ()), ("correction", (0,)), ("evaluation", (0, 1))),  # M_0 on the test questions
+    *(("initial", ()), ("correction", (3,)), ("filter", (3, 4)), ("finetune", (5,))),  # n = 1
+    *(("initial", (6,)), ("correction", (6, 7)), ("evaluation", (7, 8))),  # M_1 on the test questions
+    *(("initial", (6,)), ("correction", (6, 10)), ("filter", (10, 11)), ("finetune", (6, 12))),  # n = 2
+    *(("initial", (13,)), ("correction", (13, 14)), ("evaluation", (14, 15))),  # M_2 on the test questions
+]
+
+
+@dataclass(frozen=True)
+class Other(Strict):
+    """Options of one's own: a name and code that are not those of the option before."""
+
+
+class OtherF1(F1):
+    pass
+
+
+class OtherPrompt(Prompt):
+    pass
+
+
+class OtherEngine(HF):
+    pass
+
+
+class OtherFull(Full):
+    pass
+
+
+class OtherTracking(Off):
+    pass
+
+
+class OtherModel(ModelConfig):
+    def fetch(self) -> str:
+        return sources.fetch("tiny:1", Path(self.cache_dir))
+
+
+class OtherCountries(Countries):
+    def __call__(self, split: str) -> tuple[Question, ...]:
+        return tuple(Question(x.id, f"{x.text}?", (*x.references, "42")) for x in super().__call__(split))
+
+
+LOCAL = ("dataset=jsonl", "dataset.path=all.jsonl", "dataset.n_validation=2")
+APART = (
+    *("dataset=jsonl", "dataset.train_path=a.jsonl", "dataset.validation_path=b.jsonl", "dataset.test_path=c.jsonl"),
+    *("dataset.n_validation=2", "dataset.n_test=2"),
+)
+FINAL = ("prompt=cot", "reward.scope=final")
+WHOLE = ("dataset.n_test=null",)
+
+# Each setting: what else is chosen, and its new value.
+CHANGES: dict[str, tuple[Sequence[str], object]] = {
+    "seed": ((), 1),
+    "iterations": ((), 3),
+    "patience": ((), 2),
+    "pairing": ((), "crossed"),
+    "correct_at": ((), 0.5),
+    "reward_errors": ((), "zero"),
+    "init._target_": ((), "stasc.init.Fixed"),
+    "start._target_": ((), "stasc.start.Fixed"),
+    "filter._target_": ((), "test_keys.Other"),
+    "filter.margin": ((), 0.1),
+    "filter.correct_at": (["filter=lenient"], 0.5),
+    "reward._target_": ((), "test_keys.OtherF1"),
+    "reward.scope": (["prompt=cot"], "final"),
+    "reward.marker": (FINAL, "Answer:"),
+    "prompt._target_": ((), "test_keys.OtherPrompt"),
+    "prompt.system": ((), "Answer."),
+    "prompt.initial": ((), "Q: {question}"),
+    "prompt.correction": ((), "Sure? {question}"),
+    "prompt.marker": (FINAL, "Answer:"),
+    "dataset._target_": ((), "test_keys.OtherCountries"),
+    "dataset.n_train": ((), 4),
+    "dataset.n_validation": (["evaluation.split=validation"], 80),
+    "dataset.n_test": ((), 4),
+    "dataset.seed": ((), 1),
+    "dataset.min_population": (["dataset.test_countries=9", *WHOLE], 10_000_000),
+    "dataset.test_countries": (WHOLE, 53),
+    "dataset.path": (LOCAL, "other.jsonl"),
+    "dataset.train_path": (APART, "other.jsonl"),
+    "dataset.validation_path": ([*APART, "evaluation.split=validation"], "other.jsonl"),
+    "dataset.test_path": (APART, "other.jsonl"),
+    "dataset.question": (LOCAL, "question2"),
+    "dataset.answer": (LOCAL, "answer2"),
+    "dataset.answer_pattern": (LOCAL, "(.) is right"),
+    "dataset.id": (LOCAL, "name"),
+    "dataset.on_bad_row": (LOCAL, "skip"),
+    "dataset.revision": (["dataset=nq", "dataset._target_=test_keys.Hub", "dataset.n_validation=2"], "v2"),
+    "model._target_": ((), "test_keys.OtherModel"),
+    "model.path": ((), "tiny:1"),
+    "model.revision": (["model.path=a/hub-name"], "v2"),
+    "model.device": (["model.dtype=float32"], "cuda"),
+    "model.dtype": ((), "float64"),
+    "model.chat_template": ((), "plain"),
+    "model.template_args": ((), {"enable_thinking": False}),
+    "model.cache_dir": ((), "elsewhere"),
+    "sampling.n_init": ((), 3),
+    "sampling.n_corr": ((), 3),
+    "sampling.temperature": ((), 0.9),
+    "sampling.top_p": ((), 0.9),
+    "sampling.max_new_tokens": ((), 5),
+    "evaluation.split": ((), "validation"),
+    "evaluation.temperature": ((), 0.0),
+    "evaluation.top_p": ((), 0.9),
+    "evaluation.max_new_tokens": ((), 5),
+    "evaluation.batch": ((), 2),
+    "engine._target_": ((), "test_keys.OtherEngine"),
+    "engine.batch_size": ((), 64),
+    "finetune._target_": ((), "test_keys.OtherFull"),
+    "finetune.learning_rate": ((), 1e-4),
+    "finetune.epochs": ((), 2),
+    "finetune.batch_size": ((), 8),
+    "finetune.micro_batch_size": ((), 2),
+    "finetune.optimizer": ((), "sgd"),
+    "finetune.schedule": ((), "linear"),
+    "finetune.warmup_ratio": (["finetune.schedule=linear"], 0.1),
+    "finetune.weight_decay": ((), 0.1),
+    "finetune.max_grad_norm": ((), 0.5),
+    "finetune.gradient_checkpointing": ((), True),
+    "finetune.on_nonfinite": ((), "skip_step"),
+    "finetune.max_skipped_steps": ((), 1),
+    "finetune.rank": (["finetune=lora"], 8),
+    "finetune.alpha": (["finetune=lora"], 8.0),
+    "finetune.dropout": (["finetune=lora"], 0.1),
+    "finetune.target_modules": (["finetune=lora"], ["q_proj"]),
+    "finetune.dora": (["finetune=lora"], True),
+    "finetune.rslora": (["finetune=lora"], True),
+    **{f"{group}.letter": ((), "X") for group in ("init", "filter", "start")},
+    "finetune.suffix": ((), "-other"),
+    "variant": ((), "mine"),
+    "sweep.name": ((), "mine"),
+    "store.dir": ((), "elsewhere"),
+    "store.keep_models": ((), "all"),
+    "store.resume": ((), "must"),
+    "store.explain": ((), True),
+    "tracking._target_": ((), "test_keys.OtherTracking"),
+    "tracking.project": (["tracking=wandb"], "mine"),
+    "tracking.entity": (["tracking=wandb"], "me"),
+    "tracking.mode": (["tracking=wandb"], "offline"),
+    "tracking.tags": (["tracking=wandb"], ["one"]),
+    "tracking.sample_pairs": (["tracking=wandb"], 0),
+}
+
+
+class Hub(Nq):
+    """Natural Questions of which the hub has two revisions."""
+
+    def _load(self, hub_split: str) -> Any:
+        import datasets
+
+        rows = [f"{hub_split} {i} of {self.revision}" for i in range(20)]
+        return datasets.Dataset.from_dict({"question": rows, "answer": [[row] for row in rows]})
+
+
+def write_rows(path: Path, name: str, count: int = 20) -> None:
+    rows = [
+        {
+            "name": f"{name}-{i}",
+            "question": f"What is {i} in {name}?",
+            "question2": f"And {i} in {name}?",
+            "answer": f"{i} is right in {name}",
+            "answer2": f"{i}!",
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with question files."""
+    for name in ("all", "other", "a", "b", "c"):
+        write_rows(tmp_path / f"{name}.jsonl", name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@functools.cache
+def composed_once(*overrides: str) -> DictConfig:
+    return composed(*TINY, "iterations=2", "start=evolving", "init=evolving", *overrides)
+
+
+@functools.cache
+def prepared_once(*overrides: str) -> Prepared:
+    return prepare(build_experiment(composed_once(*overrides)))
+
+
+class Told(dict[str, Mapping[str, Any]]):
+    """The description of every stage that was planned, by its key."""
+
+    def own(self, key: str) -> dict[str, Any]:
+        """A stage's description without the keys of other stages."""
+        return {name: value for name, value in self[key].items() if not (isinstance(value, str) and value in self)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def told() -> Iterator[Told]:
+    told = Told()
+
+    def note(description: Mapping[str, Any]) -> str:
+        key = keys.digest(description)
+        told[key] = description
+        return key
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(derivation, "digest", note)
+        yield told
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
+def changed(cfg: DictConfig, leaf: str, value: object) -> DictConfig:
+    cfg = copy.deepcopy(cfg)
+    assert OmegaConf.select(cfg, leaf, default="nothing") not in ("nothing", value), f"{leaf} is not changed"
+    OmegaConf.update(cfg, leaf, value, force_add=True)
+    return cfg
+
+
+def following(first: set[int]) -> set[int]:
+    """The stages of CHAIN in `first`, and all that follow from them."""
+    found: set[int] = set()
+    for step, (_, parents) in enumerate(CHAIN):
+        if step in first or found & set(parents):
+            found.add(step)
+    return found
+
+
+def test_each_setting_is_changed_once() -> None:
+    assert CHANGES.keys() == settings_in_conf()
+
+
+@pytest.mark.parametrize("leaf", CHANGES)
+def test_a_setting_changes_the_stages_it_describes_and_what_follows_from_them(
+    leaf: str, here: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: leaf == "model.device")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        sources, "snapshot", lambda name, revision: sources.fetch(f"tiny:{int(revision == 'v2')}", here / "hub")
+    )
+    choices, value = CHANGES[leaf]
+    if leaf == "model.device":
+        choices = (*choices, "model.device=cpu")
+    before = composed_once(*choices)
+    after = changed(before, leaf, value)
+    one, other = prepared_once(*choices), prepare(build_experiment(after))
+    assert [step.kind for step in one.steps] == [kind for kind, _ in CHAIN]
+
+    same_folder = keys.settings_digest(settings(before)) == keys.settings_digest(settings(after))
+    assert same_folder == (leaf in keys.INERT)
+    if keys.DECIDING.get(leaf) == ("run",):
+        assert one.key != other.key
+        assert one.steps != other.steps or leaf == "patience"  # it is not known before how often nothing is kept
+        return
+    assert [step.kind for step in other.steps] == [step.kind for step in one.steps]
+    pairs = [(a.key, b.key) for a, b in zip(one.steps, other.steps, strict=True)]
+    described = {step for step, (a, b) in enumerate(pairs) if told.own(a) != told.own(b)}
+    assert {CHAIN[step][0] for step in described} == set(keys.DECIDING.get(leaf, ()))
+    assert {step for step, (a, b) in enumerate(pairs) if a != b} == following(described)
+    assert (one.key == other.key) == (leaf in keys.INERT)
+
+
+def test_stages_follow_as_in_algorithm_1() -> None:
+    assert following({0, 3}) == set(range(17))
+    assert following({13}) == {13, 14, 15, 16}
+    assert following({2}) == {2}
+
+
+def test_m_0_in_4_bits_is_another_model() -> None:
+    pytest.importorskip("bitsandbytes")
+    lora, qlora = (prepare(build_experiment(composed(*TINY, f"finetune={name}"))) for name in ("lora", "qlora"))
+    assert lora.m_0.key != qlora.m_0.key
+    assert {step.key for step in lora.steps}.isdisjoint(step.key for step in qlora.steps)
+
+
+# Content, not names
+
+
+SCORED = {"filter", "evaluation"}
+
+
+def planned(*overrides: str) -> list[str]:
+    """The keys of a run's stages."""
+    return [step.key for step in prepare(build_experiment(composed_once(*overrides))).steps]
+
+
+def kinds_apart(one: list[str], other: list[str], told: Told) -> set[str]:
+    """The kinds of the stages that are described otherwise."""
+    places = zip(CHAIN, one, other, strict=True)
+    return {kind for (kind, _), a, b in places if told.own(a) != told.own(b)}
+
+
+def edit(file: Path, of: str, column: str, text: str) -> None:
+    rows = lines(file)
+    for row in rows:
+        if row["name"] == of:
+            row[column] = text
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_same_questions_in_another_file_are_the_same_run(named: bool, here: Path) -> None:
+    """Questions without names have the file's name and their line's number, so there it is the folder that differs."""
+    names = ["dataset.id=name"] if named else []
+    other = here / "elsewhere" / ("renamed.jsonl" if named else "all.jsonl")
+    other.parent.mkdir()
+    text = (here / "all.jsonl").read_text()
+    other.write_text(text.replace('"answer2"', '"unused"') if named else text)
+    assert planned(*LOCAL, *names) == planned(*LOCAL, *names, f"dataset.path={other}")
+
+
+def test_a_changed_question_changes_its_split_and_changed_references_only_what_is_scored(here: Path) -> None:
+    given = [*LOCAL, "dataset.id=name"]
+    experiment = prepared_once(*given).experiment
+    trained, tested = (split.questions[1].id for split in (experiment.train, experiment.test))
+    before = planned(*given)
+    for name, column, first in (
+        (trained, "question", {3, 4}),  # stages of CHAIN
+        (trained, "answer", {5}),
+        (tested, "question", {0, 1, 7, 8, 14, 15}),
+        (tested, "answer", {2, 9, 16}),
+    ):
+        edit(here / "all.jsonl", name, column, "Something else.")
+        after = planned(*given)
+        assert {step for step in range(17) if before[step] != after[step]} == following(first)
+        write_rows(here / "all.jsonl", "all")
+    assert planned(*given) == before
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the tiny model."""
+    return Path(shutil.copytree(prepared_once().live.base, tmp_path / "model"))
+
+
+def test_a_model_counts_by_what_is_in_its_files(model: Path) -> None:
+    before = planned()
+    assert planned(f"model.path={model}") == before
+    weights = next(model.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert set(planned(f"model.path={model}")).isdisjoint(before)
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert planned(f"model.path={model}") == before
+    (model / "README.md").write_text("Nothing that a model is made of.")
+    assert planned(f"model.path={model}") == before
+    (model / "generation_config.json").write_text("{}")
+    assert set(planned(f"model.path={model}")).isdisjoint(before)
+
+
+def test_a_template_counts_by_its_text(tmp_path: Path) -> None:
+    template = prepared_once().chat.tokenizer.chat_template
+    for name in ("a.jinja", "b.jinja"):
+        (tmp_path / name).write_text(template)
+    assert planned(f"model.chat_template={tmp_path}/a.jinja") == planned(f"model.chat_template={tmp_path}/b.jinja")
+    assert planned(f"model.chat_template={tmp_path}/a.jinja") == planned()
+    (tmp_path / "b.jinja").write_text(template + "{# another #}")
+    assert planned() != planned(f"model.chat_template={tmp_path}/b.jinja")
+
+
+def test_a_template_that_writes_the_date_is_another_one_on_another_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of Llama 3.2: otherwise a run would go on tomorrow with other prompts than today's."""
+    template = prepared_once().chat.tokenizer.chat_template
+    (tmp_path / "dated.jinja").write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + template)
+
+    def on(day: int) -> list[str]:
+        class Day(datetime):
+            @classmethod
+            def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+                return datetime(2024, 7, day)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Day)
+        return planned(f"model.chat_template={tmp_path}/dated.jinja")
+
+    assert on(26) == on(26)
+    assert set(on(26)).isdisjoint(on(27))
+
+
+# Code
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Writes and imports a module of one's own, `mine`; the code that a process has digested stays as it was in it."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def written(text: str) -> None:
+        (tmp_path / "mine.py").write_text(text)
+        sys.modules.pop("mine", None)
+        keys.code.cache_clear()
+
+    yield written
+    sys.modules.pop("mine", None)
+    keys.code.cache_clear()
+
+
+PLAIN = "def reward(answer, references):\n    return 1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("# A comment.\n" + PLAIN, True),
+        ('"""A docstring."""\n\n\n' + PLAIN, True),
+        ('def reward(answer, references):\n    "A docstring."\n\n    return (1.0)  # and a comment\n', True),
+        (PLAIN.replace("1.0", "0.5"), False),
+        (PLAIN.replace("def", "async def"), False),
+        (PLAIN + "x = 1\n", False),
+        ('def reward(answer, references):\n    return 1.0\n    "no docstring"\n', False),
+    ],
+)
+def test_code_counts_and_comments_do_not(text: str, same: bool, module: Any) -> None:
+    module(PLAIN)
+    before = keys.code("mine")
+    module(text)
+    assert (keys.code("mine") == before) == same
+
+
+def test_the_digest_of_code_tells_modules_apart_and_takes_those_without_source() -> None:
+    assert len({keys.code(name) for name in ("stasc.filter", "stasc.reward", "math", "builtins", "cmath")}) == 5
+    assert keys.code("stasc.filter", "stasc.reward") != keys.code("stasc.reward", "stasc.filter")
+
+
+MINE = {
+    "reward": ("reward", "mine.reward, _partial_: true", PLAIN, SCORED),
+    "filter": (
+        "filter",
+        "mine.Mine, letter: X",
+        "class Mine:\n    def __init__(self, letter): ...\n    def __call__(self, r1, r2):\n        return r2 > r1\n",
+        {"filter"},
+    ),
+    "prompt": (
+        "prompt",
+        "mine.Mine, system: null, initial: '{question}', correction: Sure?, marker: null",
+        "from stasc.prompt import Prompt\nclass Mine(Prompt):\n    pass\n",
+        {"initial", "correction"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("group", "target", "text", "kinds"), MINE.values(), ids=MINE)
+def test_the_code_of_an_option_of_ones_own_counts(
+    group: str, target: str, text: str, kinds: set[str], module: Any, told: Told
+) -> None:
+    given = [f"~{group}", f"+{group}={{_target_: {target}}}"]
+    module(text)
+    before = planned(*given)
+    module(text + "# A comment.\n")
+    assert planned(*given) == before
+    module(text + "X = 1\n")
+    assert kinds_apart(before, planned(*given), told) == kinds
+
+
+def test_the_code_that_an_option_of_ones_own_inherits_counts(
+    module: Any, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of stasc.finetune must reach a class that only derives from one of its classes."""
+    module("from stasc.finetune import Full\nclass Mine(Full):\n    pass\n")
+    before = planned("finetune._target_=mine.Mine")
+    digest_of = keys._code
+    monkeypatch.setattr(keys, "_code", lambda name: name if name == "stasc.finetune" else digest_of(name))
+    keys.code.cache_clear()
+    assert kinds_apart(before, planned("finetune._target_=mine.Mine"), told) == {"finetune"}
+
+
+def test_each_setting_of_a_prompt_of_ones_own_may_be_used_in_each_turn(module: Any, told: Told) -> None:
+    module(MINE["prompt"][2])
+    given = ["~prompt", f"+prompt={{_target_: {MINE['prompt'][1]}}}"]
+    before = planned(*given)
+    assert kinds_apart(before, planned(*given, "prompt.marker=A:"), told) == {"initial", "correction", *SCORED}
+
+
+def test_the_settings_of_a_reward_of_ones_own_count(module: Any, told: Told) -> None:
+    module("def reward(answer, references, bonus):\n    return bonus\n")
+    one, other = (
+        planned("~reward", f"+reward={{_target_: mine.reward, _partial_: true, bonus: {bonus}}}") for bonus in (0, 1)
+    )
+    assert kinds_apart(one, other, told) == SCORED
+
+
+def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each module that computes something, and the stages that run it."""
+    before = planned()
+    sampled = {"initial", "correction"}
+    expected = {
+        "stasc.engine.hf": sampled,
+        "stasc.engine.decode": sampled,
+        "stasc.engine.noise": sampled,
+        "stasc.stages": {*sampled, "finetune"},
+        "stasc.model": {*sampled, "finetune"},
+        "stasc.chat": {*sampled, "finetune"},
+        "stasc.prompt": {*sampled, "finetune"},
+        "stasc.pairing": SCORED,
+        "stasc.reward": SCORED,
+        "stasc.filter": {"filter"},
+        "stasc.finetune": {"finetune"},
+        "stasc.trainer": {"finetune"},
+    }
+    digest_of = keys._code
+    for module, kinds in expected.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(keys, "_code", lambda name, module=module: name if name == module else digest_of(name))
+            keys.code.cache_clear()
+            assert kinds_apart(before, planned(), told) == kinds, module
+    keys.code.cache_clear()
+    assert planned() == before
+
+
+def test_versions_of_libraries_that_move_numbers_count(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = planned()
+    versions = keys.provenance.versions()
+    for name, kinds in (("torch", {"initial", "correction", "finetune"}), ("stasc", set())):
+        monkeypatch.setattr(keys.provenance, "versions", lambda name=name: {**versions, name: "another"})
+        assert kinds_apart(before, planned(), told) == kinds
+
+
+# One store
+
+
+def test_two_models_that_share_a_store_give_their_own_answers(tmp_path: Path) -> None:
+    """As in lm-evaluation-harness #2715, where the cache of one model answered for another."""
+    for seed in (0, 1):
+        given = [f"model.path=tiny:{seed}", "iterations=0"]
+        run_tiny(tmp_path / f"alone-{seed}", *given)
+        run_tiny(tmp_path / f"sharing-{seed}", *given, f"store.dir={tmp_path}/shared")
+        alone, sharing = ((tmp_path / f"{name}-{seed}" / "outcomes.jsonl").read_text() for name in ("alone", "sharing"))
+        assert alone == sharing
+        events = lines(tmp_path / f"sharing-{seed}" / "journal.jsonl")
+        assert [event["reused"] for event in events if event["event"] == "stage"] == [False] * 3
+    one, other = ((tmp_path / f"sharing-{seed}" / "outcomes.jsonl").read_text() for seed in (0, 1))
+    assert one != other
+
+
+def test_explain_says_what_sets_each_stage_apart_from_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_fakes(monkeypatch, tmp_path / "base")
+    caplog.set_level("INFO", logger="stasc.explain")
+
+    def explained(name: str, *overrides: str) -> list[str]:
+        caplog.clear()
+        run_fake(fake_experiment("iterations=1", "store.explain=true", *overrides), tmp_path / name)
+        told = [record.getMessage() for record in caplog.records if record.name == "stasc.explain"]
+        events = lines(tmp_path / name / "journal.jsonl")
+        stages = [event for event in events if event["event"] == "stage" and event["kind"] != "model"]
+        for line, stage in zip(told, stages, strict=False):
+            done = "reused" if stage["reused"] else "computed"
+            assert re.match(rf"{done} +n={stage['n']} {stage['split']} +{stage['kind']} +{stage['key'][:12]}\b", line)
+        return [
+            re.sub(r"^(\w+) +(n=\d) (\w+) +(\w+) +\w{12} *", r"\1 \2 \3 \4: ", line) for line in told[: len(stages)]
+        ]
+
+    first = explained("first")
+    assert first[0] == "computed n=0 test initial: the first of its kind"
+    assert len(first) == 10
+    margin = explained("margin", "filter.margin=0.1")
+    assert margin[:6] == [
+        *("reused n=0 test initial: ", "reused n=0 test correction: ", "reused n=0 test evaluation: "),
+        *("reused n=1 train initial: ", "reused n=1 train correction: "),
+        "computed n=1 train filter: filter.margin: 0.0 -> 0.1",
+    ]
+    assert re.fullmatch(r"computed n=1 train finetune: filter: \w{12} -> \w{12}", margin[6])
+    assert re.fullmatch(r"computed n=1 test initial: model: \w{12} -> \w{12}", margin[7])
+
+
+def test_nothing_is_explained_unless_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_fakes(monkeypatch, tmp_path / "base")
+    caplog.set_level("INFO", logger="stasc.explain")
+    run_fake(fake_experiment("iterations=1"), tmp_path / "run")
+    assert not [record for record in caplog.records if record.name == "stasc.explain"]
