@@ -15,12 +15,13 @@ import torch
 from test_run import experiment
 
 from stasc import experiment as runner
+from stasc import preparation
 from stasc.console import Console
 from stasc.engine import Completion, Decoding, Request, Row
 from stasc.engine.hf import HF
-from stasc.experiment import Experiment
 from stasc.finetune import Example, Full, Training
 from stasc.model import M_0, Model
+from stasc.preparation import Experiment
 
 
 def sha256(*parts: object) -> str:
@@ -137,7 +138,7 @@ def fake_experiment(*overrides: str) -> Experiment:
 
 def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     """From now on, runs load no model."""
-    monkeypatch.setattr(runner, "_prepare", lambda experiment: (FakeChat(), FakeLive(base)))
+    monkeypatch.setattr(preparation, "_prepare", lambda experiment: (FakeChat(), FakeLive(base)))
     monkeypatch.setattr(runner.provenance, "commit", lambda: None)  # git takes longer than the whole run
     machine = {"platform": "a", "processor": "b", "threads": 1, "accelerator": "none"}
     monkeypatch.setattr(runner.provenance, "machine", lambda device: machine)

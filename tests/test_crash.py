@@ -12,7 +12,7 @@ import pytest
 from fake_lm import fake_experiment, run_fake, use_fakes
 
 from stasc import fsx
-from stasc.experiment import Experiment
+from stasc.preparation import Experiment
 from stasc.store import KINDS, Store
 
 CRASHED = 9

@@ -12,7 +12,7 @@ from fake_lm import fake_experiment, results, run_fake, use_fakes
 from test_store import computed, files, flip
 
 from stasc import experiment as runner
-from stasc import housekeeping, leases
+from stasc import housekeeping, leases, preparation
 from stasc.store import KINDS, Store
 
 composed = cache(fake_experiment)
@@ -149,7 +149,7 @@ def test_clean_keeps_what_a_sweep_still_expects_while_its_folder_exists(shared: 
     before, sweep = artifacts(shared), shared / "sweep"
     sweep.mkdir()
     expected = runner.replace(composed(*OURS), store=runner.replace(composed().store, dir=str(shared / "store")))
-    runner.expect(runner.prepare(expected), sweep / "job")
+    preparation.expect(preparation.prepare(expected), sweep / "job")
     shutil.rmtree(shared / "ours")
     assert command(shared, "clean") == 0
     assert artifacts(shared) == before

@@ -27,16 +27,16 @@ from test_run import CONF, TINY, composed, lines, run_tiny
 from transformers.utils import chat_template_utils
 
 from stasc import derivation, keys, sources
+from stasc.build import build_experiment
 from stasc.dataset import Countries, Nq
 from stasc.engine.hf import HF
-from stasc.experiment import Prepared, prepare
 from stasc.filter import Strict
 from stasc.finetune import Full
 from stasc.model import ModelConfig
+from stasc.preparation import Prepared, prepare
 from stasc.prompt import Prompt
 from stasc.records import Question
 from stasc.reward import F1
-from stasc.run import build_experiment
 from stasc.tracking import Off
 
 # Every setting is classified

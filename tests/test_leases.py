@@ -14,9 +14,9 @@ from test_run import experiment, lines
 from test_store import computed, stages
 
 from stasc import experiment as runner
-from stasc import housekeeping, leases
+from stasc import housekeeping, leases, preparation
 from stasc.console import Console
-from stasc.experiment import Experiment, Prepared
+from stasc.preparation import Experiment, Prepared
 from stasc.store import Store
 
 composed = cache(fake_experiment)
@@ -47,7 +47,7 @@ def kept(run: Path) -> list[int]:
 
 
 def prepared(built: Experiment, folder: Path) -> Prepared:
-    return runner.prepare(replace(built, store=replace(built.store, dir=str(folder / "store"))))
+    return preparation.prepare(replace(built, store=replace(built.store, dir=str(folder / "store"))))
 
 
 def test_last_leaves_the_weights_of_the_final_model_and_all_leaves_all(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_longer_run_takes_the_final_weights_of_a_shorter_one(folder: Path) -> 
 def test_weights_that_an_expected_run_needs_are_not_dropped(folder: Path) -> None:
     """It has the same M_1 and evaluates it otherwise."""
     colder = composed("iterations=2", "evaluation.temperature=0.1")
-    runner.expect(prepared(colder, folder), folder / "later")
+    preparation.expect(prepared(colder, folder), folder / "later")
     run_fake(composed("iterations=2"), folder / "run")
     assert weights(folder) == set(made(folder / "run"))
     run_fake(colder, folder / "later")
@@ -110,10 +110,10 @@ def test_weights_that_a_run_keeps_all_of_are_not_dropped_by_another(folder: Path
 
 def test_expecting_a_run_that_has_begun_changes_nothing(folder: Path) -> None:
     run_fake(composed(), folder / "run")
-    runner.expect(prepared(composed(), folder), folder / "run")
+    preparation.expect(prepared(composed(), folder), folder / "run")
     (lease,) = leases.every(Store(folder / "store", {}))
     assert lease.status == "done"
-    runner.expect(prepared(composed("iterations=3"), folder), folder / "run")
+    preparation.expect(prepared(composed("iterations=3"), folder), folder / "run")
     (lease,) = leases.every(Store(folder / "store", {}))
     assert lease.status == "expected", "another run"
 
@@ -148,7 +148,7 @@ def test_after_an_empty_iteration_the_right_weights_are_kept(
     }
 
     assert housekeeping.main(["--dir", str(folder / "store"), "clean"]) == 0
-    runner.expect(prepared(built, folder), folder / "run")
+    preparation.expect(prepared(built, folder), folder / "run")
     assert housekeeping.main(["--dir", str(folder / "store"), "clean"]) == 0
     (folder / "run" / "summary.json").unlink()
     assert run_fake(built, folder / "run") == expected

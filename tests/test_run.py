@@ -21,13 +21,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
+from stasc.build import build_experiment
 from stasc.console import Console
-from stasc.experiment import Experiment, run
+from stasc.experiment import run
 from stasc.finetune import NonFiniteError
 from stasc.folder import RunFolder
 from stasc.model import LiveModel
+from stasc.preparation import Experiment
 from stasc.reward import ZeroOnError
-from stasc.run import CONF, build_experiment
+from stasc.run import CONF
 from stasc.tracking import read
 
 TINY = ("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")

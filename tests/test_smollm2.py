@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from test_run import composed
 
+from stasc.build import build_experiment
 from stasc.console import Console
 from stasc.experiment import run
-from stasc.run import build_experiment
 
 SMALL = ("tracking=off", "iterations=1", "dataset.n_train=12", "dataset.n_test=6", "evaluation.temperature=0")
 pytestmark = pytest.mark.slow

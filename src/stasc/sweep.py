@@ -20,13 +20,13 @@ class Expect(Callback):
     """Tells the store of all jobs of a sweep, so that the first does not drop weights that a later one needs."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        from stasc import experiment
-        from stasc.run import build_experiment
+        from stasc import preparation
+        from stasc.build import build_experiment
 
         try:
             for cfg, folder in jobs(config):
                 try:
-                    experiment.expect(experiment.prepare(build_experiment(cfg)), folder)
+                    preparation.expect(preparation.prepare(build_experiment(cfg)), folder)
                 except Exception:  # it will fail, and say why, when its turn comes
                     log.debug("%s: could not be foreseen", folder, exc_info=True)
         except Exception as error:  # of the composition: Hydra reports it
