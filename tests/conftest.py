@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from zygote import Zygote, zygote
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
 
@@ -30,3 +32,10 @@ def _gpu(request: pytest.FixtureRequest) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Runs the command, with a cache of its own."""
+    with zygote(tmp_path_factory.getbasetemp() / "cache") as running:
+        yield running
