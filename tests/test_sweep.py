@@ -175,6 +175,8 @@ def test_failing_jobs_are_told_and_the_others_complete(command: Zygote, cwd: Pat
     assert ran.returncode == 1
     folders = {path.name.split("-")[0]: path for path in (cwd / "multirun" / "six").iterdir() if path.is_dir()}
     assert folders.keys() == JOBS.keys()
+    (unforeseen,) = [line for line in ran.stdout.splitlines() if "could not be foreseen" in line]
+    assert f"{folders['e_misses'].name} could not be foreseen: model.path=/no/such/model" in unforeseen
     causes = {
         "b_raises": "the reward raised KeyError",
         "c_exits": "enough of this",

@@ -23,11 +23,11 @@ class Expect(Callback):
         from stasc import experiment
         from stasc.run import build_experiment
 
-        try:
-            for cfg, folder in jobs(config):
+        for cfg, folder in jobs(config):
+            try:
                 experiment.expect(experiment.prepare(build_experiment(cfg)), folder)
-        except Exception as error:  # the job that has it reports it; without this, work may be done twice
-            log.warning("the sweep's jobs could not be foreseen, so weights may be derived twice: %s", error)
+            except (Exception, SystemExit) as error:  # the job itself reports it; its weights may be derived twice
+                log.warning("%s could not be foreseen: %s", folder.name, error)
 
 
 def jobs(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
