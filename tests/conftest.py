@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from zygote import Zygote, zygote
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
 
@@ -40,3 +41,10 @@ def folder() -> Iterator[Path]:
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as name:
         yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Runs the command, with a cache of its own."""
+    with zygote(tmp_path_factory.getbasetemp() / "cache") as running:
+        yield running

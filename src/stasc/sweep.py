@@ -27,8 +27,8 @@ class Expect(Callback):
             for cfg, folder in jobs(config):
                 try:
                     preparation.expect(preparation.prepare(build_experiment(cfg)), folder)
-                except Exception:  # it will fail, and say why, when its turn comes
-                    log.debug("%s: could not be foreseen", folder, exc_info=True)
+                except (Exception, SystemExit) as error:  # the job will say it too; its weights may be derived twice
+                    log.warning("%s could not be foreseen: %s", folder.name, error)
         except Exception as error:  # of the composition: Hydra reports it
             log.debug("the sweep's jobs could not be foreseen: %s", error)
 
