@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -625,7 +626,8 @@ def test_no_secret_is_left_in_a_runs_folder(fail: bool, tmp_path: Path, monkeypa
     (ended,) = (event for event in lines(folder / "journal.jsonl") if event["event"] == "run_ended")
     if fail:
         assert answer.returncode == 1
-        assert ended["error"] == "RuntimeError: refused: '***' at https://u:***@host/"
+        assert "raised RuntimeError" in ended["error"]
+        assert "refused: '***' at https://u:***@host/" in ended["error"]
         assert "refused: '***'" in (folder / "run.log").read_text()
     else:
         assert answer.returncode == 0, answer.stderr
@@ -639,7 +641,8 @@ def test_no_secret_is_left_in_a_sweeps_folder_or_in_an_error(tmp_path: Path, mon
     override = [f"+db.password={','.join(typed)}", "model.path=canary-token-51c0ffee", "sweep.name=two"]
     answer = stasc(tmp_path, "--multirun", *TINY, *override)
     assert answer.returncode == 1
-    assert "job 1 (EIE) failed: model.path=***: " in answer.stderr
+    assert re.search(r"EIE-seed0-\w+ failed: model\.path=\*\*\*: ", answer.stderr)
+    assert "canary" not in answer.stdout + answer.stderr
     assert (tmp_path / "multirun" / "two" / "multirun.yaml").exists()
     assert len(list((tmp_path / "multirun" / "two").glob("*/run.log"))) == 2
     assert found_in(tmp_path / "multirun", "canary-token-51c0ffee", *typed) == []
@@ -658,11 +661,11 @@ def test_files_without_a_secret_stay_as_hydra_wrote_them(tmp_path: Path) -> None
 
 
 def stopped(cwd: Path, number: signal.Signals, *arguments: str) -> tuple[int, str, Path]:
-    """Status, standard error and folder of a run without end, which gets the signal after its first iteration."""
+    """Status, standard error and folder of a long run, which gets the signal after its first iteration."""
     (cwd / "paying.py").write_text(PAID)
-    endless = ["+reward={_target_: paying.paid, _partial_: true}", "~reward", "filter=lenient", "iterations=1000000"]
+    endless = ["+reward={_target_: paying.paid, _partial_: true}", "~reward", "filter=lenient", "iterations=300"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "stasc.run", *arguments, *TINY, *endless, "patience=1000000"],
+        [sys.executable, "-m", "stasc.run", *arguments, *TINY, *endless, "patience=300"],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -671,8 +674,9 @@ def stopped(cwd: Path, number: signal.Signals, *arguments: str) -> tuple[int, st
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     journal: list[Path] = []
+    deadline = time.monotonic() + 120
     while not any('"iteration", "n": 1,' in path.read_text() for path in journal):
-        assert process.poll() is None
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
         journal = list(cwd.rglob("journal.jsonl"))
     began = time.monotonic()
@@ -697,8 +701,8 @@ def test_a_signal_ends_a_run_in_order(number: signal.Signals, status: int, tmp_p
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 def test_a_signal_ends_the_whole_sweep(tmp_path: Path) -> None:
     code, _, folder = stopped(tmp_path, signal.SIGTERM, "--multirun", "seed=0,1")
-    assert code == 143 and folder.name == "0_ENE_seed0"
-    assert [path.name for path in folder.parent.glob("*_seed*")] == [folder.name]
+    assert code == 143 and folder.name.startswith("ENE-seed0-")
+    assert [path.name for path in folder.parent.glob("*-seed*")] == [folder.name]
 
 
 STAYING = """
@@ -744,4 +748,4 @@ def test_a_second_signal_ends_a_run_at_once(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 def test_a_signal_that_a_job_took_for_an_error_of_its_own_ends_the_sweep_all_the_same(tmp_path: Path) -> None:
     assert terminated(tmp_path, "mistaken", "asked") == 143
-    assert len(list((tmp_path / "multirun" / "two").glob("*_seed*"))) == 1
+    assert len(list((tmp_path / "multirun" / "two").glob("*-seed*"))) == 1

@@ -191,12 +191,13 @@ def _save_model(model: Model, prepared: Prepared, path: Path) -> None:
         prepared.live.before_read(model)
     source = model.adapter or model.weights or Path(prepared.live.base)
     for file in source.iterdir():
-        if file.suffix == ".safetensors":
-            _link(file.resolve(), scratch / file.name)
-        elif file.suffix == ".json":
+        if file.suffix == ".safetensors" and model != M_0:
+            _link(file, scratch / file.name)
+        elif file.suffix in (".safetensors", ".json"):  # M_0's files are the user's own: no link to them
             shutil.copy(file, scratch)
     with fsx.naming(path):
         prepared.chat.tokenizer.save_pretrained(scratch)
+    fsx.sync_tree(scratch)
     shutil.rmtree(path, ignore_errors=True)
     fsx.replace(scratch, path)
 

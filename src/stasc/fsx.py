@@ -37,7 +37,7 @@ def write(path: Path, data: bytes) -> None:
             with scratch.open("wb") as file:
                 put(file, data, path)
             replace(scratch, path)
-    except OSError:
+    except BaseException:
         scratch.unlink(missing_ok=True)  # a full disk has no room for it
         raise
 
@@ -75,10 +75,12 @@ def set_aside(path: Path, told: str) -> bool:
 def sync_tree(folder: Path) -> None:
     """Makes what a library wrote into a folder durable."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with naming(path):
-                at("sync", path)
-                _sync(path, os.O_RDWR)  # Windows syncs writable files only
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        with naming(path):
+            at("sync", path)
+            _sync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs writable files only
     sync_folder(folder)
 
 

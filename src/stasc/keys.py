@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
+import importlib
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -198,15 +199,20 @@ def numerics(device: str, dtype: str) -> Description:
 
 @functools.cache
 def code(*modules: str) -> str:
-    """Digest of the modules' code, without comments and docstrings. A module without source counts by its name."""
+    """Digest of the modules' code, without comments and docstrings. A module without source counts by its name.
+
+    They are imported first: what runs hours later is then what was read now.
+    """
+    for module in modules:
+        importlib.import_module(module)
     return digest([_code(module) for module in modules])
 
 
 def _code(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None or not file.endswith(".py"):
         return module
-    tree = ast.parse(Path(spec.origin).read_bytes())
+    tree = ast.parse(Path(file).read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
             node

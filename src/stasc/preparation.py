@@ -99,7 +99,7 @@ def prepare(experiment: Experiment) -> Prepared:
             "text": chat.tokenizer.chat_template,
             "args": chat.args,
             "stop_ids": sorted(chat.stop_ids),
-            "prompt": digest(chat.prompt([{"role": "user", "content": "?"}])),  # a template may write the date
+            "rendered": _rendered(chat, experiment),  # a template may write the date
         },
         sampling={train: experiment.sampling, test: experiment.evaluation.sampling(experiment.sampling)},
         batch={
@@ -116,6 +116,14 @@ def prepare(experiment: Experiment) -> Prepared:
     )
     m_0 = replace(M_0, key=digest(recipes.m_0()))
     return Prepared(experiment, chat, live, m_0, recipes, _plan(experiment, recipes, m_0))
+
+
+def _rendered(chat: Chat, experiment: Experiment) -> str:
+    """Digest of one question's two prompts as the model sees them."""
+    question = experiment.train.questions[0].text
+    return digest(
+        [chat.prompt(experiment.prompt.ask(question)), chat.prompt(experiment.prompt.ask_to_correct(question, "?"))]
+    )
 
 
 def open_store(prepared: Prepared) -> Store:

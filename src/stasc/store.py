@@ -8,6 +8,7 @@ nothing, and DVC wants a repository; so this is our own but for the locks, which
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -62,10 +63,8 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         """The content of a file, checked. Raises: Damaged."""
-        try:
+        with _missing_is_damage():
             data = (self.folder / name).read_bytes()
-        except OSError as error:
-            raise Damaged(f"{name}: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != self.files.get(name, {}).get("sha256"):
             raise Damaged(f"{name} does not match its checksum")
         return data
@@ -73,10 +72,8 @@ class Artifact:
     def verify(self) -> None:
         """Checks every file. Raises: Damaged."""
         for name, file in self.files.items():
-            try:
+            with _missing_is_damage():
                 actual = file_sha256(self.folder / name)
-            except OSError as error:
-                raise Damaged(f"{name}: {error.strerror}") from error
             if actual != file["sha256"]:
                 raise Damaged(f"{name} does not match its checksum")
 
@@ -248,15 +245,27 @@ def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote. Raises: Damaged if it is anything else, or cannot be read."""
+    with _missing_is_damage():
+        data = path.read_bytes()
     try:
-        body: dict[str, Any] = json.loads(path.read_bytes())
+        body: dict[str, Any] = json.loads(data)
         if body.pop("sha256") == digest(body):
             return body
-    except OSError as error:
-        raise Damaged(f"{path.name}: {error.strerror}") from error
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise Damaged(f"{path.name} is not what was written") from error
     raise Damaged(f"{path.name} is not what was written")
+
+
+@contextmanager
+def _missing_is_damage() -> Iterator[None]:
+    """A file that is not there, or that the disk can't give, is damage; one that we may not read now is not."""
+    try:
+        yield
+    except OSError as error:
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if not gone and error.errno != errno.EIO:
+            raise
+        raise Damaged(f"{Path(error.filename or '').name}: {error.strerror}") from error
 
 
 def digest(value: object) -> str:

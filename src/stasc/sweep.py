@@ -22,13 +22,14 @@ class Expect(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         from stasc import preparation
         from stasc.build import build_experiment
+        from stasc.tracking import scrub
 
         try:
             for cfg, folder in jobs(config):
                 try:
                     preparation.expect(preparation.prepare(build_experiment(cfg)), folder)
                 except (Exception, SystemExit) as error:  # the job will say it too; its weights may be derived twice
-                    log.warning("%s could not be foreseen: %s", folder.name, error)
+                    log.warning("%s could not be foreseen: %s", folder.name, scrub(str(error)))
         except Exception as error:  # of the composition: Hydra reports it
             log.debug("the sweep's jobs could not be foreseen: %s", error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Arguments(TrainingArguments):
 
 def _arguments(settings: Optimization, live: LiveModel, seed: int, scratch: str, network: Network) -> Arguments:
     micro = settings.micro_batch_size or settings.batch_size
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # as a launcher sets it; model.dtype decides
     return Arguments(
         run_device=str(live.device),
         output_dir=scratch,

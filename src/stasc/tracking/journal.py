@@ -46,7 +46,7 @@ class Journal:
         try:
             with fsx.naming(self._path):
                 fsx.put(self._file, line, self._path)
-        except OSError:
+        except BaseException:  # an interrupt as well
             self._file.truncate(end)  # the next event must not follow half of this one
             raise
 
