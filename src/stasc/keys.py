@@ -106,6 +106,7 @@ class Recipes:
     four_bit: bool
     numerics: Mapping[str, Any]  # device, dtype, library versions
     template: Mapping[str, Any]  # of the chat, with its stop tokens
+    rendered: Mapping[str, str]  # digests of the two turns, asked of no question in particular
     sampling: Mapping[str, Sampling]  # by split name
     batch: Mapping[str, int]  # answers sampled together, by split name
     parts: Mapping[str, object]  # reward, filter, finetune, engine, prompt: for their code
@@ -114,11 +115,13 @@ class Recipes:
         return {"weights": self.base, "four_bit": self.four_bit}
 
     def initial(self, model: str, split: Split, n: int) -> Description:
-        return self._sampled(model, split, n, self.sampling[split.name].n_init)
+        description = self._sampled(model, split, n, self.sampling[split.name].n_init)
+        return {**description, "rendered": self.rendered["initial"]}
 
     def correction(self, model: str, split: Split, y1: str, n: int) -> Description:
         description = self._sampled(model, split, n, self.sampling[split.name].n_corr)
-        return {**description, "y1": y1, "correction_prompt": self.settings["prompt"]["correction"]}
+        description |= {"y1": y1, "correction_prompt": self.settings["prompt"]["correction"]}
+        return {**description, "rendered": self.rendered["correction"]}
 
     def filter(self, split: Split, y1: str, y2: str) -> Description:
         return {

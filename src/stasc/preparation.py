@@ -99,7 +99,10 @@ def prepare(experiment: Experiment) -> Prepared:
             "text": chat.tokenizer.chat_template,
             "args": chat.args,
             "stop_ids": sorted(chat.stop_ids),
-            "rendered": _rendered(chat, experiment),  # a template may write the date
+        },
+        rendered={  # a template may write the date
+            "initial": digest(chat.prompt(experiment.prompt.ask("?"))),
+            "correction": digest(chat.prompt(experiment.prompt.ask_to_correct("?", "?"))),
         },
         sampling={train: experiment.sampling, test: experiment.evaluation.sampling(experiment.sampling)},
         batch={
@@ -116,14 +119,6 @@ def prepare(experiment: Experiment) -> Prepared:
     )
     m_0 = replace(M_0, key=digest(recipes.m_0()))
     return Prepared(experiment, chat, live, m_0, recipes, _plan(experiment, recipes, m_0))
-
-
-def _rendered(chat: Chat, experiment: Experiment) -> str:
-    """Digest of one question's two prompts as the model sees them."""
-    question = experiment.train.questions[0].text
-    return digest(
-        [chat.prompt(experiment.prompt.ask(question)), chat.prompt(experiment.prompt.ask_to_correct(question, "?"))]
-    )
 
 
 def open_store(prepared: Prepared) -> Store:
