@@ -32,7 +32,7 @@ check: $(READY) ## format, lint, types, and the README against conf/
 	$(BIN)/python -m pytest -q tests/test_readme.py
 
 sweep: $(READY) ## run the paper's eight variants, one after another
-	$(BIN)/python -m stasc.run --multirun init=fixed,evolving filter=strict,lenient start=fixed,evolving
+	$(BIN)/python -m stasc.run --multirun init=fixed,evolving filter=strict,lenient start=fixed,evolving sweep.name=paper8
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -78,6 +78,15 @@ def test_sixteen_variants_compute_each_stage_once(command: Zygote, cwd: Path) ->
     assert len(kept) == 16, "the last models stay, and no others"
 
 
+@pytest.mark.slow
+def test_a_sweep_without_a_name_expects_its_jobs_in_the_folder_that_they_get(command: Zygote, cwd: Path) -> None:
+    """The folder's name is the time, which passes while the jobs are foreseen."""
+    ran = command.run(cwd, "--multirun", *SMALL, "seed=0,1,2", "iterations=0")
+    assert ran.returncode == 0, ran.stderr
+    expected = {json.loads(path.read_text())["folder"] for path in (cwd / "store" / "leases").glob("*.json")}
+    assert expected == {str(path.parent.resolve()) for path in cwd.glob("multirun/*/*/summary.json")}
+
+
 AXES = ("init=fixed,evolving", "filter=strict,lenient")
 FOUR = ("--multirun", *SMALL, *EARNABLE, "iterations=1", "sweep.name=four")
 

@@ -94,6 +94,7 @@ def _job(cfg: DictConfig) -> float:
             _check_folder(job)
         built = build_experiment(cfg)
         summary = experiment.run(built, folder, cfg.sweep.name, console)
+        log.info("results: %s", os.path.relpath(folder))
         if isinstance(built.reward, ZeroOnError) and built.reward.failed:
             log.warning(built.reward.report())
     except (Exception, SystemExit) as error:  # a part of the user's may call sys.exit

@@ -36,13 +36,14 @@ class Expect(Callback):
 
 def jobs(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
     """The settings and the folder of each job of a sweep that the basic sweeper makes."""
+    root = Path(config.hydra.sweep.dir)  # first: a time in its name, once resolved, is that of all jobs
     loader = GlobalHydra.instance().config_loader()
     given = [f"{name}={value}" for name, value in (config.hydra.sweeper.get("params") or {}).items()]
     overrides = OverridesParser.create(loader).parse_overrides([*given, *config.hydra.overrides.task])
     for batch in BasicSweeper.split_arguments(overrides, None):
         for override in batch:
             cfg = loader.load_sweep_config(config, list(override))
-            folder = Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir
+            folder = root / cfg.hydra.sweep.subdir
             with open_dict(cfg):
                 del cfg["hydra"]
             yield cfg, folder
