@@ -133,7 +133,10 @@ class Derivation:
         def compute(work: Path) -> None:
             scored = self._stages.score(split, y1, y2)
             verdicts = [{"kept": self._keep(pair.r1, pair.r2)} if training else {} for pair in scored]
-            lines = [{**_names(pair), **verdict} for pair, verdict in zip(scored, verdicts, strict=True)]
+            lines = [
+                {**pair.names, "r1": pair.r1, "r2": pair.r2, **verdict}
+                for pair, verdict in zip(scored, verdicts, strict=True)
+            ]
             fsx.write(work / "pairs.jsonl", _jsonl(lines))
 
         def read(artifact: Artifact) -> list[Pair]:
@@ -225,17 +228,6 @@ def _whole_chunk(work: Path, number: int) -> bool:
             return True
         path.unlink()
     return False
-
-
-def _names(pair: Pair) -> dict[str, object]:
-    return {
-        "question": pair.question.id,
-        "i": pair.i,
-        "seen": pair.seen,
-        "k": pair.k,
-        "r1": pair.r1,
-        "r2": pair.r2,
-    }
 
 
 def _jsonl(lines: Iterable[Mapping[str, object]]) -> bytes:

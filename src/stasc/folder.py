@@ -104,23 +104,16 @@ def earlier(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
             return started, None
     try:
         summary = json.loads((path / "summary.json").read_bytes())
-        complete = summary["status"] in ENDED and all((path / name).exists() for name in ("outcomes.jsonl", "model"))
+        complete = summary["status"] in ENDED and all(
+            (path / name).exists() for name in ("outcomes.jsonl", "pairs.jsonl", "model")
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return started, None
     return started, summary if complete else None
 
 
 def _line(pair: Pair) -> dict[str, object]:
-    return {
-        "question": pair.question.id,
-        "i": pair.i,
-        "seen": pair.seen,
-        "k": pair.k,
-        "y1": pair.y1.text,
-        "y2": pair.y2.text,
-        "r1": pair.r1,
-        "r2": pair.r2,
-    }
+    return {**pair.names, "y1": pair.y1.text, "y2": pair.y2.text, "r1": pair.r1, "r2": pair.r2}
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, object]]) -> None:

@@ -80,6 +80,11 @@ class Pair:
         of_another = f" of answer {self.seen}" if self.seen != self.i else ""
         return f"{self.question.id}, answer {self.i}, correction {self.k}{of_another}"
 
+    @property
+    def names(self) -> dict[str, str | int]:
+        """Which pair it is, as files name it."""
+        return {"question": self.question.id, "i": self.i, "seen": self.seen, "k": self.k}
+
 
 @dataclass(frozen=True)
 class Iteration(Generic[Model]):
