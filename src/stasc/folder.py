@@ -105,7 +105,7 @@ def earlier(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     try:
         summary = json.loads((path / "summary.json").read_bytes())
         complete = summary["status"] in ENDED and all(
-            (path / name).exists() for name in ("outcomes.jsonl", "pairs.jsonl", "model")
+            (path / name).exists() for name in ("outcomes.jsonl", "model")
         )
     except (OSError, ValueError, KeyError, TypeError):
         return started, None
