@@ -5,15 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from fake_lm import fake_experiment, run_fake, use_fakes
+from test_store import batches, spy
 
 from stasc import fsx
 from stasc.preparation import Experiment
+from stasc.signals import Stopped
 from stasc.store import KINDS, Store
+from stasc.tracking import read
 
 CRASHED = 9
 
@@ -57,25 +63,62 @@ def everything_committed_is_whole(store: Path) -> bool:
 def test_a_crash_at_any_step_of_writing_changes_no_result(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Every step once; at every fifth, the run that goes on crashes too."""
     use_fakes(monkeypatch, folder / "base")
+    counter = folder / "counter"
+    spy(monkeypatch, counter)
     experiment = fake_experiment()
-    point = Point()
-    monkeypatch.setattr(fsx, "at", point)
-    expected = run_fake(experiment, folder / "whole" / "run")
-    monkeypatch.undo()
-    use_fakes(monkeypatch, folder / "base")
+    with monkeypatch.context() as patch:
+        point = Point()
+        patch.setattr(fsx, "at", point)
+        expected = run_fake(experiment, folder / "whole" / "run")
+    once = batches(counter)
     assert set(expected) == {"summary", "outcomes.jsonl", "pairs.jsonl", "model/model.safetensors"}
     assert point.count > 300
 
     began = time.perf_counter()
     for n in range(1, point.count + 1):
         here = folder / str(n)
+        counter.unlink()
         assert crashes(experiment, here / "run", n), n
         assert everything_committed_is_whole(here / "store"), n
+        starts = 2
         if n % 5 == 0:
-            crashes(experiment, here / "run", 1 + n // 2)
+            starts += crashes(experiment, here / "run", 1 + n // 2)
         assert run_fake(experiment, here / "run") == expected, n
+        assert batches(counter) <= once + starts - 1, "lost is a batch at most, each time"
         shutil.rmtree(here)
     print(f"{point.count} crash points, {time.perf_counter() - began:.0f} s")
+
+
+@pytest.mark.slow
+def test_a_signal_at_any_step_of_writing_changes_no_result(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """It is raised where it comes, so that what the run does on its way out happens too."""
+    use_fakes(monkeypatch, folder / "base")
+    experiment = fake_experiment("iterations=1")
+    expected = run_fake(experiment, folder / "whole" / "run")
+
+    class Signal(Point):
+        def act(self, path: Path) -> None:
+            raise Stopped(signal.SIGTERM)
+
+    statuses, n = Counter[str](), 0
+    while True:
+        n += 1
+        here = folder / str(n)
+        with monkeypatch.context() as patch:
+            point = Signal(n)
+            patch.setattr(fsx, "at", point)
+            with suppress(Stopped):
+                run_fake(experiment, here / "run")
+        if point.count < n:
+            break
+        if (journal := here / "run" / "journal.jsonl").exists():
+            ends = [event["status"] for event in read(journal) if event["event"] == "run_ended"]
+            statuses[ends[-1] if ends else "no end"] += 1
+        assert everything_committed_is_whole(here / "store"), n
+        assert run_fake(experiment, here / "run") == expected, n
+        shutil.rmtree(here)
+    assert statuses["interrupted"] > 100
+    assert statuses["no end"] < 20, "before the journal is open, and while the end itself is written"
 
 
 @pytest.mark.slow

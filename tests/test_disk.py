@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import resource
+import shutil
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from test_run import EARNABLE, TINY, experiment, run_tiny, stasc
 from stasc import disk, fsx, housekeeping, tracking
 from stasc.console import Console
 from stasc.experiment import run
+from stasc.preparation import prepare
 from stasc.store import KINDS
 
 composed = cache(fake_experiment)
@@ -214,3 +216,33 @@ def test_a_run_that_will_not_fit_is_refused_before_anything_is_sampled(
     assert fsx.is_full(refused.value), "it has the exit status of a full disk"
     assert {path.name for path in (tmp_path / "store").iterdir()} <= {"digests.json", "locks"}
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_weights_that_have_to_be_derived_again_need_room_too(tmp_path: Path) -> None:
+    """M_3 of a longer run is trained from M_2 of a shorter one, which comes from M_1."""
+    given = [*EARNABLE, "filter=lenient", f"store.dir={tmp_path / 'store'}"]
+    run_tiny(tmp_path / "short", *given, "iterations=2")
+    longer = prepare(experiment(*given, "iterations=3"))
+    lease = longer.lease(tmp_path / "longer", "expected")
+
+    def room() -> int:
+        return disk.weights_bytes(tmp_path / "store", longer.experiment.finetune, longer.live, lease)
+
+    assert (one := room()) > 0, "for M_3"
+    (m_2,) = (tmp_path / "store" / "model").iterdir()
+    shutil.rmtree(m_2)
+    assert room() == 3 * one
+
+
+def test_a_run_folder_on_another_disk_needs_room_for_the_final_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    if folder.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one disk here")
+    monkeypatch.setattr(fsx, "free", lambda path: 3 * 2**20 if path == folder else 2**40)
+    expected = (
+        rf"^\[Errno 28\] {folder}: this run needs about 50\.\d MiB there, and 3\.0 MiB are free: make room, or write"
+    )
+    with pytest.raises(OSError, match=expected):
+        run(experiment(f"store.dir={tmp_path / 'store'}"), folder, "group", Console())
+    run(experiment(f"store.dir={tmp_path / 'store'}", "iterations=0"), tmp_path, "group", Console())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_lm import fake_experiment, results, run_fake, use_fakes
+from filelock import Timeout
 from test_store import computed, files, flip
 
 from stasc import experiment as runner
@@ -184,3 +185,17 @@ def test_the_store_of_the_settings_is_the_default(
     monkeypatch.setenv("STASC_STORE", str(shared / "store"))
     assert housekeeping.main(["verify"]) == 0
     assert f"{len(artifacts(shared))} artifacts whole" in capsys.readouterr().out
+
+
+def test_clean_removes_the_files_of_locks_that_nobody_holds(shared: Path) -> None:
+    store = Store(shared / "store", {})
+    locks = shared / "store" / "locks"
+    assert len(list(locks.iterdir())) > 10
+    with store.lock("filter", "0" * 64):
+        assert command(shared, "clean", "--dry-run") == 0
+        assert len(list(locks.iterdir())) > 10
+        assert command(shared, "clean") == 0
+        assert [path.name for path in locks.iterdir()] == [f"filter-{'0' * 64}"]
+        with pytest.raises(Timeout), store.lock("filter", "0" * 64, wait=False):
+            pass
+    run_fake(composed(*OURS, "evaluation.temperature=0.1"), shared / "later")

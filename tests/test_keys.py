@@ -498,7 +498,7 @@ def test_code_counts_and_comments_do_not(text: str, same: bool, module: Any) -> 
 
 def test_the_digest_of_code_tells_modules_apart_and_takes_those_without_source() -> None:
     assert len({keys.code(name) for name in ("stasc.filter", "stasc.reward", "math", "builtins", "cmath")}) == 5
-    assert keys.code("stasc.filter", "stasc.reward") != keys.code("stasc.reward", "stasc.filter")
+    assert keys.code("stasc.filter", "stasc.reward") not in (keys.code("stasc.filter"), keys.code("stasc.reward"))
 
 
 MINE = {
@@ -529,6 +529,30 @@ def test_the_code_of_an_option_of_ones_own_counts(
     assert planned(*given) == before
     module(text + "X = 1\n")
     assert kinds_apart(before, planned(*given), told) == kinds
+
+
+def test_the_modules_of_ones_own_that_a_reward_imports_count(
+    module: Any, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Directly, and by way of another; what is installed or ours does not."""
+    names = ("mine_near", "mine_far", "mine_package", "mine_package.part")
+    (tmp_path / "mine_package").mkdir()
+    files = [tmp_path / f"{name}.py" for name in names[:2]]
+    files += [tmp_path / "mine_package" / name for name in ("__init__.py", "part.py")]
+    for file, text in zip(files, ("import json\nimport mine_far\n", "", "from . import part\n", ""), strict=True):
+        file.write_text(text)
+
+    def again() -> Any:
+        for name in names:
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        module("import torch\nimport stasc.metrics\nfrom mine_near import json\nimport mine_package\n" + PLAIN)
+        return planned("~reward", "+reward={_target_: mine.reward, _partial_: true}")
+
+    before = again()
+    assert again() == before
+    for file in files:
+        file.write_text(file.read_text() + "X = 1\n")
+        assert kinds_apart(before, before := again(), told) == SCORED, file
 
 
 def test_the_code_that_an_option_of_ones_own_inherits_counts(
@@ -639,7 +663,7 @@ def test_explain_says_what_sets_each_stage_apart_from_the_nearest(
         *("reused n=1 train initial: ", "reused n=1 train correction: "),
         "computed n=1 train filter: filter.margin: 0.0 -> 0.1",
     ]
-    assert re.fullmatch(r"computed n=1 train finetune: filter: \w{12} -> \w{12}", margin[6])
+    assert re.fullmatch(r"computed n=1 train finetune: pairs: \w{12} -> \w{12}", margin[6])
     assert re.fullmatch(r"computed n=1 test initial: model: \w{12} -> \w{12}", margin[7])
 
 

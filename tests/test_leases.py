@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,9 @@ from test_store import computed, stages
 from stasc import experiment as runner
 from stasc import housekeeping, leases, preparation
 from stasc.console import Console
+from stasc.derivation import Step
 from stasc.preparation import Experiment, Prepared
-from stasc.store import Store
+from stasc.store import OtherVersion, Store, read_sealed, write_sealed
 
 composed = cache(fake_experiment)
 
@@ -100,6 +102,74 @@ def test_weights_that_an_expected_run_needs_are_not_dropped(folder: Path) -> Non
     assert made(folder / "later") == made(folder / "run")
     assert "model" not in {kind for kind, key in computed(folder / "later")}
     assert weights(folder) == {made(folder / "run")[-1]}, "now nobody needs M_1"
+
+
+def test_weights_from_which_others_are_yet_to_be_derived_again_are_not_dropped(folder: Path) -> None:
+    """The longer run needs M_2, which has gone, and so M_1; and of that M_1's own, which has not gone, no more."""
+    short = composed("iterations=2", "start=evolving", "store.keep_models=all")
+    run_fake(short, folder / "short")
+    m_1, m_2 = made(folder / "short")
+    store = Store(folder / "store", {})
+    store.remove("model", m_2)
+    preparation.expect(prepared(composed("iterations=3", "start=evolving"), folder), folder / "long")
+    done = replace(prepared(short, folder).lease(folder / "short", "done"), keep_models="last", final="none")
+    leases.write(store, done)
+    assert leases.drop_unneeded(store, done, ()) == 0
+    assert weights(folder) == {m_1}
+    leases.remove(store, str(folder / "long"))
+    assert leases.drop_unneeded(store, done, ()) > 0
+    assert weights(folder) == set()
+
+
+def test_what_a_run_has_yet_to_read(tmp_path: Path) -> None:
+    steps = [Step("initial", "y", "m0"), Step("finetune", "m1", "m0"), Step("finetune", "m2", "m1")]
+    steps += [Step("correction", "z", "m2"), Step("filter", "f", None)]
+
+    def there(*names: str) -> list[str]:
+        shutil.rmtree(tmp_path / "root", ignore_errors=True)
+        for name in names:
+            (tmp_path / "root" / name).mkdir(parents=True)
+        return list(leases.to_read(tmp_path / "root", steps, "m2"))
+
+    assert set(there()) == {"m0", "m1", "m2"}
+    everything = ("initial/y", "finetune/m1", "finetune/m2", "correction/z", "filter/f")
+    assert there(*everything, "model/m2") == ["m2"], "the final model"
+    assert there(*everything) == ["m2", "m1", "m0"], "from which it is derived"
+    assert there(*everything, "model/m1") == ["m2", "m1"]
+    assert there(*everything[1:], "model/m2") == ["m2", "m0"], "and that of what is not there"
+
+
+def test_no_weights_are_dropped_while_a_run_is_saying_what_it_needs(folder: Path) -> None:
+    run_fake(composed("iterations=2", "store.keep_models=all"), folder / "run")
+    store = Store(folder / "store", {})
+    lease = replace(prepared(composed("iterations=2"), folder).lease(folder / "run", "done"), keep_models="last")
+    leases.write(store, lease)
+    with store.lock("leases", ""):
+        thread = threading.Thread(target=leases.drop_unneeded, args=(store, lease, ()))
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+        assert len(weights(folder)) == 2
+    thread.join(5)
+    assert len(weights(folder)) == 1
+
+
+def test_a_lease_of_another_version_is_refused_by_name(folder: Path) -> None:
+    store = Store(folder / "store", {})
+    leases.write(store, prepared(composed(), folder).lease(folder / "run", "running"))
+    (path,) = (folder / "store" / "leases").iterdir()
+    write_sealed(path, {**read_sealed(path), "schema": 3})
+    with pytest.raises(OtherVersion, match=rf"{path} has schema 3, and this version of stasc reads 2"):
+        list(leases.every(store))
+    assert path.exists()
+
+
+def test_what_a_crash_left_beside_leases_goes(folder: Path) -> None:
+    left = folder / "store" / "leases" / ".tmp-ab12-lease.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    run_fake(composed("iterations=0"), folder / "run")
+    assert not left.exists()
 
 
 def test_weights_that_a_run_keeps_all_of_are_not_dropped_by_another(folder: Path) -> None:

@@ -176,10 +176,11 @@ def test_an_error_of_a_reward_counts_0_and_is_counted_where_that_is_asked_for() 
 
     reward = ZeroOnError(fragile)
     assert [reward(answer, ()) for answer in ("2", "0", "one", "4")] == [0.5, 0.0, 0.0, 0.25]
-    assert reward.failed == 2
-    assert "for 2 answers, first ZeroDivisionError: division by zero, for '0'" in reward.report()
+    assert reward.pop_errors() == {"answers": 2, "first": "ZeroDivisionError: division by zero, for '0'"}
+    assert reward.pop_errors() is None
     nothing = ZeroOnError(lambda answer, references: None)  # type: ignore[arg-type, return-value]
-    assert (nothing("1", ()), nothing.failed) == (0.0, 1)
+    assert nothing("1", ()) == 0.0
+    assert nothing.pop_errors() is not None
 
 
 def test_an_interrupt_and_a_reward_out_of_range_are_not_counted_0() -> None:

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,6 @@ from stasc.finetune import NonFiniteError
 from stasc.folder import RunFolder
 from stasc.model import LiveModel
 from stasc.preparation import Experiment
-from stasc.reward import ZeroOnError
 from stasc.run import CONF
 from stasc.tracking import read
 
@@ -352,19 +352,27 @@ def test_the_errors_of_a_reward_can_count_0(tmp_path: Path) -> None:
     assert {pair["r2"] for pair in pairs} == {0, 1}
     for pair in pairs:
         assert pair["r1"] == even_first_byte(pair["y1"], ())
-    assert isinstance(built.reward, ZeroOnError) and built.reward.failed > 0
 
 
 @pytest.mark.slow
-def test_the_errors_of_a_reward_are_told_at_the_end(tmp_path: Path) -> None:
+def test_the_errors_of_a_reward_are_told_at_the_end_also_by_a_run_that_reuses_the_zeros(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def reward(answer, references):\n    raise KeyError(answer)\n")
     settings = ["~reward", "+reward={_target_: mine.reward, _partial_: true}", "reward_errors=zero", "iterations=0"]
-    answer = stasc(tmp_path, *TINY, *settings)
-    assert answer.returncode == 0, answer.stderr
-    (told,) = [line for line in answer.stderr.splitlines() if "reward_errors=zero" in line]
-    assert "raised an error for 6 answers, first KeyError" in told  # an initial answer and a correction for each of 3
-    (log,) = tmp_path.glob("outputs/*/*/run.log")
-    assert told in log.read_text()
+    for name in ("first", "second"):
+        answer = stasc(tmp_path, *TINY, *settings, f"hydra.run.dir={name}")
+        assert answer.returncode == 0, answer.stderr
+        (told,) = [line for line in answer.stderr.splitlines() if "reward_errors=zero" in line]
+        assert (
+            "raised an error for 6 answers, first KeyError" in told
+        )  # an initial answer and a correction for each of 3
+        assert told in (tmp_path / name / "run.log").read_text()
+        folders = [Path(folder) for folder in told.partition("to score them again, remove ")[2].split()]
+        assert [folder.parent.name for folder in folders] == ["evaluation"]
+    for folder in folders:
+        shutil.rmtree(folder)
+    (tmp_path / "mine.py").write_text("def reward(answer, references):\n    return 1.0\n")
+    answer = stasc(tmp_path, *TINY, *settings, "hydra.run.dir=third")
+    assert "reward_errors=zero" not in answer.stderr
 
 
 def test_an_interrupt_after_the_last_iteration_is_told_too_and_one_after_the_end_changes_nothing(

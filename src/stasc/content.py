@@ -14,14 +14,14 @@ _DECIDING = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, co
 def folder_digest(folder: Path, cache: Path) -> str:
     """sha256 over the names and contents of the files that make up a model.
 
-    Hashing gigabytes takes seconds, so `cache` remembers what it gave, by path, size and time of change.
+    Hashing gigabytes takes seconds, so `cache` remembers what it gave, by path, size and times of change.
     """
     before = _read(cache)
     known, digests = dict(before), {}
     for path in sorted(folder.iterdir()):
         if path.suffix in _DECIDING and path.is_file():
             stat = path.stat()
-            state = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+            state = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
             if state not in known:
                 known[state] = file_sha256(path)
             digests[path.name] = known[state]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -21,11 +23,16 @@ from stasc.engine import Request, Row
 from stasc.keys import Description, Recipes
 from stasc.model import Model
 from stasc.records import Advance, Answer, Keyed, Pair, Split
+from stasc.reward import ZeroOnError
 from stasc.stages import Stages
 from stasc.store import Artifact, Store, digest
 from stasc.tracking import redact
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+INPUTS = ("model", "start", "y1", "y2", "pairs")  # what descriptions call the keys of other stages
+ERRORS = "errors.json"  # beside pairs.jsonl: of rewards that count 0 because of one
 LABELS = {"initial": "initial answers", "correction": "corrections"}
 
 
@@ -99,6 +106,7 @@ class Derivation:
         self._stages, self._store, self._recipes, self._keep = stages, store, recipes, keep
         self._progress = progress
         self._pairs: Keyed[Pair] = Keyed("", [])  # of the training split, last scored
+        self._content: dict[str, str] = {}  # of what was read, by its key
         self._weights: dict[str, Callable[[], None]] = {}  # checks or derives those of a model, by its key
         stages.live.before_read = self._have
 
@@ -132,6 +140,9 @@ class Derivation:
 
         def compute(work: Path) -> None:
             scored = self._stages.score(split, y1, y2)
+            reward = self._stages.reward
+            if isinstance(reward, ZeroOnError) and (errors := reward.pop_errors()):
+                fsx.write(work / ERRORS, json.dumps(errors).encode())
             verdicts = [{"kept": self._keep(pair.r1, pair.r2)} if training else {} for pair in scored]
             lines = [
                 {**pair.names, "r1": pair.r1, "r2": pair.r2, **verdict}
@@ -158,6 +169,7 @@ class Derivation:
         description = self._recipes.finetune(start.key, self._pairs.key, n)
         key = digest(description)
         made = self._stages.tune.model(start, self._store.root / "model" / key / "weights", key)
+        inputs = partial(self._inputs, description)
 
         def train(work: Path) -> None:
             shutil.rmtree(work / "weights", ignore_errors=True)  # of a try that was interrupted
@@ -166,21 +178,41 @@ class Derivation:
             self._stages.live.moved(model, made)
             fsx.write(work / "training.json", json.dumps(asdict(training)).encode())
 
-        def derive_weights(read: Callable[[Artifact], T]) -> T:
-            return self._store.derive("model", key, redact(description), train, read)
+        def weights(read: Callable[[Artifact], T]) -> tuple[Artifact, T]:
+            return self._store.derive("model", key, redact(description), inputs, train, read)
 
         def compute(work: Path) -> None:
-            fsx.write(work / "training.json", derive_weights(lambda artifact: artifact.read("training.json")))
+            artifact, training = weights(_training)
+            fsx.write(work / "training.json", json.dumps({**training, "weights": artifact.content}).encode())
 
-        self._weights[key] = lambda: derive_weights(Artifact.verify)
-        _, self.training[n] = self._derive(
-            "finetune", description, compute, lambda artifact: json.loads(artifact.read("training.json"))
-        )
+        def finetuned() -> dict[str, Any]:
+            return self._derive("finetune", description, compute, _training)[1]
+
+        def have() -> None:
+            artifact, _ = weights(Artifact.verify)
+            if artifact.content != recorded["weights"]:
+                log.warning(
+                    "the weights of M_%d were derived again and came out otherwise than on the machine that had them "
+                    "before: what follows from them is computed again, but what this run has from them already stays; "
+                    "for a run from one machine, remove its folder and give the command again",
+                    n,
+                )
+                self._store.remove("finetune", key)
+                recorded.update(finetuned())
+
+        recorded = finetuned()
+        self.training[n] = {name: value for name, value in recorded.items() if name != "weights"}
+        self._weights[key] = have
         return made
 
     def _have(self, model: Model) -> None:
         """Checks the weights of a model that are about to be read, and derives them again if need be."""
         self._weights[model.key]()
+
+    def _inputs(self, description: Description) -> dict[str, str]:
+        """The contents that a stage is computed from. M_0's key is the digest of its content."""
+        keys = {name: description[name] for name in INPUTS if name in description}
+        return {name: self._content.get(key, key) for name, key in keys.items()}
 
     def _sampled(
         self, kind: str, description: Description, model: Model, split: Split, ask: Callable[[], list[Request]]
@@ -218,7 +250,16 @@ class Derivation:
         self, kind: str, description: Description, compute: Callable[[Path], None], read: Callable[[Artifact], T]
     ) -> tuple[str, T]:
         key = digest(description)
-        return key, self._store.derive(kind, key, redact(description), compute, read)
+        artifact, value = self._store.derive(
+            kind, key, redact(description), partial(self._inputs, description), compute, read
+        )
+        self._content[key] = artifact.content
+        return key, value
+
+
+def _training(artifact: Artifact) -> dict[str, Any]:
+    training: dict[str, Any] = json.loads(artifact.read("training.json"))
+    return training
 
 
 def _whole_chunk(work: Path, number: int) -> bool:

@@ -11,36 +11,46 @@ from pathlib import Path
 
 import torch
 
-from stasc import fsx
-from stasc.derivation import Step
+from stasc import fsx, leases
 from stasc.finetune import Full, Lora
+from stasc.leases import Lease
 from stasc.model import LiveModel
 from stasc.units import size_text
 
 _MARGIN = 50 * 2**20  # bytes, for answers, journals and logs
 
 
-def check(root: Path, tune: Full | Lora, live: LiveModel, steps: Sequence[Step], keep_models: str) -> None:
-    """Raises: OSError, as of a full disk, if the store's disk has less room than the run's weights need."""
-    need = weights_bytes(root, tune, live, steps, keep_models) + _MARGIN
-    free = fsx.free(root)
+def check(root: Path, tune: Full | Lora, live: LiveModel, lease: Lease) -> None:
+    """Raises: OSError, as of a full disk, if there is less room than the run's weights need."""
+    need = weights_bytes(root, tune, live, lease) + _MARGIN
+    advice = "make room (python -m stasc.store clean), or set store.dir to another disk"
+    _room(f"store.dir={root}", root, need, advice + (", or store.keep_models=last" * (lease.keep_models == "all")))
+    folder = Path(lease.folder)
+    if folder.stat().st_dev != root.stat().st_dev:  # where M_N is copied, not linked
+        need = model_bytes(Path(live.base), tune, live.training_dtype) + _MARGIN
+        _room(str(folder), folder, need, "make room, or write to another disk (hydra.run.dir, hydra.sweep.dir)")
+
+
+def _room(name: str, path: Path, need: int, advice: str) -> None:
+    free = fsx.free(path)
     if need > free:
         raise OSError(
             errno.ENOSPC,
-            f"store.dir={root}: this run needs about {size_text(need)} there, and {size_text(free)} are free: "
-            "make room (python -m stasc.store clean), or set store.dir to another disk"
-            + (", or store.keep_models=last" if keep_models == "all" else ""),
+            f"{name}: this run needs about {size_text(need)} there, and {size_text(free)} are free: {advice}",
         )
 
 
-def weights_bytes(root: Path, tune: Full | Lora, live: LiveModel, steps: Sequence[Step], keep_models: str) -> int:
+def weights_bytes(root: Path, tune: Full | Lora, live: LiveModel, lease: Lease) -> int:
     """Bytes of all weights that a run will hold at once, more than it holds already."""
-    todo = [step for step in steps if step.kind == "finetune" and not (root / "finetune" / step.key).exists()]
-    held = len(todo) if keep_models == "all" else min(len(todo), 2)  # M_{n-1}, and M_n, which is being written
-    return held * _model_bytes(Path(live.base), tune, live.training_dtype)
+    made = [step.key for step in lease.steps if step.kind == "finetune"]
+    new = [key for key in made if not (root / "finetune" / key).exists()]
+    dropped = {*leases.to_read(root, lease.steps, lease.final)}.intersection(made).difference(new)
+    held = len(new) if lease.keep_models == "all" else min(len(new), 2)  # M_{n-1}, and M_n, which is being written
+    held += sum(not (root / "model" / key).exists() for key in dropped)
+    return held * model_bytes(Path(live.base), tune, live.training_dtype)
 
 
-def _model_bytes(base: Path, tune: Full | Lora, dtype: torch.dtype) -> int:
+def model_bytes(base: Path, tune: Full | Lora, dtype: torch.dtype) -> int:
     """Of the weights or the adapter that one fine-tuning writes."""
     shapes = {name: shape for file in base.glob("*.safetensors") for name, shape in _shapes(file)}
     if isinstance(tune, Lora):

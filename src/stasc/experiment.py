@@ -15,7 +15,7 @@ from stasc import disk, fsx, keys, leases, provenance
 from stasc.console import Console
 from stasc.explain import Watch
 from stasc.finetune import NonFiniteError
-from stasc.folder import RunFolder, earlier
+from stasc.folder import SCHEMA, RunFolder, earlier
 from stasc.leases import Lease
 from stasc.model import M_0, Model
 from stasc.preparation import Experiment, Prepared, loop, naming_store, open_store, prepare
@@ -38,10 +38,10 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
     """
     prepared = prepare(experiment)
     store = open_store(prepared)
-    with store.lock("run", digest(str(path.absolute()))):  # one process at a time writes into a folder
+    with store.lock("run", digest(str(path.absolute())), busy=f"writing into {path}"):
         summary = _resumed(prepared, path)
         if summary is None:
-            disk.check(store.root, experiment.finetune, prepared.live, prepared.steps, experiment.store.keep_models)
+            disk.check(store.root, experiment.finetune, prepared.live, prepared.lease(path, "expected"))
             summary = _execute(prepared, store, path, group, console)
         else:
             log.info("this run is complete; nothing to do")
@@ -52,24 +52,26 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
 def _resumed(prepared: Prepared, path: Path) -> dict[str, Any] | None:
     """The summary of the run in this folder if it is complete. Raises: ValueError if it is another run's folder."""
     experiment = prepared.experiment
-    started, summary = earlier(path)
-    if experiment.store.resume == "must" and started is None:
+    there = earlier(path)
+    if experiment.store.resume == "must" and there.key is None:
         raise ValueError(f"store.resume=must: {path} holds no run to go on with; set store.resume=auto to begin one")
-    if started is None:
+    if there.key is None:
         return None
     if experiment.store.resume == "never":
         raise ValueError(f"store.resume=never: {path} holds a run already; choose another folder, or store.resume=auto")
-    if started.get("key") != prepared.key:
+    if there.key != prepared.key:
         raise ValueError(
             f"{path} holds another run, which this one must not be mixed with "
-            f"({'; '.join(_drift(started, experiment)) or 'of other data, model files or code'}): choose another "
+            f"({'; '.join(_drift(there.started, experiment)) or 'of other data, model files or code'}): choose another "
             "sweep.name or hydra.run.dir, or remove the folder"
         )
-    return summary
+    return there.summary
 
 
-def _drift(started: Mapping[str, Any], experiment: Experiment) -> list[str]:
+def _drift(started: Mapping[str, Any] | None, experiment: Experiment) -> list[str]:
     """What sets this run apart from the one that a folder's journal tells of."""
+    if started is None:
+        return []
     there = {**keys.deciding(started["config"]), **keys.leaves({"versions": started["versions"]})}
     here = {**keys.deciding(experiment.config), **keys.leaves({"versions": provenance.versions()})}
     return keys.differences(here, [there]) or []
@@ -79,7 +81,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
     experiment, live = prepared.experiment, prepared.live
     settings = experiment.loop
     summary: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "key": prepared.key,
         "status": "running",
         "variant": experiment.variant,

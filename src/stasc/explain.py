@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from typing import Any
 
+from stasc.derivation import ERRORS
 from stasc.folder import RunFolder
 from stasc.keys import differences
 from stasc.store import Artifact, Store
@@ -19,20 +22,26 @@ class Watch:
         self._seconds: dict[str, float] = {}
         self._count = {True: 0, False: 0}
         self._warned = False
+        self._errors: list[tuple[Artifact, dict[str, Any]]] = []
 
     def __call__(self, artifact: Artifact, reused: bool) -> None:
         split, n = artifact.made_of.get("split", "train"), len(self._folder.summary["iterations"])
-        self._folder.stage(artifact.kind, artifact.key, reused, n=n, split=split, seconds=artifact.seconds)
+        self._folder.stage(
+            artifact.kind, artifact.key, reused, n=n, split=split, seconds=artifact.seconds, content=artifact.content
+        )
         if artifact.kind == "model":  # a part of its fine-tuning
             return
         if self._explain:
             log.info(self._line(artifact, reused, split, n))
+        if ERRORS in artifact.files:
+            self._errors.append((artifact, json.loads(artifact.read(ERRORS))))
         self._count[reused] += 1
         name = artifact.kind if split == "train" else "evaluation"
         self._seconds[name] = self._seconds.get(name, 0.0) + artifact.seconds
-        if reused and artifact.machine != self._store.machine and not self._warned:
+        ours = self._store.machine
+        other = next((machine for machine in artifact.machines if machine != ours), None)
+        if reused and other and not self._warned:
             self._warned = True
-            other, ours = artifact.machine, self._store.machine
             apart = [f"{key} {other.get(key)} there, {ours[key]} here" for key in ours if other.get(key) != ours[key]]
             log.warning("stages were reused that another machine computed, so not bit for bit (%s)", "; ".join(apart))
 
@@ -42,9 +51,19 @@ class Watch:
         return seconds
 
     def report(self) -> None:
-        """Says how much of the run was there already."""
+        """Says how much of the run was there already, and what of it counts 0 because the reward failed."""
         if self._count[True]:
             log.info("%d stages computed, %d reused from %s", self._count[False], self._count[True], self._store.root)
+        if self._errors:
+            answers, first = sum(errors["answers"] for _, errors in self._errors), self._errors[0][1]["first"]
+            folders = " ".join(str(artifact.folder) for artifact, _ in self._errors)
+            log.warning(
+                "reward_errors=zero: the reward raised an error for %d answers, first %s; to score them again, "
+                "remove %s",
+                answers,
+                first,
+                folders,
+            )
 
     def _line(self, artifact: Artifact, reused: bool, split: str, n: int) -> str:
         line = f"{'reused' if reused else 'computed':<9} n={n} {split:<5} {artifact.kind:<10} {artifact.key[:12]}"

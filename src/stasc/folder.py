@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stasc import fsx, tracking
 from stasc.metrics import describe
 from stasc.records import Iteration, Pair
-from stasc.tracking import Journal, Tracker, mirrored
+from stasc.store import file_sha256
+from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
 
-ENDED = ("finished", "stopped_empty")  # the statuses of a run that is complete
+SCHEMA = 1  # of summary.json and the files beside it
+RESULTS = ("outcomes.jsonl", "pairs.jsonl")
 
 
 class RunFolder:
@@ -30,7 +33,8 @@ class RunFolder:
         events = tracking.read(path / "journal.jsonl")
         self._recorded = {event["n"] for event in events if event["event"] == "iteration"}
         self._mirrored = mirrored(path / "journal.jsonl")
-        for name in ("outcomes.jsonl", "pairs.jsonl"):
+        fsx.sweep(path)
+        for name in RESULTS:
             fsx.write(path / name, b"")
 
     def begin(self, **provenance: object) -> None:
@@ -70,7 +74,8 @@ class RunFolder:
         """Records how the run ended."""
         self.summary["status"] = status
         try:
-            self._journal.write("run_ended", status=status, error=error)
+            files = _checksums(self.path) if status in COMPLETE else None
+            self._journal.write("run_ended", status=status, error=error, files=files)
             self._write_summary()
         finally:
             self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
@@ -88,28 +93,73 @@ class RunFolder:
         fsx.write(self.path / "summary.json", json.dumps(self.summary, indent=1).encode() + b"\n")
 
 
-def earlier(path: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """What an earlier start left in a run's folder: its last `run_started` event, and its summary if it is complete.
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier start left in a run's folder.
 
-    A journal that was changed after it was written is set aside, and the run gone through again to write a new one.
+    `key` says which run it was, `started` is its last such event, and `summary` is there if the run is complete.
     """
-    journal, started = path / "journal.jsonl", None
-    if journal.exists():
-        try:
-            for event in tracking.read(journal):
-                if event["event"] == "run_started":
-                    started = event
-        except ValueError as error:
-            fsx.set_aside(journal, str(error))
-            return started, None
+
+    key: str | None
+    started: Mapping[str, Any] | None
+    summary: dict[str, Any] | None
+
+
+def earlier(path: Path) -> Earlier:
+    """What there is in a run's folder. Files that were changed after they were written are set aside.
+
+    The run is then gone through again to write new ones.
+
+    Raises: ValueError if another version of stasc wrote the folder.
+    """
+    journal, started, ended = path / "journal.jsonl", None, None
+    summary = _read_summary(path / "summary.json")
+    key: str | None = summary["key"] if summary else None
+    if not journal.exists():
+        return Earlier(key, None, None)
     try:
-        summary = json.loads((path / "summary.json").read_bytes())
-        complete = summary["status"] in ENDED and all(
-            (path / name).exists() for name in ("outcomes.jsonl", "model")
+        for event in tracking.read(journal):
+            if event["event"] == "run_started":
+                started, ended, key = event, None, event["key"]
+            elif event["event"] == "run_ended":
+                ended = event
+    except ValueError as error:
+        fsx.set_aside(journal, str(error))
+        return Earlier(key, started, None)
+    whole = ended is not None and ended["status"] in COMPLETE and _whole(path, ended.get("files") or {})
+    return Earlier(key, started, summary if summary and summary["status"] in COMPLETE and whole else None)
+
+
+def _read_summary(path: Path) -> dict[str, Any] | None:
+    """None if there is none, or it is damaged. Raises: ValueError if another version of stasc wrote it."""
+    try:
+        summary: dict[str, Any] = json.loads(path.read_bytes())
+        schema = summary["schema"], summary["key"], summary["status"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        fsx.set_aside(path, f"{path} is damaged ({error!r})")
+        return None
+    if schema[0] != SCHEMA:
+        raise ValueError(
+            f"{path} has schema {schema[0]}, and this version of stasc reads {SCHEMA}: choose another sweep.name or "
+            "hydra.run.dir"
         )
-    except (OSError, ValueError, KeyError, TypeError):
-        return started, None
-    return started, summary if complete else None
+    return summary
+
+
+def _whole(path: Path, files: Mapping[str, str]) -> bool:
+    """Whether all is there that a run leaves, as it was. `files` are checksums; earlier releases recorded none."""
+    damaged = [name for name, sha256 in files.items() if (path / name).exists() and file_sha256(path / name) != sha256]
+    for name in {name.partition("/")[0] for name in damaged}:  # of the model, all
+        fsx.set_aside(path / name, f"{path / name} does not match its checksums, so the run is gone through again")
+    return not damaged and all((path / name).exists() for name in {"outcomes.jsonl", "model", *files})
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    """sha256 of the results but summary.json, whose end is yet to be written."""
+    files = [path / name for name in RESULTS] + sorted(file for file in (path / "model").rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): file_sha256(file) for file in files}
 
 
 def _line(pair: Pair) -> dict[str, object]:

@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ def at(step: str, path: Path) -> None:
 def write(path: Path, data: bytes) -> None:
     """Writes a file whole, or leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{SCRATCH}{os.getpid()}-{path.name}")
+    scratch = path.with_name(f"{SCRATCH}{secrets.token_hex(4)}-{path.name}")
     try:
         with naming(path):
             with scratch.open("wb") as file:
@@ -70,6 +71,12 @@ def set_aside(path: Path, told: str) -> bool:
         return False
     log.warning("%s; set aside as %s", told, aside.name)
     return True
+
+
+def sweep(folder: Path) -> None:
+    """Removes what crashes have left in a folder that nobody else is writing to."""
+    for path in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sync_tree(folder: Path) -> None:

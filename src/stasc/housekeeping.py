@@ -6,6 +6,7 @@ import argparse
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def _items(store: Store) -> Iterator[Item]:
         for place, pattern in (
             (kind, f"({KEY.pattern})"),
             ("set aside", rf"({KEY.pattern})\.corrupt-\d+"),
-            ("half removed", rf"{re.escape(SCRATCH)}\d+-({KEY.pattern})"),
+            ("half removed", rf"{re.escape(SCRATCH)}[0-9a-f]+-({KEY.pattern})"),
         ):
             if found := re.fullmatch(pattern, folder.name):
                 yield Item(kind, found[1], place, folder)
@@ -137,12 +138,22 @@ def _clean(store: Store, dry_run: bool) -> None:
             gone.append(size)
         else:
             in_use += 1
+    if not dry_run:
+        _clean_locks(store)
     verb = "would remove" if dry_run else "removed"
     print(
         f"{verb} {_artifacts(len(gone))}, {size_text(sum(gone))}, that no run folder refers to; {stay + in_use} stay",
         end="",
     )
     print(f", {in_use} of them because a run holds them now" if in_use else "")
+
+
+def _clean_locks(store: Store) -> None:
+    """Removes the files of locks that nobody holds. Who is opening one sees that it has gone, and makes it anew."""
+    for path in (store.root / "locks").iterdir():
+        kind, _, key = path.name.partition("-")
+        with suppress(Timeout), store.lock(kind, key, wait=False):
+            path.unlink()
 
 
 def _refers(lease: Lease) -> bool:

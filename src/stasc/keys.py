@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
+import importlib.util
 import re
 import sys
+import sysconfig
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ class Recipes:
     def finetune(self, start: str, filter_: str, n: int) -> Description:
         return {
             "start": start,
-            "filter": filter_,
+            "pairs": filter_,
             "n": n,
             "seed": self.settings["seed"],
             "finetune": self._part("finetune"),
@@ -204,11 +205,42 @@ def numerics(device: str, dtype: str) -> Description:
 def code(*modules: str) -> str:
     """Digest of the modules' code, without comments and docstrings. A module without source counts by its name.
 
-    They are imported first: what runs hours later is then what was read now.
+    With a module of the user's come those of theirs that it imports; what is installed counts by its name. They are
+    imported first: what runs hours later is then what was read now.
     """
-    for module in modules:
+    found: dict[str, str] = {}
+    todo = list(modules)
+    while todo:
+        module = todo.pop()
         importlib.import_module(module)
-    return digest([_code(module) for module in modules])
+        found[module] = _code(module)
+        todo += [name for name in _own_imports(module) if name not in found]
+    return digest(sorted(found.items()))
+
+
+def _own_imports(module: str) -> Iterator[str]:
+    """The modules that a module of the user's imports, if they are the user's too."""
+    if not _is_own(module):
+        return
+    here = sys.modules[module]
+    for node in ast.walk(ast.parse(Path(str(here.__file__)).read_bytes())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), here.__package__ or None)
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name in sys.modules and _is_own(name))
+
+
+def _is_own(module: str) -> bool:
+    """Whether a module is neither ours nor installed."""
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None or not file.endswith(".py") or module.partition(".")[0] == "stasc":
+        return False
+    installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return not any(Path(file).is_relative_to(folder) for folder in installed)
 
 
 def _code(module: str) -> str:

@@ -7,13 +7,14 @@ still to be computed reads can go: what followed from them is kept, and they can
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stasc import fsx
 from stasc.derivation import Step
-from stasc.store import Damaged, Store, read_sealed, write_sealed
+from stasc.store import SCHEMA, Damaged, OtherVersion, Store, read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,24 @@ class Lease:
 
 
 def write(store: Store, lease: Lease) -> None:
-    """Says what a run folder needs, in place of what it said before."""
-    write_sealed(_path(store, lease.folder), asdict(lease))
+    """Says what a run folder needs, in place of what it said before. What it needs is not dropped from then on."""
+    with _lock(store):
+        fsx.sweep(store.root / "leases")
+        write_sealed(_path(store, lease.folder), {"schema": SCHEMA, **asdict(lease)})
 
 
 def every(store: Store) -> Iterator[Lease]:
-    """All leases. One that is damaged is set aside: its run writes it again when it goes on."""
+    """All leases. One that is damaged is set aside: its run writes it again when it goes on. Raises: OtherVersion."""
     for path in sorted((store.root / "leases").glob("*.json")):
         if path.name.startswith(fsx.SCRATCH):
             continue
         try:
             lease = read_sealed(path)
+            if (schema := lease.pop("schema")) != SCHEMA:
+                raise OtherVersion(
+                    f"{path} has schema {schema}, and this version of stasc reads {SCHEMA}: set store.dir to another "
+                    "folder"
+                )
             yield Lease(**{**lease, "steps": tuple(Step(*step) for step in lease["steps"])})
         except (Damaged, TypeError, KeyError) as damage:
             fsx.set_aside(path, f"store: the lease {path.name} is damaged ({damage})")
@@ -54,20 +62,40 @@ def remove(store: Store, folder: str) -> None:
 
 def drop_unneeded(store: Store, lease: Lease, in_use: Iterable[str]) -> int:
     """Deletes the weights that a run made and that no run still needs. Returns: bytes freed."""
-    needed = {*in_use, *_needed(store, every(store))}
-    made = [step.key for step in lease.steps if step.kind == "finetune"]
-    return sum(store.remove("model", key) for key in made if key not in needed)
+    with _lock(store):
+        needed = {*in_use, *_needed(store.root, every(store))}
+        made = [step.key for step in lease.steps if step.kind == "finetune"]
+        return sum(store.remove("model", key) for key in made if key not in needed)
 
 
-def _needed(store: Store, leases: Iterable[Lease]) -> Iterator[str]:
+def to_read(root: Path, steps: Sequence[Step], final: str) -> Iterator[str]:
+    """The models whose weights a run will yet read: its last, and those of stages that are not there.
+
+    With a model whose weights are gone come those that they are derived from.
+    """
+    start = {step.key: step.model for step in steps if step.kind == "finetune"}
+    wanted = [final, *(step.model for step in steps if step.model and not (root / step.kind / step.key).exists())]
+    seen: set[str] = set()
+    for model in wanted:
+        at: str | None = model
+        while at and at not in seen:
+            seen.add(at)
+            yield at
+            at = None if (root / "model" / at).exists() else start.get(at)
+
+
+def _needed(root: Path, leases: Iterable[Lease]) -> Iterator[str]:
     for lease in leases:
         if lease.keep_models == "all":
             yield from (step.key for step in lease.steps if step.kind == "finetune")
-        yield lease.final
-        if lease.status != "done":
-            for step in lease.steps:
-                if step.model and not (store.root / step.kind / step.key).exists():
-                    yield step.model
+        if lease.status == "done":
+            yield lease.final
+        else:
+            yield from to_read(root, lease.steps, lease.final)
+
+
+def _lock(store: Store) -> AbstractContextManager[None]:
+    return store.lock("leases", "", busy="reading leases")
 
 
 def _path(store: Store, folder: str) -> Path:

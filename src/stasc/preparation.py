@@ -151,6 +151,11 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     from stasc.chat import read_template
     from stasc.context import check_context, context_limit
 
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ValueError(
+            f"WORLD_SIZE={processes}: a run is one process on one device; "
+            "start it without torchrun or accelerate launch"
+        )
     device = resolve_device(experiment.model.device)
     dtype = resolve_dtype(experiment.model.dtype, device)
     tune = experiment.finetune

@@ -26,14 +26,16 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """Processor, threads and accelerator."""
+    """What decides the last bits beside versions: processor, its instructions in use, threads, build, accelerator."""
     import torch
 
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     return {
         "platform": platform.platform(),
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "build": hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:12],
         "accelerator": accelerator,
     }
 

@@ -95,19 +95,21 @@ class F1(Reward):
 
 
 class ZeroOnError:
-    """A reward whose errors count 0: `reward` where it raises nothing. `failed` is how many answers it raised for."""
+    """A reward whose errors count 0: `reward` where it raises nothing. It counts the answers that it raised for."""
 
     def __init__(self, reward: Callable[[str, Sequence[str]], float]) -> None:
-        self.reward, self.failed, self.first = reward, 0, ""
+        self.reward, self._failed, self._first = reward, 0, ""
 
     def __call__(self, answer: str, references: Sequence[str]) -> float:
         try:
             return float(self.reward(answer, references))
         except Exception as error:  # a reward is anybody's code
-            self.failed += 1
-            self.first = self.first or f"{type(error).__name__}: {error}, for {answer[:60]!r}"
+            self._failed += 1
+            self._first = self._first or f"{type(error).__name__}: {error}, for {answer[:60]!r}"
             return 0.0
 
-    def report(self) -> str:
-        """How many answers count 0 because of an error, and the first of these."""
-        return f"reward_errors=zero: the reward raised an error for {self.failed} answers, first {self.first}"
+    def pop_errors(self) -> dict[str, int | str] | None:
+        """For how many answers there was an error since the last call, and the first; None if there was none."""
+        errors: dict[str, int | str] | None = {"answers": self._failed, "first": self._first} if self._failed else None
+        self._failed, self._first = 0, ""
+        return errors

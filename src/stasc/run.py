@@ -83,7 +83,6 @@ def _job(cfg: DictConfig) -> float:
     hide_secrets(cfg, job)
     from stasc import experiment, fsx
     from stasc.console import Console, Ended
-    from stasc.reward import ZeroOnError
     from stasc.tracking import scrub
 
     console = Console()
@@ -94,8 +93,6 @@ def _job(cfg: DictConfig) -> float:
         built = build_experiment(cfg)
         summary = experiment.run(built, folder, cfg.sweep.name, console)
         log.info("results: %s", os.path.relpath(folder))
-        if isinstance(built.reward, ZeroOnError) and built.reward.failed:
-            log.warning(built.reward.report())
     except (Exception, SystemExit) as error:  # a part of the user's may call sys.exit
         signals.check()
         traceback_log.exception("the run stopped")

@@ -1,9 +1,11 @@
 """Durable artifacts: what each stage gave, under the key of everything that decided it.
 
-An artifact is an immutable folder, `<kind>/<key>`, with a COMMIT.json that has its files' sizes and sha256. It comes
-into being by one rename, under a lock that the kernel frees when its holder dies, and is verified whenever it is read;
-what fails is set aside and derived again. joblib, diskcache and datasets' cache unpickle what they read or check
-nothing, and DVC wants a repository; so this is our own but for the locks, which are `filelock`'s.
+An artifact is an immutable folder, `<kind>/<key>`, with a COMMIT.json that has its files' sizes and sha256, and the
+digests of the contents that it was computed from. It comes into being by one rename, under a lock that the kernel frees
+when its holder dies, and is verified whenever it is read; what fails is set aside and derived again. Where that gives
+other content, as on another machine, what was computed from the former is derived again too. joblib, diskcache and
+datasets' cache unpickle what they read or check nothing, and DVC wants a repository; so this is our own but for the
+locks, which are `filelock`'s.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from stasc import fsx
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1  # of COMMIT.json and of the files beside it
+SCHEMA = 2  # of COMMIT.json, of the files beside it, and of leases
 COMMIT = "COMMIT.json"
 KEY = re.compile("[0-9a-f]{64}")
 KINDS = ("initial", "correction", "filter", "finetune", "model", "evaluation")
@@ -46,15 +48,25 @@ class OtherVersion(ValueError):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A committed artifact. `made_of` is what its key is the hash of, without secrets."""
+    """A committed artifact. `made_of` is what its key is the hash of, without secrets.
+
+    `inputs` are the contents that it was computed from, by their names in `made_of`; `machines` those that did it: more
+    than one if it was interrupted.
+    """
 
     kind: str
     key: str
     folder: Path
     files: Mapping[str, Mapping[str, Any]]  # name: size in bytes, sha256
     made_of: Mapping[str, Any]
-    machine: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    machines: Sequence[Mapping[str, Any]]
     seconds: float  # that computing it took
+
+    @property
+    def content(self) -> str:
+        """Digest of its files."""
+        return digest({name: file["sha256"] for name, file in self.files.items()})
 
     @property
     def size(self) -> int:
@@ -94,29 +106,31 @@ class Store:
         kind: str,
         key: str,
         made_of: Mapping[str, Any],
+        inputs: Callable[[], Mapping[str, str]],
         compute: Callable[[Path], None],
         read: Callable[[Artifact], T],
-    ) -> T:
-        """What `read` makes of the artifact, computed first if it is not there or is damaged.
+    ) -> tuple[Artifact, T]:
+        """An artifact and what `read` makes of it, computed first if it is not there, or damaged, or of other inputs.
 
         Args:
+            inputs: gives the contents of its inputs. They may change while it is computed, as dropped weights are
+                derived again when they are first read: then it is computed anew.
             compute: fills a folder, which may hold whole files of an earlier try that was interrupted.
             read: raises Damaged where the artifact is not what it was.
         """
-        found = self._whole(kind, key, read)
+        found = self._whole(kind, key, inputs(), read)
         if found is None:
             with self.lock(kind, key):
-                found = self._whole(kind, key, read, locked=True)  # another process may have been first
+                found = self._whole(kind, key, inputs(), read, locked=True)  # another process may have been first
                 if found is None:
-                    artifact = self._compute(kind, key, made_of, compute)
+                    artifact = self._compute(kind, key, made_of, inputs, compute)
                     self.watch(artifact, False)
                     try:
-                        return read(artifact)
+                        return artifact, read(artifact)
                     except Damaged as damage:
                         raise OSError(f"{artifact.folder}: {damage}, just written; is the disk failing?") from damage
-        artifact, value = found
-        self.watch(artifact, True)
-        return value
+        self.watch(found[0], True)
+        return found
 
     def keys(self, kind: str) -> list[str]:
         """Of all that stands in the place of an artifact of this kind."""
@@ -137,8 +151,7 @@ class Store:
         folder = self.root / kind / key
         try:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            gone = folder.with_name(f"{fsx.SCRATCH}{os.getpid()}-{key}")
-            shutil.rmtree(gone, ignore_errors=True)  # of a process that had the same id
+            gone = folder.with_name(f"{fsx.SCRATCH}{secrets.token_hex(4)}-{key}")
             folder.rename(gone)  # first, so that nobody finds half of it
         except FileNotFoundError:
             return 0
@@ -146,20 +159,20 @@ class Store:
         return size
 
     @contextmanager
-    def lock(self, kind: str, key: str, *, wait: bool = True) -> Iterator[None]:
-        """Held by one process at a time. The kernel frees it when its holder dies.
+    def lock(self, kind: str, key: str, *, wait: bool = True, busy: str = "") -> Iterator[None]:
+        """Held by one process at a time. The kernel frees it when its holder dies. `busy` says what it is doing.
 
         Raises: filelock.Timeout if another process holds it, and `wait` is false.
         """
         path = self.root / "locks" / f"{kind}-{key}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
+        lock = FileLock(path, fallback_to_soft=False)  # a soft one outlives a killed holder
         try:
             lock.acquire(timeout=0.2)
         except Timeout:
             if not wait:
                 raise
-            log.info("store: another run is computing %s/%s; waiting for it", kind, key[:12])
+            log.info("store: another run is %s; waiting for it", busy or f"computing {kind}/{key[:12]}")
             lock.acquire()
         try:
             yield
@@ -167,50 +180,81 @@ class Store:
             lock.release()
 
     def _whole(
-        self, kind: str, key: str, read: Callable[[Artifact], T], *, locked: bool = False
+        self,
+        kind: str,
+        key: str,
+        inputs: Mapping[str, str],
+        read: Callable[[Artifact], T],
+        *,
+        locked: bool = False,
     ) -> tuple[Artifact, T] | None:
-        """The artifact and what `read` makes of it, if it is there and whole.
+        """The artifact and what `read` makes of it, if it is there and whole, and computed from these inputs.
 
-        Only who holds the lock sets aside what is damaged: another process may be replacing it.
+        Only who holds the lock takes away what is not: another process may be replacing it.
         """
         folder = self.root / kind / key
         if not folder.exists():
             return None
         try:
             artifact = committed(folder)
-            return artifact, read(artifact)
+            if artifact.inputs == inputs:
+                return artifact, read(artifact)
         except Damaged as damage:
             if locked:
                 self.set_aside(kind, key, damage)
             return None
+        if locked:
+            names = ", ".join(name for name in inputs if artifact.inputs.get(name) != inputs[name])
+            log.info("store: %s/%s was computed from other content (%s) than there is now", kind, key[:12], names)
+            self.remove(kind, key)
+        return None
 
-    def _compute(self, kind: str, key: str, made_of: Mapping[str, Any], compute: Callable[[Path], None]) -> Artifact:
-        began = time.perf_counter()
+    def _compute(
+        self,
+        kind: str,
+        key: str,
+        made_of: Mapping[str, Any],
+        inputs: Callable[[], Mapping[str, str]],
+        compute: Callable[[Path], None],
+    ) -> Artifact:
         work = self.root / "unfinished" / f"{kind}-{key}"
-        work.mkdir(parents=True, exist_ok=True)
-        compute(work)
-        return self._commit(kind, key, made_of, work, time.perf_counter() - began)
+        while True:
+            began, given = time.perf_counter(), dict(inputs())
+            body = {"schema": SCHEMA, "kind": kind, "key": key, "made_of": made_of, "inputs": given}
+            body["machines"] = self._begin(work, given)
+            write_sealed(work / COMMIT, body)
+            compute(work)
+            if inputs() == given:
+                return self._commit(work, {**body, "seconds": time.perf_counter() - began})
+            shutil.rmtree(work)
 
-    def _commit(self, kind: str, key: str, made_of: Mapping[str, Any], work: Path, seconds: float) -> Artifact:
+    def _begin(self, work: Path, inputs: Mapping[str, str]) -> list[Mapping[str, Any]]:
+        """Keeps what an interrupted try left, if it was of the same inputs. Returns: the machines, its and ours."""
+        try:
+            earlier = read_sealed(work / COMMIT)
+            if (earlier["schema"], earlier["inputs"]) == (SCHEMA, inputs):
+                machines: list[Mapping[str, Any]] = earlier["machines"]
+                if self.machine not in machines:
+                    log.warning("store: %s was begun on another machine, so it is not bit for bit as from one", work)
+                    return [*machines, self.machine]
+                return machines
+        except (Damaged, KeyError):
+            pass
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        return [self.machine]
+
+    def _commit(self, work: Path, body: Mapping[str, Any]) -> Artifact:
         for scratch in work.rglob(f"{fsx.SCRATCH}*"):
             scratch.unlink()
-        (work / COMMIT).unlink(missing_ok=True)  # of a try that got no further
         fsx.sync_tree(work)
         files = {
             path.relative_to(work).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
             for path in sorted(work.rglob("*"))
-            if path.is_file()
+            if path.is_file() and path != work / COMMIT
         }
-        body = {
-            "schema": SCHEMA,
-            "kind": kind,
-            "key": key,
-            "files": files,
-            "made_of": made_of,
-            "machine": self.machine,
-            "seconds": seconds,
-        }
-        write_sealed(work / COMMIT, body)
+        write_sealed(work / COMMIT, {**body, "files": files})
+        kind, key = body["kind"], body["key"]
         target = self.root / kind / key
         target.parent.mkdir(parents=True, exist_ok=True)
         fsx.replace(work, target)
@@ -227,13 +271,16 @@ def committed(folder: Path) -> Artifact:
         )
     if (commit["kind"], commit["key"]) != (folder.parent.name, folder.name):
         raise Damaged(f"{COMMIT} is that of {commit['kind']}/{commit['key']}")
+    if "files" not in commit:
+        raise Damaged(f"{COMMIT} is that of an unfinished one")
     return Artifact(
         commit["kind"],
         commit["key"],
         folder,
         commit["files"],
         commit["made_of"],
-        commit["machine"],
+        commit["inputs"],
+        commit["machines"],
         commit["seconds"],
     )
 

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ def train(
     advance: Advance,
 ) -> Training:
     """Trains `network` in place. Raises: NonFiniteError, before the step that it is about."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _without_launcher():
         trainer = CompletionTrainer(
             settings,
             model=network,
@@ -49,6 +50,22 @@ def train(
     if settings.gradient_checkpointing:
         network.activation_checkpointing_disable()
     return trainer.result(len(examples))
+
+
+@contextmanager
+def _without_launcher() -> Iterator[None]:
+    """What `accelerate launch` and `torchrun` set would make it another training: the settings alone decide."""
+    prefixes, names = (
+        ("ACCELERATE_", "TORCHELASTIC_", "FSDP_"),
+        ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    )
+    theirs = {name: value for name, value in os.environ.items() if name.startswith(prefixes) or name in names}
+    for name in theirs:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(theirs)
 
 
 @dataclass
@@ -69,7 +86,6 @@ class Arguments(TrainingArguments):
 
 def _arguments(settings: Optimization, live: LiveModel, seed: int, scratch: str, network: Network) -> Arguments:
     micro = settings.micro_batch_size or settings.batch_size
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # as a launcher sets it; model.dtype decides
     return Arguments(
         run_device=str(live.device),
         output_dir=scratch,

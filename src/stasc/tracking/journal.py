@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from stasc import fsx
 
+COMPLETE = ("finished", "stopped_empty")  # how a run has ended that did all it was to do
 CRC = b', "crc32": "'  # what parts a line from its checksum, which is always the last field
 
 

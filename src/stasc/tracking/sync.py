@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from stasc.records import Answer, Pair, Question
-from stasc.tracking.journal import read
+from stasc.tracking.journal import COMPLETE, read
 from stasc.tracking.tracker import RunInfo, Tracker
 
 NEEDED = ("name", "group", "variant", "seed", "config")  # of a run_started
-ENDED_WELL = ("finished", "stopped_empty")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Recorded:
             pairs = self.pairs.get(entry["n"], ())
             kept = [pair for pair, was_kept in pairs if was_kept]
             arrived &= tracker.iteration(entry, [pair for pair, _ in pairs], kept)
-        return tracker.finish(self.status, self.status not in ENDED_WELL, self.entries) and arrived
+        return tracker.finish(self.status, self.status not in COMPLETE, self.entries) and arrived
 
 
 def load(folder: Path) -> Recorded:

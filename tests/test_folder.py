@@ -1,0 +1,107 @@
+"""A finished run's folder: what is damaged there is found, told and written anew; what is whole is left alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from fake_lm import fake_experiment, results, run_fake, use_fakes
+from test_store import computed, flip, told, truncate, zero
+
+from stasc.tracking import read
+
+composed = cache(fake_experiment)
+RESULTS = ("outcomes.jsonl", "pairs.jsonl", "summary.json", "model/model.safetensors", "model/tokenizer.json")
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    """The folder of a run of one iteration."""
+    use_fakes(monkeypatch, folder / "base")
+    run_fake(composed("iterations=1"), folder / "run")
+    return folder / "run"
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def starts(folder: Path) -> int:
+    return sum(event["event"] == "run_started" for event in read(folder / "journal.jsonl"))
+
+
+def test_a_whole_one_is_left_as_it_is(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = everything(finished)
+    run_fake(composed("iterations=1"), finished)
+    assert everything(finished) == before
+    assert told(caplog) == []
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, zero])
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_damaged_file_is_set_aside_and_written_anew(
+    name: str, damage: Callable[[Path], None], finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, victim = results(finished), finished / name
+    copy = victim.read_bytes()
+    victim.unlink()  # the model's is the store's own
+    victim.write_bytes(copy)
+    damage(victim)
+    run_fake(composed("iterations=1"), finished)
+    assert results(finished) == expected
+    (warning,) = told(caplog)
+    aside = f"{name.partition('/')[0]}.corrupt-1"
+    assert str(finished) in warning and warning.endswith(f"set aside as {aside}")
+    assert (finished / aside).exists()
+    assert computed(finished) == set()
+    assert starts(finished) == 2
+    run_fake(composed("iterations=1"), finished)
+    assert starts(finished) == 2
+
+
+@pytest.mark.parametrize("name", [*RESULTS, "model"])
+def test_what_is_missing_is_written_anew(name: str, finished: Path) -> None:
+    expected, victim = results(finished), finished / name
+    shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
+    run_fake(composed("iterations=1"), finished)
+    assert results(finished) == expected
+    assert computed(finished) == set()
+
+
+@pytest.mark.parametrize("line", [0, 3, -1])
+def test_a_damaged_journal_does_not_let_another_run_in(
+    line: int, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = results(finished)
+    journal = finished / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b'"event"', b'"evant"')
+    journal.write_bytes(b"".join(lines))
+    with pytest.raises(ValueError, match="holds another run"):
+        run_fake(composed("iterations=1", "filter.margin=0.1"), finished)
+    assert results(finished) == expected
+    assert len(told(caplog)) == 1
+    run_fake(composed("iterations=1", "store.resume=must"), finished)
+    assert results(finished) == expected
+    assert starts(finished) == 1, "the other was set aside"
+
+
+def test_a_folder_of_another_version_is_refused_by_name(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    (finished / "summary.json").write_text(json.dumps({**summary, "schema": 2}))
+    before = everything(finished)
+    with pytest.raises(ValueError, match=rf"{finished}/summary\.json has schema 2, and this version of stasc reads 1"):
+        run_fake(composed("iterations=1"), finished)
+    assert everything(finished) == before
+
+
+def test_what_a_crash_left_goes(finished: Path) -> None:
+    (finished / ".tmp-ab12-summary.json").write_text("half")
+    (finished / ".tmp-model").mkdir()
+    (finished / "model" / "tokenizer.json").unlink()
+    run_fake(composed("iterations=1"), finished)
+    assert not list(finished.glob(".tmp-*"))
