@@ -1,18 +1,18 @@
 """How is a model fine-tuned on the corrections that were kept? Full weights, LoRA, or LoRA on a 4-bit base.
 
 The loss is the negative log-likelihood of y2 given (x, y1), per trained token; prompts carry none. Trainer of
-`transformers` and `peft` do the work; ours are the labels, and logits at the trained positions only.
+`transformers` and `peft` do the work; ours are batches that compute nothing twice, and only the logits that are needed.
 
-Shapes: B examples, T tokens, C trained positions.
+Shapes: B rows, T tokens, K positions with logits, E trained tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from stasc import fsx
 from stasc.check import expect
@@ -20,13 +20,13 @@ from stasc.model import LiveModel, Model
 from stasc.records import Advance
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from stasc.model import Network
 
-IGNORE = -100
 _OPTIMIZERS = (
     "adamw_torch",
     "adamw_torch_fused",
@@ -37,6 +37,8 @@ _OPTIMIZERS = (
     "sgd",
 )
 _ON_NONFINITE = ("abort", "skip_step")
+_LOSS_PER = ("token", "example")
+_SHUFFLE = ("prompts", "examples")
 _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
@@ -53,7 +55,8 @@ class Example:
 class Training:
     """What a fine-tuning did: mean loss per trained token, optimizer steps, trained tokens, examples.
 
-    Neither loss nor steps nor tokens count what was `skipped`: steps whose loss or gradient was not finite.
+    `micro_batch_tokens` is how many tokens it computed at once, at most: fewer than it began with after it ran out of
+    memory. Neither loss nor steps nor tokens count what was `skipped`: steps whose loss or gradient was not finite.
     """
 
     loss: float
@@ -61,6 +64,7 @@ class Training:
     tokens: int
     examples: int
     skipped: int
+    micro_batch_tokens: int
 
 
 class NonFiniteError(FloatingPointError):
@@ -76,6 +80,10 @@ class Optimization:
     epochs: int
     batch_size: int
     micro_batch_size: int | None
+    micro_batch_tokens: int | None
+    packing: bool
+    loss_per: str
+    shuffle: str
     optimizer: str
     schedule: str
     warmup_ratio: float
@@ -95,10 +103,12 @@ class Optimization:
         expect("finetune.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
         expect("finetune.epochs", self.epochs, self.epochs >= 1, "at least 1")
         expect("finetune.batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
-        divides = self.micro_batch_size is None or (
-            self.micro_batch_size >= 1 and self.batch_size % self.micro_batch_size == 0
-        )
-        expect("finetune.micro_batch_size", self.micro_batch_size, divides, f"null or a divisor of {self.batch_size}")
+        some = self.micro_batch_size is None or self.micro_batch_size >= 1
+        expect("finetune.micro_batch_size", self.micro_batch_size, some, "null or at least 1")
+        enough = self.micro_batch_tokens is None or self.micro_batch_tokens >= 1
+        expect("finetune.micro_batch_tokens", self.micro_batch_tokens, enough, "null or at least 1")
+        expect("finetune.loss_per", self.loss_per, self.loss_per in _LOSS_PER, f"one of {', '.join(_LOSS_PER)}")
+        expect("finetune.shuffle", self.shuffle, self.shuffle in _SHUFFLE, f"one of {', '.join(_SHUFFLE)}")
         expect("finetune.optimizer", self.optimizer, self.optimizer in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}")
         expect("finetune.schedule", self.schedule, self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
         expect("finetune.warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "0 <= ratio < 1")
@@ -233,46 +243,78 @@ class QLora(Lora):
     four_bit: ClassVar[bool] = True
 
 
-def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """A batch whose completions end at the same column, so that the last positions are the ones to compute logits for.
+@dataclass(frozen=True)
+class Batch:
+    """Examples as a network computes them: `inputs` are its arguments, and the rest says what is trained.
 
-    Returns: `input_ids`, `attention_mask`, `position_ids` (B, T), padded on the left; `labels` (B, C), the last C
-        columns of the input: the completion's ids, IGNORE elsewhere and always in the first column.
-    Raises: ValueError if an example has no token to train on, or no prompt, naming it.
+    Trained token e (of E) has the id `labels[e]`, is predicted by the logits at `rows[e]`, `columns[e]`, weighs
+    `weights[e]` in the loss, and is that of `counts[e]` examples.
+    """
+
+    inputs: dict[str, Any]
+    rows: Tensor
+    columns: Tensor
+    labels: Tensor
+    weights: Tensor
+    counts: Tensor
+    examples: Sequence[Example]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        moved = {name: value.to(device) if hasattr(value, "to") else value for name, value in self.inputs.items()}
+        tensors = {name: getattr(self, name).to(device) for name in ("rows", "columns", "labels", "weights", "counts")}
+        return replace(self, inputs=moved, **tensors)
+
+
+def collate(examples: Sequence[Example], weights: Sequence[float]) -> Batch:
+    """A batch with a row for each example, padded on the left: all logits that are needed stand in the last columns.
+
+    Args:
+        weights: of each trained token of an example.
     """
     import torch
 
-    for example in examples:
-        if not example.completion or not example.prompt:
-            raise ValueError(f"{example.id}: no token to train on, its correction or its prompt is empty")
-    whole = [example.prompt + example.completion for example in examples]
+    whole = [example.prompt + example.completion[:-1] for example in examples]
     width = max(len(ids) for ids in whole)
-    trained = 1 + max(len(example.completion) for example in examples)
+    kept = max(len(example.completion) for example in examples)
 
-    def left_padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> Tensor:
-        return torch.tensor([[fill] * (width - len(row)) + list(row) for row in rows])
+    def left_padded(rows: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
 
-    mask_BT = left_padded([[1] * len(ids) for ids in whole], width, 0)
-    return {
-        "input_ids": left_padded(whole, width, 0),
-        "attention_mask": mask_BT,
-        "position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0),
-        "labels": left_padded([example.completion for example in examples], trained, IGNORE),
-    }
+    mask_BT = left_padded([[1] * len(ids) for ids in whole])
+    lengths = [len(example.completion) for example in examples]
+    return Batch(
+        inputs={
+            "input_ids": left_padded(whole),
+            "attention_mask": mask_BT,
+            "position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0),
+            "logits_to_keep": kept,
+        },
+        rows=torch.tensor([row for row, length in enumerate(lengths) for _ in range(length)]),
+        columns=torch.tensor([column for length in lengths for column in range(kept - length, kept)]),
+        labels=torch.tensor([id_ for example in examples for id_ in example.completion]),
+        weights=torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor(lengths)),
+        counts=torch.ones(sum(lengths), dtype=torch.float64),
+        examples=list(examples),
+    )
 
 
-def loss_sum(network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Summed negative log-likelihood of the trained tokens, float32 or wider; logits are computed only for them."""
+def token_losses(network: nn.Module, batch: Batch) -> Tensor:
+    """Negative log-likelihood of each trained token (E,), float32 or wider; logits are computed only for them."""
     import torch
     from torch.nn import functional
 
-    labels_BC = batch["labels"]
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-    logits_BCV = network(**inputs, use_cache=False, logits_to_keep=labels_BC.shape[1]).logits
-    next_BC = labels_BC[:, 1:]  # a position predicts the token after it
-    logits = logits_BCV[:, :-1][next_BC != IGNORE]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(logits, next_BC[next_BC != IGNORE], reduction="sum")
+    logits_BKV = network(**batch.inputs, use_cache=False).logits
+    logits_EV = logits_BKV[batch.rows, batch.columns]
+    logits_EV = logits_EV.to(torch.promote_types(logits_EV.dtype, torch.float32))
+    return functional.cross_entropy(logits_EV, batch.labels, reduction="none")
+
+
+def loss_weights(examples: Sequence[Example], per: str) -> list[float]:
+    """What each trained token of an example weighs in a step's loss, which is a mean per `token` or per `example`."""
+    if per == "token":
+        return [1 / sum(len(example.completion) for example in examples)] * len(examples)
+    return [1 / len(example.completion) / len(examples) for example in examples]
 
 
 def steps(settings: Optimization, examples: int) -> int:

@@ -63,6 +63,7 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings(  # one that holds M_0 in 4 bits makes it another model
         "finetune.", "_target_ learning_rate epochs batch_size micro_batch_size optimizer schedule", "finetune"
     ),
+    **_settings("finetune.", "micro_batch_tokens packing shuffle loss_per", "finetune"),
     **_settings("finetune.", "warmup_ratio weight_decay max_grad_norm gradient_checkpointing", "finetune"),
     **_settings("finetune.", "on_nonfinite max_skipped_steps", "finetune"),
     **_settings("finetune.", "rank alpha dropout target_modules dora rslora", "finetune"),
@@ -143,7 +144,7 @@ class Recipes:
             "finetune": self._part("finetune"),
             "template": self.template,
             "numerics": self.numerics,
-            "code": code("stasc.stages", "stasc.trainer", "stasc.model", "stasc.chat", "stasc.prompt"),
+            "code": code("stasc.stages", "stasc.trainer", "stasc.packing", "stasc.model", "stasc.chat", "stasc.prompt"),
         }
 
     def _sampled(self, model: str, split: Split, n: int, samples: int) -> Description:

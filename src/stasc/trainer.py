@@ -6,17 +6,27 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from stasc.finetune import Example, NonFiniteError, Optimization, Training, collate, loss_sum
+from stasc import packing
+from stasc.finetune import (
+    Example,
+    NonFiniteError,
+    Optimization,
+    Training,
+    collate,
+    loss_weights,
+    token_losses,
+)
 from stasc.records import Advance
 
 if TYPE_CHECKING:
@@ -33,18 +43,24 @@ def train(
     seed: int,
     advance: Advance,
 ) -> Training:
-    """Trains `network` in place. Raises: NonFiniteError, before the step that it is about."""
+    """Trains `network` in place.
+
+    Raises: NonFiniteError, before the step that it is about; ValueError naming an example without prompt or completion.
+    """
+    for example in examples:
+        if not example.completion or not example.prompt:
+            raise ValueError(f"{example.id}: no token to train on, its correction or its prompt is empty")
     with tempfile.TemporaryDirectory() as scratch, _without_launcher():
         trainer = CompletionTrainer(
+            network,
+            list(examples),
             settings,
-            model=network,
+            live.dtype,
             args=_arguments(settings, live, seed, scratch, network),
-            train_dataset=list(examples),
-            data_collator=lambda batch: {**collate(batch), "examples": list(batch)},
+            data_collator=lambda batch: {"examples": list(batch)},
             callbacks=[Told(advance)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.model_accepts_loss_kwargs = True  # so that it counts them
         trainer.train()
         trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     if settings.gradient_checkpointing:
@@ -85,14 +101,12 @@ class Arguments(TrainingArguments):
 
 
 def _arguments(settings: Optimization, live: LiveModel, seed: int, scratch: str, network: Network) -> Arguments:
-    micro = settings.micro_batch_size or settings.batch_size
     return Arguments(
         run_device=str(live.device),
         output_dir=scratch,
         seed=seed,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // micro,
+        per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup_ratio,
@@ -115,27 +129,55 @@ def _arguments(settings: Optimization, live: LiveModel, seed: int, scratch: str,
 
 
 class CompletionTrainer(Trainer):
-    """Trains on the mean loss per trained token of a step, over all its micro-batches, where that is finite."""
+    """Trains on the mean loss of a step, over all its micro-batches, where that is finite."""
 
-    def __init__(self, settings: Optimization, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, network: Network, examples: list[Example], settings: Optimization, dtype: torch.dtype, **kwargs: Any
+    ) -> None:
+        super().__init__(model=network, train_dataset=examples, **kwargs)
         self.settings = settings
         self.sums: list[Tensor] = []  # of the loss, by micro-batch of the steps that were taken
         self.steps = self.tokens = 0  # of these
         self.skipped = self.overflows = 0  # the others: by our own policy, and by the scaling that float16 needs
-        self._micro_batches: list[tuple[Tensor, list[Example]]] = []  # of the step at hand, with their summed loss
+        self.most_tokens = settings.micro_batch_tokens or packing.worthwhile(network)
+        longest = max(len(example.prompt) + len(example.completion) for example in examples)
+        self._mask = packing.mask_dtype(network, dtype, longest) if settings.packing else None
+        self._micro_batches: list[tuple[Tensor, Sequence[Example]]] = []  # of the step at hand, with their summed loss
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        assert num_items_in_batch is not None  # the trained tokens of all micro-batches of this step
-        summed = loss_sum(model, inputs)
-        self._micro_batches.append((summed.detach().double(), inputs["examples"]))
-        return summed / num_items_in_batch
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        examples = cast("list[Example]", self.train_dataset)
+        prompts = [example.prompt for example in examples]
+        return Shuffled(prompts if self.settings.shuffle == "prompts" else range(len(examples)), self.args.seed)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: object = None) -> Tensor:
+        """Adds up the gradient of a step, micro-batch by micro-batch; in smaller ones if memory does not suffice."""
+        model.train()
+        examples = inputs["examples"]
+        while True:
+            try:
+                return self._accumulate(model, examples)
+            except torch.OutOfMemoryError:
+                if self.most_tokens <= max(len(example.prompt) for example in examples):
+                    raise
+            self.most_tokens //= 2  # here, where the error no longer holds what it was computing
+            log.warning("out of memory: fine-tuning goes on with %d tokens at once", self.most_tokens)
+            self._micro_batches.clear()
+            model.zero_grad()
+
+    def _accumulate(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        weights = loss_weights(examples, self.settings.loss_per)
+        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
+        for part in packing.parts(examples, self.most_tokens, self.settings.micro_batch_size):
+            some, weigh = [examples[index] for index in part], [weights[index] for index in part]
+            batch = packing.tree(some, weigh, self._mask) if self._mask else collate(some, weigh)
+            batch = batch.to(self.args.device)
+            with self.compute_loss_context_manager():
+                losses = token_losses(model, batch)
+                loss = (losses * batch.weights.to(losses.dtype)).sum()
+            self.accelerator.backward(loss)
+            self._micro_batches.append(((losses.detach().double() * batch.counts).sum(), some))
+            total += loss.detach()
+        return total
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm before clipping. It is asked for once a step, right before the optimizer's turn."""
@@ -190,7 +232,25 @@ class CompletionTrainer(Trainer):
         assert self.steps + skipped == self.state.global_step  # each was looked at
         if not self.steps:
             raise NonFiniteError(f"none of {skipped} steps had a finite loss and gradient: {self._advice()}")
-        return Training(torch.stack(self.sums).sum().item() / self.tokens, self.steps, self.tokens, examples, skipped)
+        loss = torch.stack(self.sums).sum().item() / self.tokens
+        return Training(loss, self.steps, self.tokens, examples, skipped, self.most_tokens)
+
+
+class Shuffled(Sampler[int]):
+    """Another order each epoch, in which equal things stand together: batches then have much in common."""
+
+    def __init__(self, things: Sequence[Hashable], seed: int) -> None:
+        groups: dict[Hashable, list[int]] = {}
+        for index, thing in enumerate(things):
+            groups.setdefault(thing, []).append(index)
+        self._groups, self._generator = list(groups.values()), torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups))
+
+    def __iter__(self) -> Iterator[int]:
+        for group in torch.randperm(len(self._groups), generator=self._generator).tolist():
+            yield from self._groups[group]
 
 
 class Told(TrainerCallback):
