@@ -1,13 +1,19 @@
-"""What all tests share: a cache of their own, no account, no network."""
+"""What all tests share: a cache of their own, no account, no network; and fixtures of several files."""
 
 from __future__ import annotations
 
+import gc
+import importlib
+import logging
 import os
+import sys
 import tempfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tracked import FakeWandb
 from zygote import Zygote, zygote
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
@@ -48,3 +54,51 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     """Runs the command, with a cache of its own."""
     with zygote(tmp_path_factory.getbasetemp() / "cache") as running:
         yield running
+
+
+# Training
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """M_0: the tiny model."""
+    from stasc import sources
+
+    return sources.fetch("tiny:0", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def quick_collections() -> Iterator[None]:
+    """A training ends in a full garbage collection, which takes its time over all that was ever imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+# Tracking
+
+
+@pytest.fixture
+def nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """W&B sees a user's home that is empty, and leaves no service behind."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / ".netrc"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    if isinstance(sys.modules.get("wandb"), types.ModuleType) and hasattr(sys.modules["wandb"], "__path__"):
+        sys.modules["wandb"].teardown()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[FakeWandb]:
+    """What a run takes for wandb."""
+    caplog.set_level(logging.INFO)
+    importlib.import_module("wandb")  # now: a call that was left behind must not do it beside a later test
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    yield fake
+    fake.released.set()
