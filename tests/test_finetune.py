@@ -20,7 +20,7 @@ from stasc.model import M_0, LiveModel, Model
 pytestmark = pytest.mark.usefixtures("quick_collections")
 
 
-# What is written.
+# The trained model.
 
 
 def test_a_fully_trained_model_reloads_as_it_is_in_memory(base: str, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -35,33 +36,30 @@ def poison(monkeypatch: pytest.MonkeyPatch, what: str, value: float, ids: str = 
     monkeypatch.setattr(trainer, "loss_sum", poisoned)
 
 
-each_fault = pytest.mark.parametrize(
-    ("what", "value", "said"),
-    [
-        ("loss", math.nan, "the loss is nan"),
-        ("loss", -math.inf, "the loss is -inf"),
-        ("gradient", math.nan, "the norm of the gradient is nan"),
-        ("gradient", math.inf, "the norm of the gradient is (nan|inf)"),
-    ],
-    ids=["nan loss", "infinite loss", "nan gradient", "infinite gradient"],
-)
+FAULTS = {
+    "nan loss": ("loss", math.nan, "the loss is nan"),
+    "infinite loss": ("loss", -math.inf, "the loss is -inf"),
+    "nan gradient": ("gradient", math.nan, "the norm of the gradient is nan"),
+    "infinite gradient": ("gradient", math.inf, "the norm of the gradient is (nan|inf)"),
+}
 BAD, GOOD = EXAMPLES[3], EXAMPLES[0]
+each_training = pytest.mark.parametrize(
+    ("max_grad_norm", "method"), list(itertools.product([0.0, 1.0], ["full", "lora"]))
+)
 
 
-@each_fault
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
-def test_what_is_not_finite_is_stopped_before_the_step_and_nothing_is_written(
-    base: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    max_grad_norm: float,
-    what: str,
-    value: float,
-    said: str,
-):
+@pytest.fixture(params=FAULTS)
+def said(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is to be said of the bad example, which each fault in turn poisons."""
+    what, value, said = FAULTS[request.param]
     poison(monkeypatch, what, value)
+    return said
+
+
+@each_training
+def test_what_is_not_finite_is_stopped_before_the_step_and_nothing_is_written(
+    base: str, tmp_path: Path, method: str, max_grad_norm: float, said: str
+):
     live = make_live(base)
     settings = make(method, optimizer="adamw_torch", weight_decay=0.1, max_grad_norm=max_grad_norm)
     with pytest.raises(NonFiniteError, match=rf"^{said} at step 1, on d: lower finetune\.learning_rate \(0\.05\)"):
@@ -81,20 +79,11 @@ def test_a_message_names_the_examples_of_the_loss_or_all_those_of_the_gradient(
         train(settings, make_live(base), tmp_path / "1")
 
 
-@each_fault
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+@pytest.mark.usefixtures("said")
+@each_training
 def test_a_skipped_step_leaves_weights_and_optimizer_as_if_it_had_not_been(
-    base: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
-    max_grad_norm: float,
-    what: str,
-    value: float,
-    said: str,
+    base: str, tmp_path: Path, method: str, max_grad_norm: float
 ):
-    poison(monkeypatch, what, value)
     check_skips(base, tmp_path, torch.float64, method, optimizer="adamw_torch", max_grad_norm=max_grad_norm)
 
 
@@ -189,21 +178,16 @@ def test_a_gradient_that_overflows_for_its_scale_is_left_to_the_scaler(
     assert_same(weights(live.load(model)), unscaled)
 
 
-def test_a_gradient_that_is_not_finite_at_any_scale_is_stopped(
-    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("what", "step"), [("loss", 1), ("gradient", 3)], ids=["loss, at once", "gradient, once its scale is 1"]
+)
+def test_what_is_not_finite_at_any_scale_is_stopped(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, step: int
 ):
-    poison(monkeypatch, "gradient", math.nan)
+    """A gradient may overflow for its scale, which is 4 and 2 before; a loss can't."""
+    poison(monkeypatch, what, math.nan)
     scale_losses(monkeypatch, 4.0)
-    with pytest.raises(NonFiniteError, match="gradient is nan at step 3, on d"):  # after 4 and 2
-        train(make("full", epochs=5), make_live(base), tmp_path / "1", examples=[BAD])
-
-
-def test_a_loss_that_is_not_finite_is_stopped_at_every_scale(
-    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    poison(monkeypatch, "loss", math.nan)
-    scale_losses(monkeypatch, 4.0)
-    with pytest.raises(NonFiniteError, match="loss is nan at step 1, on d"):
+    with pytest.raises(NonFiniteError, match=f"{what} is nan at step {step}, on d"):
         train(make("full", epochs=5), make_live(base), tmp_path / "1", examples=[BAD])
 
 
