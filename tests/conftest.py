@@ -17,6 +17,7 @@ from tracked import FakeWandb
 from zygote import Zygote, zygote
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch does: threads of a tiny model wait for each other
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,14 @@ def _alone(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch
     monkeypatch.setenv("NETRC", str(home / "netrc"))
     monkeypatch.setenv("STASC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("STASC_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    """A training ends in a full garbage collection, which takes its time over all that was ever imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +59,10 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Runs the command, with a cache of its own."""
-    with zygote(tmp_path_factory.getbasetemp() / "cache") as running:
+def command() -> Iterator[Zygote]:
+    """Runs the command in a process of its own, without the seconds that a new one takes."""
+    with zygote() as running:
         yield running
-
-
-# Training
 
 
 @pytest.fixture(scope="session")
@@ -65,17 +71,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     from stasc import sources
 
     return sources.fetch("tiny:0", tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def quick_collections() -> Iterator[None]:
-    """A training ends in a full garbage collection, which takes its time over all that was ever imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-# Tracking
 
 
 @pytest.fixture

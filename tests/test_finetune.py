@@ -17,9 +17,6 @@ from safetensors.torch import load_file
 from stasc.finetune import Optimization
 from stasc.model import M_0, LiveModel, Model
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
-
 # The trained model.
 
 

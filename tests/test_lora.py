@@ -18,9 +18,6 @@ from safetensors.torch import load_file
 from stasc.finetune import Example, Lora, Training
 from stasc.model import M_0, LiveModel
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
-
 # LoRA.
 
 

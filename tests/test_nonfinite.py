@@ -18,8 +18,6 @@ from stasc import trainer
 from stasc.finetune import NonFiniteError, Training, loss_sum
 from stasc.model import M_0, LiveModel
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: str, value: float, ids: str = "d") -> None:
     """Makes the loss of some examples `value` and leaves its gradient as it is, or the other way round."""

@@ -29,8 +29,6 @@ from torch import Tensor
 from stasc.finetune import Example, Full, Lora, Training, steps
 from stasc.model import M_0, Model
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 def test_one_step_moves_the_weights_against_the_gradient_of_the_mean_loss(base: str, tmp_path: Path):
     expected = read(base)
