@@ -683,37 +683,33 @@ def test_files_without_a_secret_stay_as_hydra_wrote_them(command: Zygote, tmp_pa
 # Signals
 
 
-def stopped(cwd: Path, number: signal.Signals, *arguments: str) -> tuple[int, str, Path]:
+def stopped(command: Zygote, cwd: Path, number: signal.Signals, *arguments: str) -> tuple[int, str, Path]:
     """Status, standard error and folder of a long run, which gets the signal after its first iteration."""
     (cwd / "paying.py").write_text(PAID)
     endless = ["+reward={_target_: paying.paid, _partial_: true}", "~reward", "filter=lenient", "iterations=300"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stasc.run", *arguments, *TINY, *endless, "patience=300"],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
     journal: list[Path] = []
-    deadline = time.monotonic() + 120
-    while not any('"iteration", "n": 1,' in path.read_text() for path in journal):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-        journal = list(cwd.rglob("journal.jsonl"))
-    began = time.monotonic()
-    process.send_signal(number)
-    _, told = process.communicate(timeout=60)
-    assert time.monotonic() - began < 30
-    return process.returncode, told, journal[0].parent
+    sent_s = 0.0
+
+    def send(pid: int) -> None:
+        nonlocal journal, sent_s
+        deadline = time.monotonic() + 120
+        while not any('"iteration", "n": 1,' in path.read_text() for path in journal):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            journal = list(cwd.rglob("journal.jsonl"))
+        sent_s = time.monotonic()
+        os.kill(pid, number)
+
+    ran = command.run(cwd, *arguments, *TINY, *endless, "patience=300", meanwhile=send)
+    assert time.monotonic() - sent_s < 30
+    return ran.returncode, ran.stderr, journal[0].parent
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_in_order(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    code, told, folder = stopped(tmp_path, number)
+def test_a_signal_ends_a_run_in_order(number: signal.Signals, status: int, command: Zygote, tmp_path: Path) -> None:
+    code, told, folder = stopped(command, tmp_path, number)
     assert code == status and told.splitlines()[-1] == f"stopped by {number.name}"
     *_, ended = read(folder / "journal.jsonl")
     assert (ended["event"], ended["status"], ended["error"]) == ("run_ended", "interrupted", number.name)
@@ -722,8 +718,8 @@ def test_a_signal_ends_a_run_in_order(number: signal.Signals, status: int, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-def test_a_signal_ends_the_whole_sweep(tmp_path: Path) -> None:
-    code, _, folder = stopped(tmp_path, signal.SIGTERM, "--multirun", "seed=0,1")
+def test_a_signal_ends_the_whole_sweep(command: Zygote, tmp_path: Path) -> None:
+    code, _, folder = stopped(command, tmp_path, signal.SIGTERM, "--multirun", "seed=0,1")
     assert code == 143 and folder.name.startswith("ENE-seed0-")
     assert [path.name for path in folder.parent.glob("*-seed*")] == [folder.name]
 
@@ -748,27 +744,37 @@ def mistaken(answer, references):
 """
 
 
-def terminated(cwd: Path, reward: str, *times: str) -> int:
+def terminated(command: Zygote, cwd: Path, reward: str, *times: str) -> int:
     """The return code of a sweep whose reward does not bear a signal, which gets one as each of these files appears."""
     (cwd / "staying.py").write_text(STAYING)
     settings = [*TINY, "~reward", f"+reward={{_target_: staying.{reward}, _partial_: true}}", "sweep.name=two"]
-    process = subprocess.Popen([sys.executable, "-m", "stasc.run", "--multirun", *settings, "seed=0,1"], cwd=cwd)
-    for name in times:
-        while not (cwd / name).exists():
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.terminate()
-    return process.wait(timeout=10)
+    sent_s = 0.0
+
+    def send(pid: int) -> None:
+        nonlocal sent_s
+        deadline = time.monotonic() + 120
+        for name in times:
+            while not (cwd / name).exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            sent_s = time.monotonic()
+            os.kill(pid, signal.SIGTERM)
+
+    ran = command.run(cwd, "--multirun", *settings, "seed=0,1", meanwhile=send)
+    assert time.monotonic() - sent_s < 10
+    return ran.returncode
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-def test_a_second_signal_ends_a_run_at_once(tmp_path: Path) -> None:
-    assert terminated(tmp_path, "stubborn", "asked", "asked again") == -signal.SIGTERM
+def test_a_second_signal_ends_a_run_at_once(command: Zygote, tmp_path: Path) -> None:
+    assert terminated(command, tmp_path, "stubborn", "asked", "asked again") == -signal.SIGTERM
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-def test_a_signal_that_a_job_took_for_an_error_of_its_own_ends_the_sweep_all_the_same(tmp_path: Path) -> None:
-    assert terminated(tmp_path, "mistaken", "asked") == 143
+def test_a_signal_that_a_job_took_for_an_error_of_its_own_ends_the_sweep_all_the_same(
+    command: Zygote, tmp_path: Path
+) -> None:
+    assert terminated(command, tmp_path, "mistaken", "asked") == 143
     assert len(list((tmp_path / "multirun" / "two").glob("*-seed*"))) == 1

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +50,17 @@ class Zygote:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, folder: Path, *arguments: str, kill: Kill | None = None) -> Ran:
-        """`python -m stasc.run` in `folder`, which also gets a store, and in the environment as it is now."""
+    def run(
+        self,
+        folder: Path,
+        *arguments: str,
+        kill: Kill | None = None,
+        meanwhile: Callable[[int], None] = lambda pid: None,
+    ) -> Ran:
+        """`python -m stasc.run` in `folder`, which also gets a store, and in the environment as it is now.
+
+        While it runs, `meanwhile` is called with the id of its process.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "STASC_STORE": str(folder / "store")}
         with tempfile.TemporaryDirectory(dir=MEMORY) as told:
@@ -59,6 +68,13 @@ class Zygote:
             assert self._process.stdin and self._process.stdout
             self._process.stdin.write(json.dumps({**order, "kill": kill}) + "\n")
             self._process.stdin.flush()
+            pid = json.loads(self._process.stdout.readline())
+            try:
+                meanwhile(pid)
+            except BaseException:
+                os.kill(pid, signal.SIGKILL)
+                self._process.stdout.readline()
+                raise
             ended = json.loads(self._process.stdout.readline())
             return Ran(**ended, **{name: Path(told, name).read_text() for name in ("stdout", "stderr")})
 
@@ -93,6 +109,7 @@ def _serve() -> None:
             os.environ.clear()
             os.environ.update(order["environment"])
             _command(Path(order["folder"]), order["arguments"], Path(order["told"]))
+        print(child, flush=True)
         status = _wait(child, order["kill"] and Kill(*order["kill"]))
         print(json.dumps({"returncode": status, "seconds": time.perf_counter() - began}), flush=True)
 
@@ -120,6 +137,7 @@ def _command(folder: Path, arguments: list[str], told: Path) -> None:
     code: Any = 1
     try:
         os.chdir(folder)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(told / name, os.O_WRONLY | os.O_CREAT), number)
