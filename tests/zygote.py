@@ -72,7 +72,8 @@ class Zygote:
             try:
                 meanwhile(pid)
             except BaseException:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
                 self._process.stdout.readline()
                 raise
             ended = json.loads(self._process.stdout.readline())
