@@ -1,16 +1,23 @@
-"""What all tests share: a cache of their own, no account, no network."""
+"""What all tests share: a cache of their own, no account, no network; and fixtures of several files."""
 
 from __future__ import annotations
 
+import gc
+import importlib
+import logging
 import os
+import sys
 import tempfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tracked import FakeWandb
 from zygote import Zygote, zygote
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch does: threads of a tiny model wait for each other
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +31,14 @@ def _alone(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch
     monkeypatch.setenv("NETRC", str(home / "netrc"))
     monkeypatch.setenv("STASC_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("STASC_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    """A training ends in a full garbage collection, which takes its time over all that was ever imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +59,41 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Runs the command, with a cache of its own."""
-    with zygote(tmp_path_factory.getbasetemp() / "cache") as running:
+def command() -> Iterator[Zygote]:
+    """Runs the command in a process of its own, without the seconds that a new one takes."""
+    with zygote() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """M_0: the tiny model."""
+    from stasc import sources
+
+    return sources.fetch("tiny:0", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """W&B sees a user's home that is empty, and leaves no service behind."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / ".netrc"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    if isinstance(sys.modules.get("wandb"), types.ModuleType) and hasattr(sys.modules["wandb"], "__path__"):
+        sys.modules["wandb"].teardown()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[FakeWandb]:
+    """What a run takes for wandb."""
+    caplog.set_level(logging.INFO)
+    importlib.import_module("wandb")  # now: a call that was left behind must not do it beside a later test
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    yield fake
+    fake.released.set()

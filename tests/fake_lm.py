@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,11 +139,15 @@ def fake_experiment(*overrides: str) -> Experiment:
     return replace(real, engine=FakeEngine(real.engine.batch_size), finetune=tune)
 
 
+versions = functools.cache(runner.provenance.versions)  # to read them takes a quarter of such a run
+
+
 def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     """From now on, runs load no model."""
     monkeypatch.setattr(preparation, "_prepare", lambda experiment: (FakeChat(), FakeLive(base)))
     monkeypatch.setattr(runner.provenance, "commit", lambda: None)  # git takes longer than the whole run
     monkeypatch.setattr(runner.provenance, "machine", lambda device: {"processor": ROUNDING, "threads": 1})
+    monkeypatch.setattr(runner.provenance, "versions", versions)
 
 
 def results(folder: Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig
+from zygote import Zygote
 
 from stasc.build import build_experiment
 from stasc.console import Console
@@ -83,14 +84,23 @@ def without_times(summary: dict[str, Any]) -> dict[str, Any]:
     return {**summary, "iterations": [{**entry, "seconds": None} for entry in summary["iterations"]]}
 
 
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all combinations, whose first iterations are the same in many."""
+    return tmp_path_factory.mktemp("shared") / "store"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("start", ["fixed", "evolving"])
 @pytest.mark.parametrize("filter_", ["strict", "lenient", "maintaining"])
 @pytest.mark.parametrize("init", ["fixed", "evolving"])
-def test_every_combination_of_choices_runs(init: str, filter_: str, start: str, finetune: str, tmp_path: Path) -> None:
+def test_every_combination_of_choices_runs(
+    init: str, filter_: str, start: str, finetune: str, tmp_path: Path, shared_store: Path
+) -> None:
     choices = [f"init={init}", f"filter={filter_}", f"start={start}", f"finetune={finetune}"]
-    summary = run_tiny(tmp_path / "run", *choices, "iterations=2", "patience=2", "dataset.n_train=6")
+    shared = [f"store.dir={shared_store}", "store.keep_models=all"]
+    summary = run_tiny(tmp_path / "run", *choices, *shared, "iterations=2", "patience=2", "dataset.n_train=6")
     letters = {"fixed": "F", "evolving": "E", "strict": "I", "lenient": "N", "maintaining": "M"}
     assert summary["variant"] == letters[init] + letters[filter_] + letters[start] + (
         "" if finetune == "full" else f"-{finetune}"
@@ -307,8 +317,8 @@ def test_a_run_from_the_command_line_ends_with_the_table(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_each_combination_in_a_folder_of_its_own(tmp_path: Path) -> None:
-    answer = stasc(
+def test_a_sweep_runs_each_combination_in_a_folder_of_its_own(command: Zygote, tmp_path: Path) -> None:
+    answer = command.run(
         tmp_path, "--multirun", *TINY, "filter=strict,lenient", "init=fixed,evolving", "sweep.name=four", "iterations=1"
     )
     assert answer.returncode == 0, answer.stderr
@@ -317,13 +327,13 @@ def test_a_sweep_runs_each_combination_in_a_folder_of_its_own(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_an_error_is_one_line_and_an_exit_status(tmp_path: Path) -> None:
-    answer = stasc(tmp_path, *TINY, "sampling.temperature=-1")
+def test_an_error_is_one_line_and_an_exit_status(command: Zygote, tmp_path: Path) -> None:
+    answer = command.run(tmp_path, *TINY, "sampling.temperature=-1")
     assert answer.returncode != 0
     assert answer.stderr.strip() == "error: sampling.temperature=-1.0: expected at least 0 (0: greedy)"
     (log,) = tmp_path.glob("outputs/*/*/run.log")
     assert "Traceback" in log.read_text()
-    unknown = stasc(tmp_path, *TINY, "filter=stict")
+    unknown = command.run(tmp_path, *TINY, "filter=stict")
     assert unknown.returncode != 0
     assert "Could not find 'filter/stict'" in unknown.stderr
     assert "strict" in unknown.stderr
@@ -355,23 +365,23 @@ def test_the_errors_of_a_reward_can_count_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_errors_of_a_reward_are_told_at_the_end_also_by_a_run_that_reuses_the_zeros(tmp_path: Path) -> None:
+def test_the_errors_of_a_reward_are_told_at_the_end_also_by_a_run_that_reuses_the_zeros(
+    command: Zygote, tmp_path: Path
+) -> None:
     (tmp_path / "mine.py").write_text("def reward(answer, references):\n    raise KeyError(answer)\n")
     settings = ["~reward", "+reward={_target_: mine.reward, _partial_: true}", "reward_errors=zero", "iterations=0"]
     for name in ("first", "second"):
-        answer = stasc(tmp_path, *TINY, *settings, f"hydra.run.dir={name}")
+        answer = command.run(tmp_path, *TINY, *settings, f"hydra.run.dir={name}")
         assert answer.returncode == 0, answer.stderr
         (told,) = [line for line in answer.stderr.splitlines() if "reward_errors=zero" in line]
-        assert (
-            "raised an error for 6 answers, first KeyError" in told
-        )  # an initial answer and a correction for each of 3
+        assert "raised an error for 6 answers, first KeyError" in told  # an initial answer and a correction of 3 each
         assert told in (tmp_path / name / "run.log").read_text()
         folders = [Path(folder) for folder in told.partition("to score them again, remove ")[2].split()]
         assert [folder.parent.name for folder in folders] == ["evaluation"]
     for folder in folders:
         shutil.rmtree(folder)
     (tmp_path / "mine.py").write_text("def reward(answer, references):\n    return 1.0\n")
-    answer = stasc(tmp_path, *TINY, *settings, "hydra.run.dir=third")
+    answer = command.run(tmp_path, *TINY, *settings, "hydra.run.dir=third")
     assert "reward_errors=zero" not in answer.stderr
 
 
@@ -469,12 +479,16 @@ def test_rows_left_out_are_told_once_and_change_the_digest_of_the_data(
 
 
 @pytest.mark.slow
-def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> None:
-    answer = stasc(tmp_path, "--multirun", *TINY, "model.path=/no/such/model,tiny:0", "sweep.name=two", "iterations=0")
+def test_a_failed_job_of_a_sweep_does_not_stop_the_others(command: Zygote, tmp_path: Path) -> None:
+    answer = command.run(
+        tmp_path, "--multirun", *TINY, "model.path=/no/such/model,tiny:0", "sweep.name=two", "iterations=0"
+    )
     assert answer.returncode != 0
     assert " failed: model.path=/no/such/model" in answer.stderr
     assert "2 jobs, 1 failed" in answer.stdout
-    finished, failed = sorted((tmp_path / "multirun" / "two").glob("EIE*"), key=lambda job: (job / "run.log").exists())
+    failed, finished = sorted(
+        (tmp_path / "multirun" / "two").glob("EIE*"), key=lambda job: (job / "summary.json").exists()
+    )
     assert "Traceback" in (failed / "run.log").read_text()
     assert json.loads((finished / "summary.json").read_text())["status"] == "finished"
 
@@ -489,10 +503,10 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(tmp_path: Path) -> Non
         ("seed=../../../escape", "seed='../../../escape'"),
     ],
 )
-def test_no_name_leads_a_sweep_out_of_its_folder(override: str, setting: str, tmp_path: Path) -> None:
+def test_no_name_leads_a_sweep_out_of_its_folder(override: str, setting: str, command: Zygote, tmp_path: Path) -> None:
     here = tmp_path / "a" / "b"
     here.mkdir(parents=True)
-    answer = stasc(here, "--multirun", *TINY, "sweep.name=inside", override)
+    answer = command.run(here, "--multirun", *TINY, "sweep.name=inside", override)
     assert answer.returncode == 1
     said = [line for line in answer.stderr.splitlines() if line]
     assert said == [f"error: {setting}: {NAME}"]
@@ -514,15 +528,15 @@ def test_a_bad_name_is_refused_where_it_is_in_no_path(override: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_link_does_not_lead_a_job_out_of_multirun(tmp_path: Path) -> None:
+def test_a_link_does_not_lead_a_job_out_of_multirun(command: Zygote, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "multirun").mkdir()
     (tmp_path / "multirun" / "link").symlink_to(tmp_path / "elsewhere")
-    answer = stasc(tmp_path, "--multirun", *TINY, "sweep.name=link", "iterations=0")
+    answer = command.run(tmp_path, "--multirun", *TINY, "sweep.name=link", "iterations=0")
     assert answer.returncode != 0
     assert f"leads to {tmp_path / 'elsewhere'}" in answer.stderr
     assert list((tmp_path / "elsewhere").rglob("journal.jsonl")) == []
-    asked = stasc(tmp_path, "--multirun", *TINY, "hydra.sweep.dir=multirun/link", "iterations=0")
+    asked = command.run(tmp_path, "--multirun", *TINY, "hydra.sweep.dir=multirun/link", "iterations=0")
     assert asked.returncode == 0, asked.stderr
     assert len(list((tmp_path / "elsewhere").rglob("journal.jsonl"))) == 1
 
@@ -537,29 +551,33 @@ BAD_YAML = {
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_YAML.values(), ids=BAD_YAML)
-def test_a_yaml_file_that_cannot_be_settings_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+def test_a_yaml_file_that_cannot_be_settings_is_one_line(
+    text: str, message: str, command: Zygote, tmp_path: Path
+) -> None:
     file = tmp_path / "conf" / "filter" / "mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(f"_target_: stasc.filter.Strict\nmargin: 0.0\n{text}\n")
-    answer = stasc(tmp_path, "--config-dir", "conf", "filter=mine", "--cfg", "job")
+    answer = command.run(tmp_path, "--config-dir", "conf", "filter=mine", "--cfg", "job")
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
     assert message in answer.stderr and str(file) in answer.stderr
     assert not (tmp_path / "sprung").exists()
 
 
-def test_an_error_of_composing_is_shown_in_full_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_composing_is_shown_in_full_if_asked_for(
+    command: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    answer = stasc(tmp_path, "filter=stict", "--cfg", "job")
+    answer = command.run(tmp_path, "filter=stict", "--cfg", "job")
     assert answer.returncode != 0
     assert "Traceback" in answer.stderr
 
 
 @pytest.mark.slow
-def test_a_deep_recursion_in_a_run_is_not_blamed_on_the_settings(tmp_path: Path) -> None:
+def test_a_deep_recursion_in_a_run_is_not_blamed_on_the_settings(command: Zygote, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def filter(letter):\n    return filter(letter)\n")
     settings = ["~filter", "+filter={_target_: mine.filter, letter: I}"]
-    answer = stasc(tmp_path, *TINY, *settings)
+    answer = command.run(tmp_path, *TINY, *settings)
     assert answer.returncode != 0
     assert "refers to itself" not in answer.stderr
     assert "mine.py" in answer.stderr
@@ -601,7 +619,9 @@ def found_in(folder: Path, *secrets: str) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fail", [False, True])
-def test_no_secret_is_left_in_a_runs_folder(fail: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_left_in_a_runs_folder(
+    fail: bool, command: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a run and in one that fails with them in its message: from the environment, settings and the command line."""
     names = ("HF_TOKEN", "WANDB_API_KEY", "MY_SECRET_URL", "DB_PASSWORD")
     canaries = {name: f"canary-{name.lower()}-51c0ffee" for name in names}
@@ -609,7 +629,7 @@ def test_no_secret_is_left_in_a_runs_folder(fail: bool, tmp_path: Path, monkeypa
         monkeypatch.setenv(name, canary)
     typed, short = "canary-typed-51c0ffee", "c4n4ry"
     (tmp_path / "paying.py").write_text(PAID)
-    answer = stasc(
+    answer = command.run(
         tmp_path,
         *(setting for setting in TINY if not setting.startswith("tracking")),
         "tracking.mode=offline",
@@ -643,11 +663,13 @@ def test_no_secret_is_left_in_a_runs_folder(fail: bool, tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_no_secret_is_left_in_a_sweeps_folder_or_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_left_in_a_sweeps_folder_or_in_an_error(
+    command: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary-token-51c0ffee")
     typed = ["canary-one-51c0ffee", "canary-two-51c0ffee"]
     override = [f"+db.password={','.join(typed)}", "model.path=canary-token-51c0ffee", "sweep.name=two"]
-    answer = stasc(tmp_path, "--multirun", *TINY, *override)
+    answer = command.run(tmp_path, "--multirun", *TINY, *override)
     assert answer.returncode == 1
     assert re.search(r"EIE-seed0-\w+ failed: model\.path=\*\*\*: ", answer.stderr)
     told = [line for line in answer.stdout.splitlines() if "[HYDRA] \t#" not in line]  # Hydra repeats the overrides
@@ -655,12 +677,12 @@ def test_no_secret_is_left_in_a_sweeps_folder_or_in_an_error(tmp_path: Path, mon
     assert (tmp_path / "multirun" / "two" / "multirun.yaml").exists()
     assert len(list((tmp_path / "multirun" / "two").glob("*/run.log"))) == 2
     assert found_in(tmp_path / "multirun", "canary-token-51c0ffee", *typed) == []
-    answer = stasc(tmp_path, *TINY, "model.path=canary-token-51c0ffee")
+    answer = command.run(tmp_path, *TINY, "model.path=canary-token-51c0ffee")
     assert answer.stderr.startswith("error: model.path=***")
 
 
-def test_files_without_a_secret_stay_as_hydra_wrote_them(tmp_path: Path) -> None:
-    answer = stasc(tmp_path, *TINY, "sampling.temperature=-1")
+def test_files_without_a_secret_stay_as_hydra_wrote_them(command: Zygote, tmp_path: Path) -> None:
+    answer = command.run(tmp_path, *TINY, "sampling.temperature=-1")
     assert "error:" in answer.stderr
     (folder,) = (tmp_path / "outputs").glob("*/*/.hydra")
     assert "***" not in "".join(path.read_text() for path in folder.glob("*.yaml"))
@@ -669,37 +691,33 @@ def test_files_without_a_secret_stay_as_hydra_wrote_them(tmp_path: Path) -> None
 # Signals
 
 
-def stopped(cwd: Path, number: signal.Signals, *arguments: str) -> tuple[int, str, Path]:
+def stopped(command: Zygote, cwd: Path, number: signal.Signals, *arguments: str) -> tuple[int, str, Path]:
     """Status, standard error and folder of a long run, which gets the signal after its first iteration."""
     (cwd / "paying.py").write_text(PAID)
     endless = ["+reward={_target_: paying.paid, _partial_: true}", "~reward", "filter=lenient", "iterations=300"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stasc.run", *arguments, *TINY, *endless, "patience=300"],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
     journal: list[Path] = []
-    deadline = time.monotonic() + 120
-    while not any('"iteration", "n": 1,' in path.read_text() for path in journal):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-        journal = list(cwd.rglob("journal.jsonl"))
-    began = time.monotonic()
-    process.send_signal(number)
-    _, told = process.communicate(timeout=60)
-    assert time.monotonic() - began < 30
-    return process.returncode, told, journal[0].parent
+    sent_s = 0.0
+
+    def send(pid: int) -> None:
+        nonlocal journal, sent_s
+        deadline = time.monotonic() + 120
+        while not any('"iteration", "n": 1,' in path.read_text() for path in journal):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            journal = list(cwd.rglob("journal.jsonl"))
+        sent_s = time.monotonic()
+        os.kill(pid, number)
+
+    ran = command.run(cwd, *arguments, *TINY, *endless, "patience=300", meanwhile=send)
+    assert time.monotonic() - sent_s < 30
+    return ran.returncode, ran.stderr, journal[0].parent
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_in_order(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    code, told, folder = stopped(tmp_path, number)
+def test_a_signal_ends_a_run_in_order(number: signal.Signals, status: int, command: Zygote, tmp_path: Path) -> None:
+    code, told, folder = stopped(command, tmp_path, number)
     assert code == status and told.splitlines()[-1] == f"stopped by {number.name}"
     *_, ended = read(folder / "journal.jsonl")
     assert (ended["event"], ended["status"], ended["error"]) == ("run_ended", "interrupted", number.name)
@@ -708,8 +726,8 @@ def test_a_signal_ends_a_run_in_order(number: signal.Signals, status: int, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-def test_a_signal_ends_the_whole_sweep(tmp_path: Path) -> None:
-    code, _, folder = stopped(tmp_path, signal.SIGTERM, "--multirun", "seed=0,1")
+def test_a_signal_ends_the_whole_sweep(command: Zygote, tmp_path: Path) -> None:
+    code, _, folder = stopped(command, tmp_path, signal.SIGTERM, "--multirun", "seed=0,1")
     assert code == 143 and folder.name.startswith("ENE-seed0-")
     assert [path.name for path in folder.parent.glob("*-seed*")] == [folder.name]
 
@@ -734,27 +752,37 @@ def mistaken(answer, references):
 """
 
 
-def terminated(cwd: Path, reward: str, *times: str) -> int:
+def terminated(command: Zygote, cwd: Path, reward: str, *times: str) -> int:
     """The return code of a sweep whose reward does not bear a signal, which gets one as each of these files appears."""
     (cwd / "staying.py").write_text(STAYING)
     settings = [*TINY, "~reward", f"+reward={{_target_: staying.{reward}, _partial_: true}}", "sweep.name=two"]
-    process = subprocess.Popen([sys.executable, "-m", "stasc.run", "--multirun", *settings, "seed=0,1"], cwd=cwd)
-    for name in times:
-        while not (cwd / name).exists():
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.terminate()
-    return process.wait(timeout=10)
+    sent_s = 0.0
+
+    def send(pid: int) -> None:
+        nonlocal sent_s
+        deadline = time.monotonic() + 120
+        for name in times:
+            while not (cwd / name).exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            sent_s = time.monotonic()
+            os.kill(pid, signal.SIGTERM)
+
+    ran = command.run(cwd, "--multirun", *settings, "seed=0,1", meanwhile=send)
+    assert time.monotonic() - sent_s < 10
+    return ran.returncode
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-def test_a_second_signal_ends_a_run_at_once(tmp_path: Path) -> None:
-    assert terminated(tmp_path, "stubborn", "asked", "asked again") == -signal.SIGTERM
+def test_a_second_signal_ends_a_run_at_once(command: Zygote, tmp_path: Path) -> None:
+    assert terminated(command, tmp_path, "stubborn", "asked", "asked again") == -signal.SIGTERM
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
-def test_a_signal_that_a_job_took_for_an_error_of_its_own_ends_the_sweep_all_the_same(tmp_path: Path) -> None:
-    assert terminated(tmp_path, "mistaken", "asked") == 143
+def test_a_signal_that_a_job_took_for_an_error_of_its_own_ends_the_sweep_all_the_same(
+    command: Zygote, tmp_path: Path
+) -> None:
+    assert terminated(command, tmp_path, "mistaken", "asked") == 143
     assert len(list((tmp_path / "multirun" / "two").glob("*-seed*"))) == 1

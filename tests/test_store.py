@@ -148,15 +148,28 @@ def test_damage_is_found_before_use_and_what_is_damaged_derived_again(
         assert computed(run.with_name("again")) == {(kind, victim.name)}
 
 
+def swap_artifacts(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+SWAPS: dict[str, Callable[[Path, Path], None]] = {
+    "files": lambda one, other: swap(files(one)[0], files(other)[0]),
+    "artifacts": swap_artifacts,
+}
+
+
+@pytest.mark.parametrize("swapped", SWAPS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_that_were_swapped_are_found(
-    kind: str, run: Path, expected: dict[str, str], caplog: pytest.LogCaptureFixture
+def test_what_was_swapped_between_artifacts_is_found(
+    kind: str, swapped: str, run: Path, expected: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those of two artifacts; those of one are below."""
     one, other = of_kind(run, kind)[-2:]
     if kind == "model":
         removed_later_stages(run, one)
-    swap(files(one)[0], files(other)[0])
+    SWAPS[swapped](one, other)
     run_again_and_check(run, expected, [one, other], caplog)
 
 
@@ -167,19 +180,6 @@ def test_files_of_an_artifact_that_were_swapped_are_found(
     artifact = next(artifact for artifact in reversed(of_kind(run, kind)) if len(files(artifact)) > 1)
     swap(*files(artifact)[:2])
     run_again_and_check(run, expected, [artifact], caplog)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_artifacts_that_were_swapped_are_found(
-    kind: str, run: Path, expected: dict[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    one, other = of_kind(run, kind)[-2:]
-    if kind == "model":
-        removed_later_stages(run, one)
-    one.rename(one.with_name("aside"))
-    other.rename(one)
-    one.with_name("aside").rename(other)
-    run_again_and_check(run, expected, [one, other], caplog)
 
 
 def test_every_bit_of_a_commit_counts(run: Path) -> None:

@@ -11,9 +11,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,21 +50,40 @@ class Zygote:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, folder: Path, *arguments: str, kill: Kill | None = None) -> Ran:
-        """`python -m stasc.run` in `folder`, which also gets a store."""
+    def run(
+        self,
+        folder: Path,
+        *arguments: str,
+        kill: Kill | None = None,
+        meanwhile: Callable[[int], None] = lambda pid: None,
+    ) -> Ran:
+        """`python -m stasc.run` in `folder`, which also gets a store, and in the environment as it is now.
+
+        While it runs, `meanwhile` is called with the id of its process.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        order = {"folder": str(folder), "arguments": arguments, "kill": kill}
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        ended = json.loads(self._process.stdout.readline())
-        return Ran(**ended, **{name: (folder / name).read_text() for name in ("stdout", "stderr")})
+        environment = {**os.environ, "STASC_STORE": str(folder / "store")}
+        with tempfile.TemporaryDirectory(dir=MEMORY) as told:
+            order = {"folder": str(folder), "arguments": arguments, "environment": environment, "told": told}
+            assert self._process.stdin and self._process.stdout
+            self._process.stdin.write(json.dumps({**order, "kill": kill}) + "\n")
+            self._process.stdin.flush()
+            pid = json.loads(self._process.stdout.readline())
+            try:
+                meanwhile(pid)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                self._process.stdout.readline()
+                raise
+            ended = json.loads(self._process.stdout.readline())
+            return Ran(**ended, **{name: Path(told, name).read_text() for name in ("stdout", "stderr")})
 
 
 @contextlib.contextmanager
-def zygote(cache: Path) -> Iterator[Zygote]:
-    """A zygote whose runs share `cache`."""
-    ours = {"OMP_NUM_THREADS": "1", "STASC_CACHE": str(cache), "HOME": str(cache.parent), "HF_HUB_OFFLINE": "1"}
+def zygote() -> Iterator[Zygote]:
+    """A zygote, which ends with the context."""
+    ours = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # what is read when modules are imported
     with subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **ours}
     ) as process:
@@ -87,7 +107,10 @@ def _serve() -> None:
         began = time.perf_counter()
         child = os.fork()
         if not child:
-            _command(Path(order["folder"]), order["arguments"])
+            os.environ.clear()
+            os.environ.update(order["environment"])
+            _command(Path(order["folder"]), order["arguments"], Path(order["told"]))
+        print(child, flush=True)
         status = _wait(child, order["kill"] and Kill(*order["kill"]))
         print(json.dumps({"returncode": status, "seconds": time.perf_counter() - began}), flush=True)
 
@@ -108,16 +131,17 @@ def _stages(journal: Path) -> int:
     return journal.read_bytes().count(b'"event": "stage"') if journal.exists() else -1
 
 
-def _command(folder: Path, arguments: list[str]) -> None:
+def _command(folder: Path, arguments: list[str], told: Path) -> None:
     """Does not return."""
     from stasc.run import main
 
     code: Any = 1
     try:
         os.chdir(folder)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        os.environ["STASC_STORE"] = str(folder / "store")
+            os.dup2(os.open(told / name, os.O_WRONLY | os.O_CREAT), number)
         sys.argv = ["stasc", *arguments]
         main()
         code = 0

@@ -1,0 +1,224 @@
+"""A training takes the steps that its settings say, and reports the loss it had."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from finetuning import (
+    EXAMPLES,
+    METHODS,
+    TRAINED_TOKENS,
+    assert_same,
+    differ,
+    make,
+    make_live,
+    nll,
+    read,
+    train,
+    weights,
+)
+from torch import Tensor
+
+from stasc.finetune import Example, Full, Lora, Training, steps
+from stasc.model import M_0, Model
+
+
+def test_one_step_moves_the_weights_against_the_gradient_of_the_mean_loss(base: str, tmp_path: Path):
+    expected = read(base)
+    mean = sum(nll(expected, example) for example in EXAMPLES) / TRAINED_TOKENS
+    mean.backward()
+    with torch.no_grad():
+        for parameter in expected.parameters():
+            parameter -= 0.05 * parameter.grad
+
+    live = make_live(base)
+    model, training = train(make("full", batch_size=6), live, tmp_path / "1")
+
+    assert_same(weights(live.load(model)), weights(expected), atol=1e-10)
+    assert training == Training(pytest.approx(mean.item(), rel=1e-12), 1, TRAINED_TOKENS, examples=6, skipped=0)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("micro", [1, 2])
+def test_micro_batches_change_neither_weights_nor_loss(base: str, tmp_path: Path, method: str, micro: int):
+    results = []
+    for micro_batch_size in (None, micro):
+        live = make_live(base)
+        settings = make(method, epochs=2, micro_batch_size=micro_batch_size)
+        model, training = train(settings, live, tmp_path / str(micro_batch_size))
+        results.append((weights(live.load(model)), training))
+    (whole, training), (parts, same) = results
+    assert_same(whole, parts, atol=1e-10)
+    assert training == replace(same, loss=pytest.approx(same.loss, rel=1e-12))
+    assert training.steps == 4
+
+
+def test_the_reported_loss_is_the_mean_over_trained_tokens_whatever_the_batches(base: str, tmp_path: Path):
+    network = read(base)
+    mean = sum(nll(network, example).item() for example in EXAMPLES) / TRAINED_TOKENS
+    settings = make("full", learning_rate=1e-12, batch_size=4, micro_batch_size=2, epochs=3)
+    _, training = train(settings, make_live(base), tmp_path / "1")
+    assert training.loss == pytest.approx(mean, rel=1e-6)
+    assert (training.steps, training.tokens, training.examples) == (3 * 2, 3 * TRAINED_TOKENS, 6)
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "epochs", "expected"), [(6, 4, 1, 2), (6, 4, 3, 6), (8, 4, 1, 2), (1, 4, 2, 2), (5, 1, 1, 5)]
+)
+def test_the_number_of_steps_is_known_before(examples: int, batch: int, epochs: int, expected: int):
+    assert steps(make("full", batch_size=batch, epochs=epochs), examples) == expected
+
+
+def test_each_step_is_told(base: str, tmp_path: Path):
+    told: list[None] = []
+    settings = make("full", batch_size=4, micro_batch_size=1, epochs=2)
+    _, training = train(settings, make_live(base), tmp_path / "1", advance=lambda: told.append(None))
+    assert len(told) == training.steps == steps(settings, len(EXAMPLES)) == 4
+
+
+def step_sizes(base: str, folder: Path, settings: Full | Lora, examples: Sequence[Example]) -> list[float]:
+    """The length of each step in the space of weights."""
+    live, seen = make_live(base), []
+
+    def snapshot() -> None:
+        network = live.load(M_0, live.training_dtype)  # in memory, it is the one that is being trained
+        seen.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
+
+    snapshot()
+    train(settings, live, folder, examples=examples, advance=snapshot)
+    return [(after - before).norm().item() for before, after in pairwise(seen)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "factors"),
+    [
+        ("constant", 0.0, [1, 1, 1, 1]),
+        ("constant_with_warmup", 0.5, [0, 1 / 2, 1, 1]),
+        ("linear", 0.0, [1, 3 / 4, 2 / 4, 1 / 4]),
+        ("linear", 0.5, [0, 1 / 2, 1, 1 / 2]),
+        ("cosine", 0.0, [1, (1 + math.sqrt(0.5)) / 2, 1 / 2, (1 - math.sqrt(0.5)) / 2]),
+    ],
+)
+def test_the_schedule_scales_the_steps_and_warmup_is_a_share_of_them(
+    base: str, tmp_path: Path, schedule: str, warmup: float, factors: list[float]
+):
+    settings = make("full", batch_size=1, learning_rate=1e-6, schedule=schedule, warmup_ratio=warmup)
+    sizes = step_sizes(base, tmp_path / "1", settings, [EXAMPLES[0]] * 4)  # so small that the gradient stays
+    assert [size / max(sizes) for size in sizes] == pytest.approx(factors, abs=1e-4)
+
+
+def test_a_gradient_longer_than_max_grad_norm_is_shortened_to_it(base: str, tmp_path: Path):
+    sizes = step_sizes(base, tmp_path / "1", make("full", learning_rate=0.5, max_grad_norm=0.01), EXAMPLES[:4])
+    assert sizes == pytest.approx([0.5 * 0.01], rel=1e-4)
+
+
+def test_weight_decay_pulls_matrices_towards_zero_and_leaves_norms_alone(base: str, tmp_path: Path):
+    after = []
+    for weight_decay in (0.0, 0.5):
+        live = make_live(base)
+        settings = make("full", learning_rate=0.01, batch_size=6, weight_decay=weight_decay)
+        model, _ = train(settings, live, tmp_path / str(weight_decay))
+        after.append(live.load(model))
+    for name, value in read(base).named_parameters():
+        pulled = after[1].get_parameter(name) - after[0].get_parameter(name)
+        expected = torch.zeros_like(value) if "norm" in name else -0.01 * 0.5 * value
+        torch.testing.assert_close(pulled, expected, rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"],
+)
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_the_first_step_of_every_adam_is_the_learning_rate_against_the_sign_of_the_gradient(
+    base: str, tmp_path: Path, optimizer: str
+):
+    before = read(base)
+    sum(nll(before, example) for example in EXAMPLES).backward()
+    live = make_live(base, torch.float32)
+    settings = make("full", optimizer=optimizer, learning_rate=1e-3, batch_size=6)
+    model, _ = train(settings, live, tmp_path / "1")
+    for name, after in live.load(model).named_parameters():
+        start = before.get_parameter(name)
+        clear = start.grad.abs() > 1e-2  # beside which Adam's epsilon and the rounding of gradients are nothing
+        step = (after.detach().double() - start.detach())[clear]
+        torch.testing.assert_close(step, -1e-3 * start.grad[clear].sign(), rtol=1e-2, atol=1e-6)
+
+
+def test_adafactor_lowers_the_loss(base: str, tmp_path: Path):
+    live = make_live(base, torch.float32)
+    settings = make("full", optimizer="adafactor", learning_rate=1e-3, batch_size=6)
+    _, first = train(settings, live, tmp_path / "1")
+    _, second = train(settings, live, tmp_path / "2", Model(tmp_path / "1"))
+    assert second.loss < first.loss
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "needed"),
+    [
+        ("full", "adamw_torch", False),
+        ("full", "adafactor", False),
+        ("full", "adamw_8bit", True),
+        ("full", "paged_adamw_32bit", True),
+        ("lora", "sgd", False),
+        ("lora", "paged_adamw_8bit", True),
+        ("qlora", "sgd", True),
+    ],
+)
+def test_bitsandbytes_is_needed_for_four_bits_and_for_its_optimizers(method: str, optimizer: str, needed: bool):
+    assert make(method, optimizer=optimizer).needs_bitsandbytes is needed
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_gradient_checkpointing_gives_the_same_weights_and_ends_with_the_training(
+    base: str, tmp_path: Path, method: str
+):
+    results = []
+    for checkpointing in (False, True):
+        live = make_live(base)
+        model, _ = train(make(method, gradient_checkpointing=checkpointing), live, tmp_path / str(checkpointing))
+        network = live.load(model)
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in network.modules())
+        results.append(weights(network))
+    assert_same(*results, atol=1e-10)
+
+
+def test_gradient_checkpointing_is_on_while_training(base: str, tmp_path: Path):
+    live, seen = make_live(base), set()
+
+    def look() -> None:
+        seen.update(getattr(module, "gradient_checkpointing", None) for module in live.load(M_0).modules())
+
+    train(make("full", gradient_checkpointing=True), live, tmp_path / "1", advance=look)
+    assert True in seen and False not in seen
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(base: str, tmp_path: Path, method: str):
+    def trained(name: str, seed: int) -> dict[str, Tensor]:
+        live = make_live(base)
+        changes = {"dropout": 0.5} if method == "lora" else {}
+        model, _ = train(make(method, batch_size=1, **changes), live, tmp_path / name, seed=seed)
+        return weights(live.load(model))
+
+    first = trained("a", 2**32 - 1)
+    torch.rand(3)  # the state of torch's own generator decides nothing
+    assert_same(first, trained("b", 2**32 - 1))
+    assert differ(first, trained("c", 1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_warns_of_nothing_that_will_be_removed(base: str, tmp_path: Path, method: str):
+    settings = make(method, gradient_checkpointing=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(settings, make_live(base, torch.float32, four_bit=settings.four_bit), tmp_path / "1")
+    messages = [str(warning.message) for warning in caught if issubclass(warning.category, FutureWarning)]
+    assert [message for message in messages if "is_gradient_checkpointing" not in message] == []  # that is peft's

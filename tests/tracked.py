@@ -1,0 +1,127 @@
+"""A run that is told of, a W&B that is played, and what a real one has on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stasc.records import Answer, Pair, Question
+from stasc.tracking import RunInfo, Wandb
+
+CANARY = "canary-7c1f9e"
+
+
+def settings(**changed: Any) -> Wandb:
+    given = {"project": "stasc", "entity": None, "mode": "auto", "tags": ["a tag"], "sample_pairs": 4}
+    return Wandb(**(given | changed))
+
+
+def info_of(folder: Path, **changed: Any) -> RunInfo:
+    folder.mkdir(parents=True, exist_ok=True)
+    given: dict[str, Any] = {
+        "name": "EIE-0",
+        "group": "sweep",
+        "variant": "EIE",
+        "seed": 3,
+        "folder": folder,
+        "config": {"pairing": "own"},
+    }
+    return RunInfo(**(given | changed))
+
+
+def pairs_of(count: int) -> list[Pair]:
+    question = Question("q1", "Capital of Peru?", ("Lima",))
+    return [Pair(question, 0, 0, k, Answer("Quito", 2), Answer(f"Lima {k}", 2), 0.0, 1.0) for k in range(count)]
+
+
+def summary_of(n: int, corr_acc: float) -> dict[str, Any]:
+    test = {"questions": 4, "init_acc": 0.5, "corr_acc": corr_acc}
+    train = {**test, "pairs": 9, "kept": 2} if n else None
+    finetune = {"loss": 0.25, "steps": 1} if n else None
+    return {"n": n, "test": test, "train": train, "finetune": finetune, "seconds": {"total": 1.5}}
+
+
+def told(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
+    """What the module logs. W&B's own log goes to the run's folder, though pytest catches it here."""
+    records = [record for record in caplog.records if record.name == "stasc.tracking"]
+    return [record.getMessage() for record in records if record.levelno >= level]
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return told(caplog, logging.WARNING)
+
+
+class FakeWandb(types.ModuleType):
+    """Stands in for wandb: records what it is given, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.mode, self.logged_in, self.calls = "online", True, []  # type: ignore[var-annotated]
+        self.fail: dict[str, Exception] = {}
+        self.hangs = ""  # the call that does not return
+        self.released = threading.Event()
+        self.url = "https://wandb.example/run"
+        self.summary = types.SimpleNamespace(update=self._call("summary"))
+        for name in ("define_metric", "log", "finish", "teardown"):
+            setattr(self, name, self._call(name))
+
+    def _call(self, name: str) -> Callable[..., None]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            self.calls.append((name, args, kwargs))
+            self._hang(name)
+            if name in self.fail:
+                raise self.fail[name]
+
+        return call
+
+    def _hang(self, name: str) -> None:
+        if name == self.hangs:
+            self.released.wait()
+
+    def Settings(self, **given: Any) -> dict[str, Any]:
+        return given
+
+    def Table(self, columns: list[str], data: list[list[Any]]) -> dict[str, Any]:
+        return {"columns": columns, "data": data}
+
+    def setup(self, given: dict[str, Any]) -> Any:
+        self.mode = given.get("mode", self.mode)
+        return types.SimpleNamespace(settings=types.SimpleNamespace(mode=self.mode))
+
+    def login(self, prompt: bool, verify: bool) -> bool:
+        assert not prompt and not verify
+        return self.logged_in
+
+    def init(self, **given: Any) -> FakeWandb:
+        self.calls.append(("init", (), given))
+        self._hang("init")
+        self.dir = str(Path(given["dir"]) / "wandb" / "offline-run-1" / "files")
+        if f"init {given['mode']}" in self.fail:
+            raise self.fail[f"init {given['mode']}"]
+        return self
+
+    def modes(self) -> list[str]:
+        return [given["mode"] for name, _, given in self.calls if name == "init"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [args[0] for name, args, _ in self.calls if name == "log"]
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    """What W&B's own reader finds in a run's file."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL, timeout=60)
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+def only(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [record[kind] for record in records if record["type"] == kind]
