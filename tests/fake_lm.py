@@ -121,7 +121,7 @@ class FakeTune(Full):
         (folder / "config.json").write_text("{}")
         model = self.model(start, folder)
         live.adopt(model)
-        return model, Training(1.0, 1, len(examples), len(examples), 0)
+        return model, Training(1.0, 1, len(examples), len(examples), 0, 64)
 
 
 def fake_experiment(*overrides: str) -> Experiment:

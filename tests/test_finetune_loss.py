@@ -1,100 +1,340 @@
-"""The loss of a batch is that of the corrections and of nothing else, however it is padded."""
+"""The loss of a batch is that of the corrections and of nothing else, in rows and packed, and so is its gradient."""
 
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from finetuning import END, EXAMPLES, assert_same, nll, read
+from finetuning import END, assert_same, make, make_live, nll, read, train, weights
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from stasc.finetune import IGNORE, Example, collate, loss_sum
+from stasc import packing
+from stasc.finetune import Batch, Example, collate, loss_weights, token_losses
 
-# A batch.
-
-
-def batch_of(*conversations: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Tensor]:
-    """The batch of these prompts and completions."""
-    return collate([Example("", prompt, completion) for prompt, completion in conversations])
+Batched = Callable[[Sequence[Example], Sequence[float]], Batch]
 
 
-def test_a_batch_is_padded_on_the_left_and_labels_are_the_completions():
-    batch = batch_of(((5, 6), (7, END)), ((8,), (9, 10, END)))
-    assert batch["input_ids"].tolist() == [[5, 6, 7, END], [8, 9, 10, END]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
-    assert batch["labels"].tolist() == [[IGNORE, IGNORE, 7, END], [IGNORE, 9, 10, END]]
+def packed(examples: Sequence[Example], weights: Sequence[float]) -> Batch:
+    return packing.tree(examples, weights, torch.bool)
 
 
-def test_padding_is_masked_and_positions_count_from_the_first_token():
-    batch = batch_of(((5, 6, 7), (8, END)), ((9,), (END,)))
-    assert batch["input_ids"].tolist()[1][-2:] == [9, END]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
-    assert batch["labels"].tolist() == [[IGNORE, 8, END], [IGNORE, IGNORE, END]]
+BATCHED = {"rows": collate, "packed": packed}
+each_form = pytest.mark.parametrize("form", BATCHED.values(), ids=BATCHED)
 
 
-def test_the_labels_of_any_batch_are_the_completions_and_never_stand_in_the_first_column():
-    batch = collate(EXAMPLES)
-    assert batch["labels"].shape == (len(EXAMPLES), 1 + 8)
-    assert (batch["labels"][:, 0] == IGNORE).all()
-    assert [tuple(row[row != IGNORE].tolist()) for row in batch["labels"]] == [e.completion for e in EXAMPLES]
-    trained = batch["labels"] != IGNORE
-    assert (batch["input_ids"][:, -9:][trained] == batch["labels"][trained]).all()
+@pytest.fixture(autouse=True)
+def _exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers computes this norm in float32 whatever the model's dtype, where rounding falls now so, now so."""
+
+    def forward(self: Any, hidden: Tensor) -> Tensor:
+        return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
 
-@pytest.mark.parametrize(("prompt", "completion"), [((5,), ()), ((), (5,)), ((), ())])
-def test_an_example_without_prompt_or_completion_is_named(prompt: tuple[int, ...], completion: tuple[int, ...]):
-    with pytest.raises(ValueError, match="question 7, answer 0: no token to train on"):
-        collate([EXAMPLES[0], Example("question 7, answer 0", prompt, completion), EXAMPLES[1]])
+def example(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Example:
+    return Example("", prompt, completion)
+
+
+def ones(examples: Sequence[Example]) -> list[float]:
+    return [1.0] * len(examples)
+
+
+# A batch in rows.
+
+
+def test_rows_are_padded_on_the_left_and_the_last_token_is_only_predicted() -> None:
+    batch = collate([example((5, 6), (7, END)), example((8,), (9, 10, END))], [1.0, 2.0])
+    assert batch.inputs["input_ids"].tolist() == [[5, 6, 7], [8, 9, 10]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert batch.inputs["logits_to_keep"] == 3
+    assert list(zip(batch.rows.tolist(), batch.columns.tolist(), batch.labels.tolist(), strict=True)) == [
+        *((0, 1, 7), (0, 2, END)),
+        *((1, 0, 9), (1, 1, 10), (1, 2, END)),
+    ]
+    assert batch.weights.tolist() == [1, 1, 2, 2, 2]
+    assert batch.counts.tolist() == [1] * 5
+
+
+def test_padding_is_masked_and_positions_count_from_the_first_token() -> None:
+    batch = collate([example((5, 6, 7), (8, END)), example((9,), (END,))], [1.0, 1.0])
+    assert batch.inputs["input_ids"].tolist()[1][-1:] == [9]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 0, 1]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3], [0, 0, 0, 0]]
+    assert batch.labels.tolist() == [8, END, END]
+
+
+# A batch as a tree.
+
+
+def test_what_examples_share_stands_once_and_a_token_sees_what_leads_to_it() -> None:
+    batch = packed([example((5, 6), (7, 8)), example((5, 6), (7, 9)), example((5, 4), (7,))], [1.0, 10.0, 100.0])
+    ids = batch.inputs["input_ids"][0].tolist()
+    assert ids == [5, 6, 7, 4]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 1]]
+    assert batch.inputs["attention_mask"].shape == (1, 1, 4, 4)
+    seen = [
+        [other for other, sees in zip(ids, row, strict=True) if sees] for row in batch.inputs["attention_mask"][0, 0]
+    ]
+    assert seen == [[5], [5, 6], [5, 6, 7], [5, 4]]
+    kept = [ids[token] for token in batch.inputs["logits_to_keep"].tolist()]
+    trained = [kept[column] for column in batch.columns.tolist()]
+    assert list(zip(trained, batch.labels.tolist(), batch.weights.tolist(), batch.counts.tolist(), strict=True)) == [
+        *((6, 7, 11.0, 2.0), (7, 8, 1.0, 1.0), (7, 9, 10.0, 1.0)),
+        (4, 7, 100.0, 1.0),
+    ]
+
+
+def test_an_example_may_be_the_beginning_of_another_and_equal_ones_count_twice() -> None:
+    batch = packed([example((5,), (6,)), example((5,), (6, 7)), example((5, 6), (7,)), example((5,), (6,))], [1.0] * 4)
+    assert batch.inputs["input_ids"].tolist() == [[5, 6]]
+    assert list(zip(batch.columns.tolist(), batch.labels.tolist(), batch.counts.tolist(), strict=True)) == [
+        *((0, 6, 3.0), (1, 7, 2.0))
+    ]
+
+
+def test_parts_hold_so_many_tokens_or_one_example_and_those_that_share_most_stand_together() -> None:
+    examples = [example((1, 2, 3), (4,)), example((7, 8), (9,)), example((1, 2, 3), (5,)), example((1,) * 20, (4,))]
+    examples.append(example((1, 2, 9), (5,)))
+    whole = list(packing.parts(examples, 1000, None))
+    assert sorted(whole[0]) == [0, 1, 2, 3, 4]
+    assert len(whole) == 1
+    assert [sorted(part) for part in packing.parts(examples, 4, None)] == [[3], [0, 2, 4], [1]]
+    assert [len(part) for part in packing.parts(examples, 1000, 2)] == [2, 2, 1]
+    assert [len(part) for part in packing.parts(examples, 1, None)] == [1, 2, 1, 1], "an equal prompt costs nothing"
+    for most in range(1, 40):
+        parts = list(packing.parts(examples, most, None))
+        assert sorted(index for part in parts for index in part) == [0, 1, 2, 3, 4]
+        for part in parts:
+            some = [examples[index] for index in part]
+            size = packed(some, ones(some)).inputs["input_ids"].shape[1]
+            assert size <= most or len({one.prompt + one.completion[:-1] for one in some}) == 1
 
 
 # The loss.
 
 
-def test_the_loss_of_a_ragged_batch_is_the_sum_over_examples_computed_one_by_one(base: str):
-    network, other = read(base), read(base)
-    loss = loss_sum(network, collate(EXAMPLES))
-    expected = sum(nll(other, example) for example in EXAMPLES)
-    assert loss.dtype == torch.float64
-    assert loss.item() == pytest.approx(expected.item(), rel=0, abs=1e-10)
+def llama(base: str) -> PreTrainedModel:
+    return read(base)
 
-    loss.backward()
+
+def gpt2(base: str) -> PreTrainedModel:
+    """Its positions are learned."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0)
+    return GPT2LMHeadModel(config).double().eval()
+
+
+def eager(base: str) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64, attn_implementation="eager")
+
+
+def ragged(seed: int, prompts: int, completions: int) -> list[Example]:
+    """Examples of any lengths, with several completions per prompt, of which some agree for a while or are equal."""
+    draw = random.Random(seed)
+    system = tuple(draw.choices(range(4, 200), k=draw.randint(0, 5)))
+    found = []
+    for p in range(prompts):
+        prompt = system + tuple(draw.choices(range(4, 200), k=draw.randint(1, 12)))
+        for c in range(completions):
+            completion = tuple(draw.choices((7, 8), k=draw.randint(1, 6)))
+            found.append(Example(f"{p}.{c}", prompt, completion))
+    return found
+
+
+def gradients(network: nn.Module, batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor]]:
+    network.zero_grad()
+    losses = [(token_losses(network, batch) * batch.weights).sum() for batch in batches]
+    for loss in losses:
+        loss.backward()
+    return sum(loss.item() for loss in losses), {
+        name: parameter.grad.clone() for name, parameter in network.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("per", ["token", "example"])
+@pytest.mark.parametrize(("prompts", "completions"), [(1, 1), (1, 6), (5, 1), (4, 5)])
+@pytest.mark.parametrize("kind", [llama, gpt2, eager])
+def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
+    kind: Callable[[str], PreTrainedModel], prompts: int, completions: int, per: str, base: str
+) -> None:
+    examples = ragged(prompts * 10 + completions, prompts, completions)
+    weigh = loss_weights(examples, per)
+    network = kind(base)
+    network.zero_grad()
+    expected = sum(weight * nll(network, one) for weight, one in zip(weigh, examples, strict=True))
     expected.backward()
+    one_by_one = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+    mask = packing.mask_dtype(network, torch.float64, 30)
+    assert mask == (torch.float64 if kind is eager else torch.bool)
+    forms = [[packing.tree(examples, weigh, mask)]]
+    forms += [[collate([one], [weight]) for one, weight in zip(examples, weigh, strict=True)]]
+    if kind is not eager:  # whose padding is nan in float64
+        forms += [[collate(examples, weigh)]]
+    for size in (1, 2, 4, 8):
+        parts = list(packing.parts(examples, 10**6, size))
+        forms += [[packing.tree([examples[i] for i in part], [weigh[i] for i in part], mask) for part in parts]]
+    scale = max(gradient.abs().max().item() for gradient in one_by_one.values())
+    for batches in forms:
+        loss, found = gradients(network, batches)
+        assert loss == pytest.approx(expected.item(), rel=1e-10)
+        assert_same(found, one_by_one, atol=1e-10 * scale)
 
-    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-    assert_same(gradients, {name: parameter.grad for name, parameter in other.named_parameters()}, atol=1e-10)
 
-
-def test_the_prompt_carries_no_loss(base: str):
+@each_form
+def test_the_prompt_carries_no_loss(form: Batched, base: str) -> None:
     """By the chain rule, the likelihoods of a completion's two halves multiply, wherever the prompt ends."""
     network = read(base)
     prompt, first, second = (1, 40, 41, 3), (70, 71), (72, 73, END)
 
     def loss(prompt: tuple[int, ...], completion: tuple[int, ...]) -> float:
-        return loss_sum(network, batch_of((prompt, completion))).item()
+        return token_losses(network, form([example(prompt, completion)], [1.0])).sum().item()
 
     whole = loss(prompt, first + second)
     assert whole == pytest.approx(loss(prompt, first) + loss(prompt + first, second), rel=0, abs=1e-10)
 
 
-class Uniform(nn.Module):
-    """Gives every token of a vocabulary of 7 the same probability, and notes how many logits were asked for."""
+def test_a_mean_per_token_weighs_tokens_alike_and_one_per_example_examples() -> None:
+    examples = [example((1,), (2,)), example((1,), (2, 3, 4))]
+    assert loss_weights(examples, "token") == [1 / 4, 1 / 4]
+    assert loss_weights(examples, "example") == [1 / 2, 1 / 6]
 
-    def forward(self, input_ids: Tensor, logits_to_keep: int, **_: object) -> Any:
-        self.kept = logits_to_keep
-        self.logits = torch.zeros(*input_ids.shape, 7, dtype=torch.bfloat16)[:, -logits_to_keep:]
+
+class Uniform(nn.Module):
+    """Gives every token of a vocabulary of 7 the same probability, and notes for how many positions it was asked."""
+
+    def forward(self, input_ids: Tensor, logits_to_keep: int | Tensor, **_: object) -> Any:
+        self.kept = logits_to_keep if isinstance(logits_to_keep, int) else len(logits_to_keep)
+        self.logits = torch.zeros(len(input_ids), self.kept, 7, dtype=torch.bfloat16)
         return self
 
 
-def test_each_trained_token_of_a_clueless_model_costs_the_log_of_the_vocabulary():
-    loss = loss_sum(Uniform(), batch_of(((1, 2, 3), (4, 5)), ((6,), (0, 1, 2))))
-    assert loss.item() == pytest.approx(5 * math.log(7), rel=1e-6)
-    assert loss.dtype == torch.float32
+@each_form
+def test_each_trained_token_of_a_clueless_model_costs_the_log_of_the_vocabulary(form: Batched) -> None:
+    losses = token_losses(Uniform(), form([example((1, 2, 3), (4, 5)), example((6,), (0, 1, 2))], [1.0, 1.0]))
+    assert losses.tolist() == pytest.approx([math.log(7)] * 5, rel=1e-6)
+    assert losses.dtype == torch.float32
 
 
-def test_logits_are_computed_for_the_completions_alone():
+@pytest.mark.parametrize(("form", "positions"), [(collate, 3), (packed, 2 + 3)])
+def test_logits_are_computed_for_the_completions_alone(form: Batched, positions: int) -> None:
     network = Uniform()
-    loss_sum(network, batch_of(((1,) * 500, (4, 5)), ((6,), (0, 1, 2))))
-    assert network.kept == 3 + 1
+    token_losses(network, form([example((1,) * 500, (4, 5)), example((6,), (0, 1, 2))], [1.0, 1.0]))
+    assert network.kept == positions
+
+
+# Which models can be packed.
+
+
+def test_a_model_that_attends_by_other_means_than_the_mask_is_computed_in_rows(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = read(base)
+    assert packing.mask_dtype(network, torch.float64, 10) == torch.bool
+    forward = type(network).forward
+
+    def causal(self: Any, *args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
+        return forward(self, *args, attention_mask=attention_mask if attention_mask.dim() == 2 else None, **kwargs)
+
+    monkeypatch.setattr(type(network), "forward", causal)
+    assert packing.mask_dtype(network, torch.float64, 10) is None
+
+
+def test_a_model_whose_window_is_shorter_than_an_example_is_computed_in_rows(base: str) -> None:
+    network = read(base)
+    network.config.sliding_window = 20
+    assert packing.mask_dtype(network, torch.float64, 20) == torch.bool
+    assert packing.mask_dtype(network, torch.float64, 21) is None
+
+
+def test_an_implementation_of_attention_without_free_masks_is_computed_in_rows(base: str) -> None:
+    network = read(base)
+    network.config._attn_implementation = "flash_attention_2"
+    assert packing.mask_dtype(network, torch.float64, 10) is None
+
+
+def test_looking_for_that_leaves_the_network_as_it_was(base: str) -> None:
+    network = read(base).train()
+    packing.mask_dtype(network, torch.float64, 10)
+    assert network.training
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+# Training with either.
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"packing": False}, {"micro_batch_tokens": 1}, {"micro_batch_size": 1}, {"micro_batch_size": 2}],
+    ids=["rows", "single", "one", "two"],
+)
+@pytest.mark.parametrize("per", ["token", "example"])
+def test_neither_packing_nor_micro_batches_change_weights_or_loss(
+    per: str, changes: dict[str, Any], method: str, base: str, tmp_path: Path
+) -> None:
+    examples, results = ragged(3, 4, 3), []
+    for name, settings in (("packed", {}), ("other", changes)):
+        live = make_live(base)
+        both = {"epochs": 2, "batch_size": 8, "loss_per": per, **settings}
+        model, training = train(make(method, **both), live, tmp_path / name, examples=examples)
+        results.append((weights(live.load(model)), training))
+    (whole, training), (parts, same) = results
+    assert_same(whole, parts, atol=1e-10)
+    assert same.loss == pytest.approx(training.loss, rel=1e-10)
+    assert (same.steps, same.tokens, same.examples) == (training.steps, training.tokens, training.examples)
+    assert training.steps == 4
+
+
+def out_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """From now on there is memory for so many tokens at once. Returns: what was tried."""
+    from stasc import trainer
+
+    tried: list[int] = []
+
+    def limited(network: nn.Module, batch: Batch) -> Tensor:
+        tried.append(batch.inputs["input_ids"].numel())
+        losses = token_losses(network, batch)
+        if tried[-1] > most:
+            losses.register_hook(lambda gradient: fail())
+        return losses
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "token_losses", limited)
+    return tried
+
+
+def test_a_training_that_runs_out_of_memory_goes_on_in_smaller_micro_batches(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    examples, live = ragged(5, 6, 2), make_live(base)
+    settings = make("full", batch_size=12, epochs=2, micro_batch_tokens=400)
+    model, training = train(settings, live, tmp_path / "whole", examples=examples)
+    expected = weights(live.load(model))
+    assert training.micro_batch_tokens == 400
+
+    tried = out_of_memory(monkeypatch, 40)
+    live = make_live(base)
+    model, same = train(settings, live, tmp_path / "small", examples=examples)
+    assert max(tried) > 40
+    assert same.micro_batch_tokens == 25
+    assert sum(size > 40 for size in tried) <= 4, "halved each time, and then kept"
+    assert_same(weights(live.load(model)), expected, atol=1e-10)
+    assert same.loss == pytest.approx(training.loss, rel=1e-10)
+    assert [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
+
+
+def test_no_memory_for_a_single_example_is_an_error(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory(monkeypatch, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(make("full"), make_live(base), tmp_path / "1")
+    assert not (tmp_path / "1").exists()

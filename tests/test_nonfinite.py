@@ -15,23 +15,23 @@ from finetuning import EXAMPLES, assert_same, logits, make, make_live, nll, read
 from torch import Tensor, nn
 
 from stasc import trainer
-from stasc.finetune import NonFiniteError, Training, loss_sum
+from stasc.finetune import Batch, NonFiniteError, Training, token_losses
 from stasc.model import M_0, LiveModel
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: str, value: float, ids: str = "d") -> None:
     """Makes the loss of some examples `value` and leaves its gradient as it is, or the other way round."""
 
-    def poisoned(network: nn.Module, batch: dict[str, Any]) -> Tensor:
-        summed = loss_sum(network, batch)
-        if not any(example.id in ids for example in batch["examples"]):
-            return summed
+    def poisoned(network: nn.Module, batch: Batch) -> Tensor:
+        losses = token_losses(network, batch)
+        if not any(example.id in ids for example in batch.examples):
+            return losses
         if what == "loss":
-            return summed + value
-        summed.register_hook(lambda gradient: gradient * value)
-        return summed
+            return losses + value
+        losses.register_hook(lambda gradient: gradient * value)
+        return losses
 
-    monkeypatch.setattr(trainer, "loss_sum", poisoned)
+    monkeypatch.setattr(trainer, "token_losses", poisoned)
 
 
 FAULTS = {
