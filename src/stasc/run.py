@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -19,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stasc import signals
 from stasc.build import build_experiment, plain
-from stasc.names import check_inside, check_name
+from stasc.names import check_inside, check_name, leaves, no_such_setting
 
 if TYPE_CHECKING:
     from stasc.console import Ended
@@ -158,8 +161,20 @@ def _config_error(error: Exception) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'settings'}: {str(error.msg or error).splitlines()[0]}"
     if isinstance(error, HydraException):
+        found = re.match(r"Could not override '([\w.]+)'\.", str(error))
+        if found and (unknown := _unknown(found[1], frames)):
+            return unknown
         return f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
     return None
+
+
+def _unknown(setting: str, frames: Sequence[FrameType]) -> str | None:
+    """What to say of an override of a setting that is not there; None for one of a part of the user's own."""
+    cfg = next((frame.f_locals["cfg"] for frame in reversed(frames) if "cfg" in frame.f_locals), None)
+    part = OmegaConf.select(cfg, f"{setting.partition('.')[0]}._target_") if cfg is not None else None
+    if cfg is None or (part and not str(part).startswith("stasc.")):
+        return None
+    return no_such_setting(setting, [*leaves(plain(cfg, resolve=False))])
 
 
 if __name__ == "__main__":
