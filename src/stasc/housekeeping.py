@@ -20,7 +20,7 @@ from stasc.fsx import SCRATCH
 from stasc.leases import Lease
 from stasc.run import CONF
 from stasc.store import KEY, KINDS, Damaged, OtherVersion, Store, committed
-from stasc.units import size_text
+from stasc.units import counted, size_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +112,7 @@ def _verify(store: Store) -> int:
             except OtherVersion as error:
                 print(error)
                 other += 1
-    print(f"{_artifacts(whole)} whole, {damaged} damaged{' and set aside' if damaged else ''}", end="")
+    print(f"{counted(whole, 'artifact')} whole, {damaged} damaged{' and set aside' if damaged else ''}", end="")
     print(f", {other} not checked" if other else "")
     return 1 if damaged or other else 0
 
@@ -138,10 +138,8 @@ def _clean(store: Store, dry_run: bool) -> None:
         else:
             in_use += 1
     verb = "would remove" if dry_run else "removed"
-    print(
-        f"{verb} {_artifacts(len(gone))}, {size_text(sum(gone))}, that no run folder refers to; {stay + in_use} stay",
-        end="",
-    )
+    what = f"{counted(len(gone), 'artifact')}, {size_text(sum(gone))}, that no run folder refers to"
+    print(f"{verb} {what}; {stay + in_use} stay", end="")
     print(f", {in_use} of them because a run holds them now" if in_use else "")
 
 
@@ -162,7 +160,3 @@ def _remove(store: Store, item: Item) -> bool:
     except Timeout:
         return False
     return True
-
-
-def _artifacts(count: int) -> str:
-    return f"{count} artifact{'' if count == 1 else 's'}"
