@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf
 
 from stasc.dataset import Countries, Jsonl, Nq, check_disjoint, describe_skipped
 from stasc.dataset.split import divide
+from stasc.hub import retries_told_once
 from stasc.provenance import data_digest
 from stasc.records import Question
 from stasc.reward import F1, ExactMatch, InAccuracy
@@ -559,6 +561,32 @@ def test_the_hub_out_of_reach_is_an_error_that_offers_a_local_copy() -> None:
     message = r"dataset\.path=google-research-datasets/nq_open: .* give a local copy: dataset\.path=FOLDER"
     with pytest.raises(ValueError, match=message):
         build("nq")("train")
+
+
+@pytest.mark.parametrize("retries", [0, 5])
+def test_the_retries_of_the_hub_are_told_once(retries: int, caplog: pytest.LogCaptureFixture) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+    with retries_told_once("dataset.path=some/data"):
+        for retry in range(1, retries + 1):
+            client.warning("'no route' thrown while requesting HEAD https://hub/some/data")
+            client.warning(f"Retrying in {retry}s [Retry {retry}/5].")
+    told = [record.getMessage() for record in caplog.records]
+    reason = "'no route' thrown while requesting HEAD https://hub/some/data"
+    assert told == [f"dataset.path=some/data: {reason}; trying again for up to half a minute"] * bool(retries)
+    client.warning("said to others")
+    assert caplog.messages[-1] == "said to others"
+
+
+@pytest.mark.usefixtures("offline")
+def test_nq_is_read_with_the_retries_of_the_hub_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    client, filters = logging.getLogger("huggingface_hub.utils._http"), []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: filters.append(len(client.filters)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build("nq")("train")
+    assert filters == [1]
+    assert client.filters == []
 
 
 @pytest.mark.usefixtures("offline")
