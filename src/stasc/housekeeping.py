@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from stasc import leases
 from stasc.fsx import SCRATCH
 from stasc.leases import Lease
 from stasc.run import CONF
-from stasc.store import KEY, KINDS, Damaged, OtherVersion, Store, committed
+from stasc.store import KEY, KINDS, Damaged, OtherVersion, Store, committed, digest
 from stasc.units import counted, size_text
 
 
@@ -94,8 +95,26 @@ def _list(store: Store) -> None:
     users = sorted(leases.every(store), key=lambda lease: lease.folder)
     print("and is used by" if users else "and is used by no run folder")
     for lease in users:
-        status = lease.status if _refers(lease) else f"{lease.status}, but the folder is gone"
-        print(f"  {lease.folder} ({status})")
+        print(f"  {lease.folder} ({_status(store, lease)})")
+
+
+def _status(store: Store, lease: Lease) -> str:
+    """What has become of a run. Its lease says `running` from its start until it is done, however it ended."""
+    if not _refers(lease):
+        return f"{lease.status}, but the folder is gone"
+    if lease.status != "running":
+        return lease.status
+    try:
+        told = str(json.loads(Path(lease.folder, "summary.json").read_bytes())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        told = "running"
+    try:
+        with store.lock("run", digest(lease.folder), wait=False):  # held as long as its process lives
+            return "killed" if told == "running" else told
+    except Timeout:
+        return "running"
+    except OSError:  # the store is another's
+        return told
 
 
 def _verify(store: Store) -> int:
