@@ -345,9 +345,46 @@ def test_a_run_from_the_command_line_ends_with_the_table(tmp_path: Path) -> None
     assert "EIE, seed 0, cpu" in answer.stdout
     assert "Correction accuracy" in answer.stdout
     (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert f"results: {folder.relative_to(tmp_path)}" in answer.stderr.splitlines()
     assert {path.name for path in folder.iterdir()} >= {
         *("journal.jsonl", "summary.json", "outcomes.jsonl", "pairs.jsonl", "model", "run.log", ".hydra"),
     }
+
+
+@pytest.mark.slow
+def test_help_marks_the_default_of_each_group(tmp_path: Path) -> None:
+    shown = stasc(tmp_path, "--help").stdout
+    groups = dict(re.findall(r"^(\w+): (\w.*\*.*)$", shown, re.M))
+    marked = {group: re.findall(r"(\w+)\*", options) for group, options in groups.items()}
+    defaults = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    assert marked == {
+        group: [option]
+        for one in defaults
+        if isinstance(one, dict)
+        for group, option in one.items()
+        if " " not in group
+    }
+    assert {(group, option.rstrip("*")) for group, options in groups.items() for option in options.split(", ")} == {
+        *OPTIONS
+    }
+
+
+@pytest.mark.slow
+def test_a_run_with_lora_warns_of_nothing_that_a_user_could_not_mend(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def right(answer, references):\n    return 1.0\n")
+    reward = ["~reward", "+reward={_target_: mine.right, _partial_: true}"]
+    given = [*reward, "finetune=lora", "filter=lenient", "iterations=2", "start=evolving"]
+    answer = stasc(tmp_path, *TINY, *given)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr.count("fine-tuning") == 2, "else no adapter was made"
+    assert "Warning" not in answer.stderr and "deprecated" not in answer.stderr
+
+
+@pytest.mark.slow
+def test_several_greedy_answers_are_warned_of_once_in_a_sweep(tmp_path: Path) -> None:
+    answer = stasc(tmp_path, "--multirun", *TINY, "sampling.temperature=0", "seed=0,1", "iterations=0")
+    assert answer.returncode == 0, answer.stderr
+    assert (answer.stdout + answer.stderr).count("sampling.temperature=0 is greedy") == 1
 
 
 @pytest.mark.slow
