@@ -6,12 +6,13 @@ import io
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console as Terminal
 
-from stasc.console import Console, final_table, iteration_line, verdict
+from stasc.console import Console, Ended, final_table, iteration_line, verdict
 
 CONTROL = "\x1b"
 
@@ -173,7 +174,7 @@ def test_an_exception_passes_through_a_stage_and_the_next_one_works(err: io.Stri
     shown = err.getvalue()
     assert re.search(r"inner +3/5 steps +0:00:00  stopped", shown)
     assert re.search(r"outer +0/5 steps +0:00:00  stopped", shown)
-    assert re.search(r"next +1/1 steps +0:00:00 *\n", shown)
+    assert re.search(r"next +1/1 step +0:00:00 *\n", shown)
     assert not console._bars.live.is_started
 
 
@@ -239,6 +240,78 @@ def test_the_verdict_of_a_run_without_training_claims_no_change() -> None:
         "Without training: initial accuracy 38.2 %, correction accuracy 28.1 %, 162 test questions."
     )
     assert verdict(summary_of()) == "No iteration was evaluated."
+
+
+def test_the_questions_are_called_by_their_split_and_one_is_no_more_than_one() -> None:
+    out = io.StringIO()
+    console = Console(Terminal(file=out, width=80), Terminal(file=io.StringIO(), width=80), Clock(), split="validation")
+    console.final(summary_of(ZERO, ONE))
+    shown = out.getvalue().splitlines()
+    assert shown[0].strip() == "EIE, seed 7, cpu: 162 validation questions, in %"
+    assert shown[-1].endswith("initial answer), 162 validation questions.")
+    one = {**ZERO, "test": {**ZERO["test"], "questions": 1}}
+    assert text_of(summary_of(one))[0].strip() == "EIE, seed 7, cpu: 1 test question, in %"
+    assert verdict(summary_of(one)).endswith("correction accuracy 28.1 %, 1 test question.")
+
+
+def test_a_stage_of_one_is_in_the_singular() -> None:
+    err = io.StringIO()
+    with build(err).stage("corrections", 1, "answers") as advance:
+        advance()
+    assert words(err.getvalue()) == "corrections 1/1 answer 0:00:00"
+
+
+def test_in_a_sweep_a_run_that_was_complete_is_one_line_and_another_has_its_table() -> None:
+    out = io.StringIO()
+    console = Console(Terminal(file=out, width=80), Terminal(file=io.StringIO(), width=80), Clock(), brief=True)
+    console.final(summary_of(ZERO, ONE))
+    assert out.getvalue() == f"EIE, seed 7: {verdict(summary_of(ZERO, ONE))}\n"
+    console.iteration(ONE)
+    console.final(summary_of(ZERO, ONE))
+    assert out.getvalue().splitlines()[1:-1] == [line.rstrip("\n") for line in text_of(summary_of(ZERO, ONE))]
+
+
+def ended(folder: str, summary: dict[str, Any] | None = None, **settings: str) -> Ended:
+    given = {name.replace("__", "."): value for name, value in settings.items()}
+    return Ended(Path("multirun/six", folder).absolute(), given, summary, None if summary else f"OSError: {folder}")
+
+
+def swept(*jobs: Ended, width: int = 80) -> list[str]:
+    out = io.StringIO()
+    Console(Terminal(file=out, width=width), Terminal(file=io.StringIO()), Clock()).sweep(jobs)
+    return [words(line) for line in out.getvalue().splitlines()]
+
+
+def test_the_table_of_a_sweep_shows_what_was_swept_and_where_the_results_are() -> None:
+    assert swept(
+        ended("EIE-seed0-a", summary_of(ZERO, ONE), model="tiny", filter="strict", finetune__learning_rate="1e-5"),
+        ended("ENE-seed0-b", None, model="tiny", filter="lenient", finetune__learning_rate="1e-5"),
+        ended("ENE-seed0-c", summary_of(ZERO), model="tiny", filter="lenient", finetune__learning_rate="2e-5"),
+    ) == [
+        "3 jobs, 1 failed; correction accuracy in %",
+        "finetune.",
+        "filter learning_rate status M_0 M_N gain folder",
+        "─" * len("filter  learning_rate status   M_0  M_N  gain  folder     "),
+        "strict 1e-5 finished 28.1 64.2 +36.1 EIE-seed0-a",
+        "lenient 1e-5 failed - - - ENE-seed0-b",
+        "lenient 2e-5 finished 28.1 28.1 +0.0 ENE-seed0-c",
+        "ENE-seed0-b: OSError: ENE-seed0-b",
+        "results: multirun/six",
+    ]
+
+
+def test_the_table_of_a_sweep_of_one_job_has_no_settings() -> None:
+    shown = swept(ended("EIE-seed0-a", summary_of(ZERO, ONE), model="tiny"))
+    assert shown[0] == "1 job; correction accuracy in %"
+    assert shown[1] == "status M_0 M_N gain folder"
+
+
+def test_no_cell_of_a_sweeps_table_is_cut_in_a_file() -> None:
+    values = [f"a-rather-long-name-{i}" for i in range(2)]
+    axes = ("init", "filter", "start", "reward")
+    shown = swept(*(ended(f"EIE-{value}", summary_of(ZERO), **dict.fromkeys(axes, value)) for value in values))
+    for row, value in zip(shown[3:5], values, strict=True):
+        assert row == f"{' '.join([value] * 4)} finished 28.1 28.1 +0.0 EIE-{value}"
 
 
 @pytest.mark.parametrize(

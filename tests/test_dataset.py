@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf
 
 from stasc.dataset import Countries, Jsonl, Nq, check_disjoint, describe_skipped
 from stasc.dataset.split import divide
+from stasc.hub import retries_told_once
 from stasc.provenance import data_digest
 from stasc.records import Question
 from stasc.reward import F1, ExactMatch, InAccuracy
@@ -379,7 +381,7 @@ def test_rows_are_left_out_of_the_file_of_their_split(tmp_path: Path) -> None:
 
 
 def test_a_file_of_bad_rows_only_is_refused_with_the_first_of_them(tmp_path: Path) -> None:
-    message = r"the file holds no question: 2 bad rows were left out, first .*data\.jsonl:1: expected a JSON object"
+    message = r"the file holds no question: left out 2 bad rows, first .*data\.jsonl:1: expected a JSON object"
     with pytest.raises(ValueError, match=message):
         only(tmp_path, b"[]\n[]\n", on_bad_row="skip")
 
@@ -393,10 +395,10 @@ def test_another_way_with_bad_rows_is_refused(name: str) -> None:
 def test_what_is_said_of_rows_left_out_is_their_number_and_the_first_three() -> None:
     said = describe_skipped([f"data.jsonl:{line}: not JSON" for line in (2, 5, 7, 9)])
     assert said == (
-        "dataset.on_bad_row=skip: 4 bad rows are left out: "
+        "dataset.on_bad_row=skip: left out 4 bad rows: "
         "data.jsonl:2: not JSON; data.jsonl:5: not JSON; data.jsonl:7: not JSON; …"
     )
-    assert describe_skipped(["data.jsonl:2: not JSON"]).endswith("1 bad rows are left out: data.jsonl:2: not JSON")
+    assert describe_skipped(["data.jsonl:2: not JSON"]).endswith("left out 1 bad row: data.jsonl:2: not JSON")
 
 
 def test_the_digest_of_data_knows_its_questions_and_the_rows_left_out() -> None:
@@ -445,15 +447,49 @@ def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path: Path) ->
         build("jsonl", train_path="unread", test_path=str(tmp_path / "empty.jsonl"))("test")
 
 
-def test_too_few_lines_are_an_error_that_says_how_many_there_are(tmp_path: Path) -> None:
-    path = write(tmp_path / "data.jsonl", rows(10))
-    for settings, split, message in [
-        ({"n_test": 11}, "test", r"dataset\.n_test=11: only 10 questions"),
-        ({"n_test": 4, "n_train": 7, "n_validation": 0}, "train", r"dataset\.n_train=7: only 6 questions"),
-        ({"n_test": 4, "n_train": 5, "n_validation": 2}, "train", r"dataset\.n_validation=2: only 1 questions"),
-    ]:
-        with pytest.raises(ValueError, match=message):
+TOO_FEW = [  # settings, split, what is said of 50 lines; with the shipped sizes: 200 for the test, 100 for validation
+    (
+        {},
+        ("train", "validation", "test"),
+        "50 questions, too few for dataset.n_test=200 and dataset.n_validation=100 with some left to train on; "
+        "for instance, set dataset.n_test=10 dataset.n_validation=5",
+    ),
+    (
+        {"n_test": 20, "n_train": 31, "n_validation": 0},
+        ("train", "validation", "test"),
+        "50 questions, too few for dataset.n_test=20 and dataset.n_train=31; "
+        "for instance, set dataset.n_test=10 dataset.n_train=null",
+    ),
+    ({"n_test": 50, "n_validation": 0}, ("test",), "50 questions, too few for dataset.n_test=50 with some left"),
+]
+
+
+@pytest.mark.parametrize(("settings", "splits", "message"), TOO_FEW)
+def test_one_error_names_all_sizes_that_a_file_cannot_fill(
+    settings: dict[str, object], splits: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "data.jsonl", rows(50))
+    for split in splits:
+        with pytest.raises(ValueError, match=rf"^dataset\.path={re.escape(f'{path}: {message}')}"):
             build("jsonl", path=path, **settings)(split)
+    dataset = build("jsonl", path=path, n_test=10, n_validation=5)
+    assert [len(dataset(split)) for split in SPLITS] == [35, 5, 10]
+
+
+def test_files_of_their_own_for_the_splits_are_named_when_they_are_too_short(tmp_path: Path) -> None:
+    names = {f"{name}_path": write(tmp_path / f"{name}.jsonl", rows(30)) for name in SPLITS}
+    for split, settings, message in [
+        ("test", {}, "test_path=.*test.jsonl: 30 questions, too few for dataset.n_test=200; .* dataset.n_test=null"),
+        ("train", {"n_train": 31}, "train_path=.*: 30 questions, too few for dataset.n_train=31; .*n_train=null"),
+        ("validation", {}, "validation_path=.* dataset.n_validation=100; for instance, set dataset.n_validation=null"),
+        (
+            "train",
+            {"validation_path": None},
+            "train_path=.* dataset.n_validation=100 with some left to train on; .* dataset.n_validation=3$",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=f"^dataset.{message}"):
+            build("jsonl", **{**names, **settings})(split)
 
 
 # Nq, from local copies only
@@ -527,6 +563,32 @@ def test_the_hub_out_of_reach_is_an_error_that_offers_a_local_copy() -> None:
         build("nq")("train")
 
 
+@pytest.mark.parametrize("retries", [0, 5])
+def test_the_retries_of_the_hub_are_told_once(retries: int, caplog: pytest.LogCaptureFixture) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+    with retries_told_once("dataset.path=some/data"):
+        for retry in range(1, retries + 1):
+            client.warning("'no route' thrown while requesting HEAD https://hub/some/data")
+            client.warning(f"Retrying in {retry}s [Retry {retry}/5].")
+    told = [record.getMessage() for record in caplog.records]
+    reason = "'no route' thrown while requesting HEAD https://hub/some/data"
+    assert told == [f"dataset.path=some/data: {reason}; trying again for up to half a minute"] * bool(retries)
+    client.warning("said to others")
+    assert caplog.messages[-1] == "said to others"
+
+
+@pytest.mark.usefixtures("offline")
+def test_nq_is_read_with_the_retries_of_the_hub_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    client, filters = logging.getLogger("huggingface_hub.utils._http"), []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: filters.append(len(client.filters)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build("nq")("train")
+    assert filters == [1]
+    assert client.filters == []
+
+
 @pytest.mark.usefixtures("offline")
 def test_a_folder_that_is_no_copy_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
@@ -547,9 +609,9 @@ def test_nq_rows_without_text_and_sizes_beyond_the_data_are_refused(tmp_path: Pa
     path = saved_copy(tmp_path / "nq", nq_rows(5, "train"), [{"question": "q", "answer": [""]}])
     with pytest.raises(ValueError, match=r"dataset\.path=.*: row 0 of 'validation' lacks a question or an answer"):
         build("nq", path=path, n_test=None)("test")
-    with pytest.raises(ValueError, match=r"dataset\.n_test=2: only 1 questions"):
+    with pytest.raises(ValueError, match=r"dataset\.n_test=2: only 1 question left"):
         build("nq", path=path, n_test=2)("test")
-    with pytest.raises(ValueError, match=r"dataset\.n_validation=3: only 2 questions"):
+    with pytest.raises(ValueError, match=r"dataset\.n_validation=3: only 2 questions left"):
         build("nq", path=path, n_train=3, n_validation=3)("train")
 
 

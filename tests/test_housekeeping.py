@@ -14,7 +14,7 @@ from test_store import computed, files, flip
 
 from stasc import experiment as runner
 from stasc import housekeeping, leases, preparation
-from stasc.store import KINDS, Store
+from stasc.store import KINDS, Store, digest
 
 composed = cache(fake_experiment)
 OURS, OTHER = ("filter=lenient",), ("filter=strict",)  # they share what M_0 answers
@@ -67,6 +67,34 @@ def test_list_counts_and_adds_up(shared: Path, capsys: pytest.CaptureFixture[str
         f"  {shared}/other (done, but the folder is gone)",
         f"  {shared}/ours (done)",
     ]
+
+
+def test_list_tells_what_became_of_runs_that_are_not_done(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, error in (
+        ("failed", OSError),
+        ("interrupted", KeyboardInterrupt),
+        ("killed", OSError),
+        ("alive", OSError),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(runner, "_save_model", lambda *_, error=error: (_ for _ in ()).throw(error()))
+            run_fake(composed(*OURS), shared / name)
+    for name in ("killed", "alive"):
+        summary = shared / name / "summary.json"
+        summary.write_text(summary.read_text().replace('"status": "failed"', '"status": "running"'))
+    with Store(shared / "store", {}).lock("run", digest(str(shared / "alive"))):
+        assert command(shared, "list") == 0
+    said = dict(re.findall(r"^  .*/(\w+) \((\w+)\)$", capsys.readouterr().out, re.MULTILINE))
+    assert said == {
+        "alive": "running",
+        "failed": "failed",
+        "interrupted": "interrupted",
+        "killed": "killed",
+        "other": "done",
+        "ours": "done",
+    }
 
 
 def test_verify_sets_aside_what_is_damaged_and_says_so_by_its_status(

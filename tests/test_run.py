@@ -245,12 +245,56 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
         ("tracking=wandb tracking.mode=maybe", r"tracking\.mode=maybe"),
         ("dataset.n_train=100000", r"dataset\.n_train"),
         ("engine.batch_size=0", r"engine\.batch_size=0"),
-        ("reward._target_=stasc.reward.Nothing", r"reward\._target_.*stasc\.reward\.Nothing"),
+        ("reward._target_=stasc.reward.Nothing", r"reward\._target_=stasc\.reward\.Nothing: .* has no .*Nothing"),
+        ("reward._target_=nonesuch.reward", r"reward\._target_=nonesuch\.reward: there is no module 'nonesuch'"),
+        ("reward._target_=stasc", r"reward\._target_: <module 'stasc'.* is neither a function nor a class"),
+        ("+samplng.n_corr=5", r"^samplng\.n_corr: no such setting; did you mean sampling\.n_corr\?"),
+        ("+sampling.n_cor=5", r"^sampling\.n_cor: no such setting; .*did you mean sampling\.n_corr\?"),
+        ("+learning_rate=1", r"^learning_rate: no such setting; did you mean finetune\.learning_rate\?"),
+        ("+seeed=1", r"^seeed: no such setting; did you mean seed\?"),
+        ("+sweep.nam=x", r"^sweep\.nam: no such setting; did you mean sweep\.name\?"),
+        ("+xyzzy=1", r"^xyzzy: no such setting; --cfg job prints all there are"),
+        ("~sampling", r"^sampling is missing from the settings"),
+        ("model=custom", r"^model\.path is not set"),
+        ("reward.marker=${nothing}", r"^reward\.marker: Interpolation key 'nothing' not found"),
     ],
 )
 def test_a_bad_setting_is_named_before_anything_is_loaded(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         experiment(*override.split())
+
+
+def of_an_answer(answer: str) -> float:
+    """No reward: it takes no references."""
+    return 1.0
+
+
+def with_defaults(answer: str = "", references: Sequence[str] = (), weight: float = 1.0) -> float:
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("_target_: test_run.even_first_byte", r"even_first_byte\(answer.*_partial_: true .*\+reward\._partial_=true"),
+        (
+            "_target_: test_run.with_defaults",
+            r"is 1\.0, expected a function of \(answer, references\).*_partial_: true",
+        ),
+        ("_target_: test_run.of_an_answer, _partial_: true", r"of_an_answer\(answer.*, expected a function of"),
+        ("_target_: test_run.with_defaults, _partial_: true, wieght: 2", r"with_defaults\(.*keyword argument 'wieght'"),
+    ],
+)
+def test_a_reward_that_cannot_be_called_is_refused_when_built(settings: str, message: str) -> None:
+    for errors in ("fail", "zero"):
+        with pytest.raises(ValueError, match=rf"^reward.*{message}") as raised:
+            experiment("~reward", f"+reward={{{settings}}}", f"reward_errors={errors}")
+        assert "reward_errors" not in str(raised.value)
+
+
+def test_a_part_of_the_users_own_has_its_own_settings() -> None:
+    built = experiment("~reward", "+reward={_target_: test_run.with_defaults, _partial_: true, weight: 0.5}")
+    assert built.reward("an answer", ()) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -311,9 +355,46 @@ def test_a_run_from_the_command_line_ends_with_the_table(tmp_path: Path) -> None
     assert "EIE, seed 0, cpu" in answer.stdout
     assert "Correction accuracy" in answer.stdout
     (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert f"results: {folder.relative_to(tmp_path)}" in answer.stderr.splitlines()
     assert {path.name for path in folder.iterdir()} >= {
         *("journal.jsonl", "summary.json", "outcomes.jsonl", "pairs.jsonl", "model", "run.log", ".hydra"),
     }
+
+
+@pytest.mark.slow
+def test_help_marks_the_default_of_each_group(tmp_path: Path) -> None:
+    shown = stasc(tmp_path, "--help").stdout
+    groups = dict(re.findall(r"^(\w+): (\w.*\*.*)$", shown, re.M))
+    marked = {group: re.findall(r"(\w+)\*", options) for group, options in groups.items()}
+    defaults = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    assert marked == {
+        group: [option]
+        for one in defaults
+        if isinstance(one, dict)
+        for group, option in one.items()
+        if " " not in group
+    }
+    assert {(group, option.rstrip("*")) for group, options in groups.items() for option in options.split(", ")} == {
+        *OPTIONS
+    }
+
+
+@pytest.mark.slow
+def test_a_run_with_lora_warns_of_nothing_that_a_user_could_not_mend(command: Zygote, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def right(answer, references):\n    return 1.0\n")
+    reward = ["~reward", "+reward={_target_: mine.right, _partial_: true}"]
+    given = [*reward, "finetune=lora", "filter=lenient", "iterations=2", "start=evolving"]
+    answer = command.run(tmp_path, *TINY, *given)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr.count("fine-tuning") == 2, "else no adapter was made"
+    assert "Warning" not in answer.stderr and "deprecated" not in answer.stderr
+
+
+@pytest.mark.slow
+def test_several_greedy_answers_are_warned_of_once_in_a_sweep(command: Zygote, tmp_path: Path) -> None:
+    answer = command.run(tmp_path, "--multirun", *TINY, "sampling.temperature=0", "seed=0,1", "iterations=0")
+    assert answer.returncode == 0, answer.stderr
+    assert (answer.stdout + answer.stderr).count("sampling.temperature=0 is greedy") == 1
 
 
 @pytest.mark.slow
@@ -333,6 +414,8 @@ def test_an_error_is_one_line_and_an_exit_status(command: Zygote, tmp_path: Path
     assert answer.stderr.strip() == "error: sampling.temperature=-1.0: expected at least 0 (0: greedy)"
     (log,) = tmp_path.glob("outputs/*/*/run.log")
     assert "Traceback" in log.read_text()
+    misspelt = command.run(tmp_path, *TINY, "samplng.n_corr=5")
+    assert misspelt.stderr == "error: samplng.n_corr: no such setting; did you mean sampling.n_corr?\n"
     unknown = command.run(tmp_path, *TINY, "filter=stict")
     assert unknown.returncode != 0
     assert "Could not find 'filter/stict'" in unknown.stderr
@@ -471,7 +554,7 @@ def test_rows_left_out_are_told_once_and_change_the_digest_of_the_data(
         told = [record.message for record in caplog.records if "on_bad_row" in record.message]
         assert len(told) == bool(bad)
         if bad:
-            assert f"{len(bad)} bad rows are left out: {file}:21: no column 'question'" in told[0]
+            assert f"left out {len(bad)} bad row{'s' * (len(bad) > 1)}: {file}:21: no column 'question'" in told[0]
         digests.append(lines(tmp_path / name / "journal.jsonl")[0]["data"])
     assert len({tuple(digest.values()) for digest in digests}) == 3
     with pytest.raises(ValueError, match=rf"{file}:21: no column 'question'"):
@@ -574,6 +657,15 @@ def test_an_error_of_composing_is_shown_in_full_if_asked_for(
 
 
 @pytest.mark.slow
+def test_a_module_that_is_missing_is_named_once(command: Zygote, tmp_path: Path) -> None:
+    answer = command.run(tmp_path, *TINY, "~reward", "+reward={_target_: nonesuch.reward, _partial_: true}")
+    assert answer.stderr == (
+        "error: reward._target_=nonesuch.reward: there is no module 'nonesuch' in this folder, "
+        "and none of that name is installed\n"
+    )
+
+
+@pytest.mark.slow
 def test_a_deep_recursion_in_a_run_is_not_blamed_on_the_settings(command: Zygote, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def filter(letter):\n    return filter(letter)\n")
     settings = ["~filter", "+filter={_target_: mine.filter, letter: I}"]
@@ -604,7 +696,7 @@ def test_the_installed_package_brings_its_settings(tmp_path: Path) -> None:
 # Secrets
 
 PAID = """
-def paid(answer, references, api_key="", url="", fail=False):
+def paid(answer, references, api_key="", url="", fail=False, **others):
     if fail:
         raise RuntimeError(f"refused: {api_key!r} at {url}")
     return float(len(answer) % 2)
@@ -640,16 +732,16 @@ def test_no_secret_is_left_in_a_runs_folder(
         f"+reward.api_key={typed}",
         f"+reward.url='https://u:{canaries['DB_PASSWORD']}@host/'",
         f"+reward.fail={fail}",
-        "+note='see ${oc.env:MY_SECRET_URL}'",
-        f"+literal={canaries['HF_TOKEN']}",
-        f"+short.password={short}",
+        "+reward.note='see ${oc.env:MY_SECRET_URL}'",
+        f"+reward.literal={canaries['HF_TOKEN']}",
+        f"+reward.password={short}",
     )
     (folder,) = (tmp_path / "outputs").glob("*/*")
     assert found_in(folder, typed, short, *canaries.values()) == []
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
-    assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())[-1] == "+short.password=***"
+    assert yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())[-1] == "+reward.password=***"
     config = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
-    assert config["note"] == "see ${oc.env:MY_SECRET_URL}"
+    assert config["reward"]["note"] == "see ${oc.env:MY_SECRET_URL}"
     assert config["reward"]["url"] == "https://u:***@host/"
     (ended,) = (event for event in lines(folder / "journal.jsonl") if event["event"] == "run_ended")
     if fail:
@@ -668,8 +760,9 @@ def test_no_secret_is_left_in_a_sweeps_folder_or_in_an_error(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary-token-51c0ffee")
     typed = ["canary-one-51c0ffee", "canary-two-51c0ffee"]
-    override = [f"+db.password={','.join(typed)}", "model.path=canary-token-51c0ffee", "sweep.name=two"]
-    answer = command.run(tmp_path, "--multirun", *TINY, *override)
+    (tmp_path / "paying.py").write_text(PAID)
+    reward = ["~reward", "+reward={_target_: paying.paid, _partial_: true}", f"+reward.password={','.join(typed)}"]
+    answer = command.run(tmp_path, "--multirun", *TINY, *reward, "model.path=canary-token-51c0ffee", "sweep.name=two")
     assert answer.returncode == 1
     assert re.search(r"EIE-seed0-\w+ failed: model\.path=\*\*\*: ", answer.stderr)
     told = [line for line in answer.stdout.splitlines() if "[HYDRA] \t#" not in line]  # Hydra repeats the overrides

@@ -82,3 +82,17 @@ def test_an_evaluation_keeps_what_it_sets_and_inherits_the_rest(name: str, value
     inherited = {"n_init": 1, "n_corr": 1, "temperature": 1.0, "top_p": 0.95, "max_new_tokens": 20}
     sampling = Evaluation(**EVALUATION | {name: value}).sampling(Sampling(**SAMPLING))
     assert sampling == Sampling(**inherited | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("temperature", "n_init", "n_corr", "named"),
+    [
+        (0.0, 2, 3, "the answers of sampling.n_init=2 and of sampling.n_corr=3 are all the same"),
+        (0.0, 1, 3, "the answers of sampling.n_corr=3 are all the same"),
+        (0.0, 1, 1, None),
+        (0.1, 2, 3, None),
+    ],
+)
+def test_several_greedy_answers_are_warned_of(temperature: float, n_init: int, n_corr: int, named: str | None) -> None:
+    warning = Sampling(n_init=n_init, n_corr=n_corr, temperature=temperature, top_p=1.0, max_new_tokens=8).warning
+    assert (named is None and warning is None) or (named and warning and named in warning)

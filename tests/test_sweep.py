@@ -104,6 +104,10 @@ def test_a_sweep_goes_on_where_it_is_not_finished(command: Zygote, cwd: Path) ->
     again = command.run(cwd, *FOUR, *AXES)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("this run is complete; nothing to do") == 4
+    shown = again.stdout.splitlines()
+    assert len([line for line in shown if "HYDRA" not in line]) == 4 + 3 + 4 + 1, "a line a job, and the sweep's table"
+    assert [line.split()[0] for line in shown if line.startswith(("E", "F"))] == ["FIE,", "FNE,", "EIE,", "ENE,"]
+    assert shown[-1] == "results: multirun/four"
     assert [(folder / "journal.jsonl").read_bytes() for folder in folders] == journals
     assert again.seconds < first.seconds
     assert table(again) == table(first)
@@ -121,7 +125,7 @@ def test_a_sweep_goes_on_where_it_is_not_finished(command: Zygote, cwd: Path) ->
 
 def table(ran: Ran) -> list[str]:
     """The rows of a sweep's final table, in order of their names."""
-    return sorted(line for line in ran.stdout.splitlines() if "-seed" in line and "finished" in line)
+    return sorted(" ".join(line.split()) for line in ran.stdout.splitlines() if "-seed" in line and "finished" in line)
 
 
 # Jobs that fail
@@ -193,8 +197,8 @@ def test_failing_jobs_are_told_and_the_others_complete(command: Zygote, cwd: Pat
     }
     assert "6 jobs, 4 failed" in ran.stdout
     for name, folder in folders.items():
-        (row,) = [line for line in ran.stdout.splitlines() if line.startswith(f"{folder.name} ")]
-        assert row.split()[1] == ("failed" if name in causes else "finished")
+        (row,) = [line for line in ran.stdout.splitlines() if line.rstrip().endswith(f" {folder.name}")]
+        assert row.split()[:2] == [name, "failed" if name in causes else "finished"]
         log = (folder / "run.log").read_text() if (folder / "run.log").exists() else ""
         assert ("Traceback" in log) == (name in causes)
         if name in causes:

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra._internal.utils import _locate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from stasc.names import check_name
+from stasc.names import check_known, check_name, nearest
 
 if TYPE_CHECKING:
     from stasc.preparation import Experiment
 
 log = logging.getLogger(__name__)
 
+GROUPS = ("init", "filter", "start", "finetune", "model", "dataset", "prompt", "reward", "engine", "tracking")
+CALLED_WITH = {  # parts that may be anybody's function
+    "init": ("m_0", "m_prev"),
+    "filter": ("r1", "r2"),
+    "start": ("m_0", "m_prev"),
+    "reward": ("answer", "references"),
+}
+
 
 def build(cfg: DictConfig, group: str) -> Any:
     """The part that a group's settings describe, an instance of its `_target_`."""
-    return build_part(cfg[group], f"{group}.")
+    part = build_part(cfg[group], f"{group}.")
+    if group in CALLED_WITH:
+        _check_call(group, part)
+    return part
 
 
 def build_part(cfg: DictConfig, prefix: str, target: type | None = None) -> Any:
@@ -35,20 +49,89 @@ def build_part(cfg: DictConfig, prefix: str, target: type | None = None) -> Any:
         name = settings.pop("_target_", None)
         kind = target or _located(prefix, name)
         if not is_dataclass(kind):
+            _check_settings(prefix.rstrip("."), kind, settings)
             return hydra.utils.instantiate({"_target_": name, **settings}, _convert_="all")
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
     except ConfigKeyError as error:
-        known = ", ".join(field.name for field in fields(kind))
-        raise ValueError(f"{prefix}{error.full_key}: no such setting; there are {known}") from error
+        known = [field.name for field in fields(kind)]
+        near = nearest(str(error.full_key), known)
+        hint = f"; did you mean {prefix}{near}?" if near else ""
+        raise ValueError(f"{prefix}{error.full_key}: no such setting; there are {', '.join(known)}{hint}") from error
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} is not set, and has no default: give {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        raise ValueError(f"{prefix}{error.full_key or ''}: {str(error.msg or error).splitlines()[0]}") from error
+        setting = prefix + str(error.full_key or "").removeprefix(prefix)  # it may be that in `cfg`, or in the whole
+        raise ValueError(f"{setting}: {str(error.msg or error).splitlines()[0]}") from error
 
 
 def _located(prefix: str, name: object) -> Any:
     try:
-        return hydra.utils.get_object(str(name))
+        return _locate(str(name))  # get_object would log its errors as well
     except (ImportError, ValueError) as error:
-        raise ValueError(f"{prefix}_target_={name}: {str(error).splitlines()[-1]}") from error
+        cause, module = error.__cause__, str(name).split(".")[0]
+        missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
+        if missing == module:
+            reason = f"there is no module {module!r} in this folder, and none of that name is installed"
+        elif missing and f"{name}.".startswith(f"{missing}."):
+            reason = f"{missing.rpartition('.')[0]} has no {missing.rpartition('.')[2]}"
+        else:
+            reason = f"{type(cause).__name__}: {cause}" if cause else str(error).splitlines()[0]
+        raise ValueError(f"{prefix}_target_={name}: {reason}") from error
+
+
+def _check_settings(part: str, kind: Any, settings: Mapping[Any, Any]) -> None:
+    """Checks that a function or class can be called with the settings. Raises: ValueError that says how it can."""
+    signature = _signature(part, kind)
+    if signature is None:
+        return
+    given = {name: value for name, value in settings.items() if not str(name).startswith("_")}
+    partial, arguments = settings.get("_partial_", False), settings.get("_args_", ())
+    try:
+        (signature.bind_partial if partial else signature.bind)(*arguments, **given)
+    except TypeError as error:
+        reason = str(error)
+        if not partial and _takes(signature, CALLED_WITH.get(part, ()), given):
+            reason = (
+                f"it is called with ({', '.join(CALLED_WITH[part])}) later, not when it is built: "
+                f"add _partial_: true to its settings, or +{part}._partial_=true on the command line"
+            )
+        raise ValueError(f"{part}: {_name(kind)}{signature} does not fit its settings: {reason}") from error
+
+
+def _check_call(group: str, part: Any) -> None:
+    """Checks that a part can be called as its group is. Raises: ValueError that says how that is."""
+    expected = f"expected a function of ({', '.join(CALLED_WITH[group])})"
+    if not callable(part):
+        raise ValueError(
+            f"{group} is {part!r}, {expected}: if its _target_ is that function, add _partial_: true "
+            f"to its settings, or +{group}._partial_=true on the command line"
+        )
+    signature = _signature(group, part)
+    if signature is not None and not _takes(signature, CALLED_WITH[group], {}):
+        raise ValueError(f"{group}: {_name(part)}{signature} has the wrong parameters, {expected}")
+
+
+def _signature(part: str, kind: Any) -> inspect.Signature | None:
+    """None where Python knows none, as of some functions written in C."""
+    if not callable(kind):
+        raise ValueError(f"{part}._target_: {kind!r} is neither a function nor a class")
+    try:
+        return inspect.signature(kind)
+    except ValueError:
+        return None
+
+
+def _takes(signature: inspect.Signature, names: tuple[str, ...], given: Mapping[str, object]) -> bool:
+    try:
+        signature.bind(*names, **given)
+    except TypeError:
+        return False
+    return bool(names)
+
+
+def _name(kind: Callable[..., object]) -> str:
+    function = getattr(kind, "func", kind)  # of a partial
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def build_experiment(cfg: DictConfig) -> Experiment:
@@ -60,6 +143,10 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     from stasc.reward import ZeroOnError
     from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
 
+    singles = [*(field.name for field in fields(Loop)), "pairing", "reward_errors", "variant"]
+    check_known(
+        plain(cfg, resolve=False), [*GROUPS, *singles, "sampling", "evaluation", "store", "sweep", "sweep.name"]
+    )
     check_name("sweep.name", cfg.sweep.name)
     loop = OmegaConf.create({field.name: cfg[field.name] for field in fields(Loop)})
     if cfg.pairing not in PAIRINGS:

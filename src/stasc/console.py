@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
@@ -19,9 +21,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from stasc.records import Advance
+from stasc.units import counted
 
 REPORT_EVERY_S = 30.0  # without a terminal, a long stage reports at most this often
 SPEED_WINDOW_S = 300.0  # the estimate rests on the last five minutes: answers come in large batches
+WIDE = 1000  # columns
 TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")  # from the initial answer to its correction
 
 
@@ -35,7 +39,8 @@ class StderrHandler(logging.Handler):
 class Ended(NamedTuple):
     """How a job of a sweep ended: with a summary, or with an error."""
 
-    job: str
+    folder: Path
+    settings: Mapping[str, str]  # as overridden for this job
     summary: Mapping[str, Any] | None
     error: str | None
 
@@ -43,17 +48,24 @@ class Ended(NamedTuple):
 class Console:
     """A stage is a progress bar while it runs and one line when it ends; without a terminal, lines only.
 
-    `clock` gives seconds.
+    `clock` gives seconds. `split` names the held-out questions. With `brief`, a run that was complete before is one
+    line in place of a table.
     """
 
     def __init__(
-        self, out: Terminal | None = None, err: Terminal | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        out: Terminal | None = None,
+        err: Terminal | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        split: str = "test",
+        brief: bool = False,
     ) -> None:
         if out is None and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # an old encoding without arrows must not end a run
         self.out = out or Terminal()
         self.err = err or Terminal(stderr=True)
-        self._clock = clock
+        self._clock, self._split, self._brief = clock, split, brief
         # A variable like FORCE_COLOR makes rich call a log file a terminal: ask the file itself.
         self._animated = self.err.is_interactive and self.err.file.isatty()
         self._bars = Progress(
@@ -73,7 +85,7 @@ class Console:
         """Shows the progress of `total` units of work; call what it yields whenever some are done. Stages may nest."""
         bars, begun = self._bars, self._clock()
         reported = begun
-        bar = bars.add_task(label, total=total, unit=unit)
+        bar = bars.add_task(label, total=total, unit=_unit(unit, total))
         bars.advance(bar, 0)  # the speed is measured from here
         task = next(task for task in bars.tasks if task.id == bar)
         bars.start()
@@ -98,19 +110,28 @@ class Console:
 
     def iteration(self, summary: Mapping[str, Any]) -> None:
         """Prints the report of one iteration."""
+        self._brief = False
         self._line(iteration_line(summary))
 
     def final(self, summary: Mapping[str, Any]) -> None:
         """Prints the run's table and what it comes to."""
-        self.out.print(final_table(summary))
-        self.out.print(verdict(summary), markup=False, highlight=False, emoji=False, soft_wrap=True)
+        if self._brief:
+            self._say(f"{summary['variant']}, seed {summary['seed']}: {verdict(summary, self._split)}")
+            return
+        self.out.print(final_table(summary, self._split))
+        self._say(verdict(summary, self._split))
 
     def sweep(self, jobs: Sequence[Ended]) -> None:
-        """Prints what became of each job of a sweep, and below it why those that failed did."""
-        self.out.print(sweep_table(jobs))
+        """Prints what became of each job of a sweep, below it why those that failed did, and where the rest is."""
+        # What is no terminal is not 80 columns wide, whatever rich thinks: no cell need be folded.
+        (self.out if self.out.is_terminal else Terminal(file=self.out.file, width=WIDE)).print(sweep_table(jobs))
         for job in jobs:
             if job.error:
-                self.out.print(f"{job.job}: {job.error}", markup=False, highlight=False, emoji=False, soft_wrap=True)
+                self._say(f"{job.folder.name}: {job.error}")
+        self._say(f"results: {os.path.relpath(os.path.commonpath([job.folder.parent for job in jobs]))}")
+
+    def _say(self, text: str) -> None:
+        self.out.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _line(self, text: str) -> None:
         self.err.print(text.rstrip(), markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -124,6 +145,10 @@ class _Times(ProgressColumn):
 def _progress(task: Task, times: str) -> str:
     count = f"{task.completed:.0f}/{task.total:.0f}"
     return f"{task.description:<28} {count:>10} {task.fields['unit']:<8} {times}"
+
+
+def _unit(unit: str, total: int) -> str:
+    return unit.removesuffix("s") if total == 1 else unit
 
 
 def _times(task: Task) -> str:
@@ -144,14 +169,14 @@ def iteration_line(iteration: Mapping[str, Any]) -> str:
     return "  ".join([*parts, _duration(iteration["seconds"]["total"])])
 
 
-def final_table(summary: Mapping[str, Any]) -> Table:
+def final_table(summary: Mapping[str, Any], split: str = "test") -> Table:
     """The run's iterations, one a row, at most 80 columns wide. Fractions are printed in percent."""
     iterations = summary["iterations"]
     title = f"{summary['variant']}, seed {summary['seed']}, {summary['device']}"
     if summary["status"] != "finished":
         title += f", {summary['status']}"
     if iterations:
-        title += f": {iterations[0]['test']['questions']} test questions, in %"
+        title += f": {_questions(iterations[0]['test'], split)}, in %"
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False)
     for name in ("iteration", "initial", "correction", *(name.replace("_", "→\n") for name in TRANSITIONS)):
         table.add_column(name, justify="right", no_wrap=True)
@@ -171,25 +196,32 @@ def final_table(summary: Mapping[str, Any]) -> Table:
 
 
 def sweep_table(jobs: Sequence[Ended]) -> Table:
-    """The jobs of a sweep, one a row; correction accuracies of M_0 and of the last model, in percent."""
+    """The jobs of a sweep, one a row, with the settings in which they differ.
+
+    Correction accuracies of M_0 and of the last model are in percent, the gain in percentage points.
+    """
     failed = sum(job.error is not None for job in jobs)
-    title = f"{len(jobs)} jobs, {failed} failed" if failed else f"{len(jobs)} jobs"
+    title = counted(len(jobs), "job") + (f", {failed} failed" if failed else "") + "; correction accuracy in %"
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False)
-    for name in ("job", "status"):
-        table.add_column(name, no_wrap=True)
+    names = dict.fromkeys(name for job in jobs for name in job.settings)
+    swept = [name for name in names if len({job.settings.get(name) for job in jobs}) > 1]
+    for name in swept:
+        table.add_column(Text(name.replace(".", ".\n")), overflow="fold")
+    table.add_column("status", no_wrap=True)
     for name in ("M_0", "M_N", "gain"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("folder", overflow="fold")
     for job in jobs:
-        if not job.summary:
-            table.add_row(job.job, "failed", "-", "-", "-")
-            continue
-        first, last = (job.summary["iterations"][i]["test"]["corr_acc"] for i in (0, -1))
-        accuracies = (f"{100 * first:.1f}", f"{100 * last:.1f}")
-        table.add_row(job.job, job.summary["status"], *accuracies, f"{100 * (last - first):+.1f}")
+        row = [*(job.settings.get(name, "-") for name in swept), job.summary["status"] if job.summary else "failed"]
+        row += ["-"] * 3
+        if job.summary and job.summary["iterations"]:
+            first, last = (job.summary["iterations"][i]["test"]["corr_acc"] for i in (0, -1))
+            row[-3:] = [f"{100 * first:.1f}", f"{100 * last:.1f}", f"{100 * (last - first):+.1f}"]
+        table.add_row(*map(Text, [*row, job.folder.name]))
     return table
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
+def verdict(summary: Mapping[str, Any], split: str = "test") -> str:
     """What the run comes to, in one sentence: the last iteration against M_0."""
     if not summary["iterations"]:
         return "No iteration was evaluated."
@@ -197,14 +229,18 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if len(summary["iterations"]) == 1:
         return (
             f"Without training: initial accuracy {_percent(first['init_acc'])}, correction accuracy "
-            f"{_percent(first['corr_acc'])}, {first['questions']} test questions."
+            f"{_percent(first['corr_acc'])}, {_questions(first, split)}."
         )
     return (
         f"Correction accuracy {_percent(first['corr_acc'])} -> {_percent(last['corr_acc'])} "
         f"({_points(last['corr_acc'] - first['corr_acc'])} over M_0's correction, "
         f"{_points(last['corr_acc'] - first['init_acc'])} over M_0's initial answer), "
-        f"{last['questions']} test questions."
+        f"{_questions(last, split)}."
     )
+
+
+def _questions(evaluated: Mapping[str, Any], split: str) -> str:
+    return counted(evaluated["questions"], f"{split} question")
 
 
 def _kept(train: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from stasc.derivation import ERRORS
 from stasc.folder import RunFolder
 from stasc.keys import differences
 from stasc.store import Artifact, Store
+from stasc.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,12 @@ class Watch:
     def report(self) -> None:
         """Says how much of the run was there already, and what of it counts 0 because the reward failed."""
         if self._count[True]:
-            log.info("%d stages computed, %d reused from %s", self._count[False], self._count[True], self._store.root)
+            log.info(
+                "%s computed, %d reused from %s",
+                counted(self._count[False], "stage"),
+                self._count[True],
+                self._store.root,
+            )
         if self._errors:
             answers, first = sum(errors["answers"] for _, errors in self._errors), self._errors[0][1]["first"]
             folders = " ".join(str(artifact.folder) for artifact, _ in self._errors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,8 @@ from stasc import leases
 from stasc.fsx import SCRATCH
 from stasc.leases import Lease
 from stasc.run import CONF
-from stasc.store import KEY, KINDS, Damaged, OtherVersion, Store, committed
-from stasc.units import size_text
+from stasc.store import KEY, KINDS, Damaged, OtherVersion, Store, committed, digest
+from stasc.units import counted, size_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,8 +96,26 @@ def _list(store: Store) -> None:
     users = sorted(leases.every(store), key=lambda lease: lease.folder)
     print("and is used by" if users else "and is used by no run folder")
     for lease in users:
-        status = lease.status if _refers(lease) else f"{lease.status}, but the folder is gone"
-        print(f"  {lease.folder} ({status})")
+        print(f"  {lease.folder} ({_status(store, lease)})")
+
+
+def _status(store: Store, lease: Lease) -> str:
+    """What has become of a run. Its lease says `running` from its start until it is done, however it ended."""
+    if not _refers(lease):
+        return f"{lease.status}, but the folder is gone"
+    if lease.status != "running":
+        return lease.status
+    try:
+        told = str(json.loads(Path(lease.folder, "summary.json").read_bytes())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        told = "running"
+    try:
+        with store.lock("run", digest(lease.folder), wait=False):  # held as long as its process lives
+            return "killed" if told == "running" else told
+    except Timeout:
+        return "running"
+    except OSError:  # the store is another's
+        return told
 
 
 def _verify(store: Store) -> int:
@@ -113,7 +132,7 @@ def _verify(store: Store) -> int:
             except OtherVersion as error:
                 print(error)
                 other += 1
-    print(f"{_artifacts(whole)} whole, {damaged} damaged{' and set aside' if damaged else ''}", end="")
+    print(f"{counted(whole, 'artifact')} whole, {damaged} damaged{' and set aside' if damaged else ''}", end="")
     print(f", {other} not checked" if other else "")
     return 1 if damaged or other else 0
 
@@ -141,10 +160,8 @@ def _clean(store: Store, dry_run: bool) -> None:
     if not dry_run:
         _clean_locks(store)
     verb = "would remove" if dry_run else "removed"
-    print(
-        f"{verb} {_artifacts(len(gone))}, {size_text(sum(gone))}, that no run folder refers to; {stay + in_use} stay",
-        end="",
-    )
+    what = f"{counted(len(gone), 'artifact')}, {size_text(sum(gone))}, that no run folder refers to"
+    print(f"{verb} {what}; {stay + in_use} stay", end="")
     print(f", {in_use} of them because a run holds them now" if in_use else "")
 
 
@@ -173,7 +190,3 @@ def _remove(store: Store, item: Item) -> bool:
     except Timeout:
         return False
     return True
-
-
-def _artifacts(count: int) -> str:
-    return f"{count} artifact{'' if count == 1 else 's'}"

@@ -1,9 +1,16 @@
-"""Names that become folders. One that could lead elsewhere, or that some file system would not take, is refused."""
+"""Names of settings, and names that become folders.
+
+A setting that there is not is refused; so is a folder's name that could lead elsewhere, or that some file system would
+not take.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -27,3 +34,41 @@ def check_inside(folder: Path, root: Path) -> None:
             f"{folder} leads to {folder.resolve()}, which is not in {root.resolve()}: remove the symbolic link, "
             "or set hydra.sweep.dir to where the sweep is meant to be"
         )
+
+
+def check_known(settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Checks that all settings are `known`. One from inside a group, such as sweep.name, stands for the whole group.
+
+    Raises: ValueError naming one that is not, and the nearest that is, or one that is missing.
+    """
+    closed = {name.partition(".")[0] for name in known if "." in name}
+    unknown = {name for name in settings if name not in known}
+    unknown |= {f"{group}.{name}" for group in closed for name in settings.get(group) or ()} - {*known}
+    if unknown:
+        every = dict.fromkeys(leaves(settings))
+        mine = [name for name in every if any(f"{name}.".startswith(f"{one}.") for one in unknown)]
+        raise ValueError(no_such_setting((mine or sorted(unknown))[0], [name for name in every if name not in mine]))
+    if missing := [name for name in known if "." not in name and name not in settings]:
+        raise ValueError(f"{missing[0]} is missing from the settings: leave out ~{missing[0]}, or give another one")
+
+
+def no_such_setting(name: str, known: Collection[str]) -> str:
+    """What to say of a setting that is unknown."""
+    near = nearest(name, known)
+    return f"{name}: no such setting; " + (f"did you mean {near}?" if near else "--cfg job prints all there are")
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The known setting that was probably meant: one of the same last name, or one spelt much the same."""
+    if same := [one for one in known if one.rpartition(".")[2] == name.rpartition(".")[2]]:
+        return get_close_matches(name, same, n=1, cutoff=0.0)[0]
+    return next(iter(get_close_matches(name, known, n=1)), None)
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
+import warnings
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -19,12 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from stasc import signals
 from stasc.build import build_experiment, plain
-from stasc.names import check_inside, check_name
+from stasc.names import check_inside, check_name, leaves, no_such_setting
 
 if TYPE_CHECKING:
     from stasc.console import Ended
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("stasc.run")  # which __name__ is not when this is what `python -m` runs
 traceback_log = logging.getLogger("stasc.traceback")  # goes to run.log, not to the console
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -50,6 +56,22 @@ def _settings_digest(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("stasc.settings", _settings_digest, replace=True)
+
+
+def _options(*, _root_: DictConfig) -> str:
+    """The groups with their options, a line each, for --help."""
+    loader, chosen = GlobalHydra.instance().config_loader(), _root_.hydra.runtime.choices
+    return "\n".join(
+        f"{group}: "
+        + ", ".join(
+            f"{option}*" if option == chosen.get(group) else option for option in loader.get_group_options(group)
+        )
+        for group in loader.list_groups("")
+        if group != "hydra"
+    )
+
+
+OmegaConf.register_new_resolver("stasc.options", _options, replace=True)
 
 
 def hide_secrets(cfg: DictConfig, job: HydraConf) -> None:
@@ -85,20 +107,24 @@ def _job(cfg: DictConfig) -> float:
     from stasc.console import Console, Ended
     from stasc.tracking import scrub
 
-    console = Console()
     folder = Path(job.runtime.output_dir)
+    settings = _overrides(job)
     try:
         if job.mode == RunMode.MULTIRUN:
             _check_folder(job)
         built = build_experiment(cfg)
+        if built.sampling.warning:
+            _warn_once(built.sampling.warning)
+        console = Console(split=built.test.name, brief=job.mode == RunMode.MULTIRUN)
         summary = experiment.run(built, folder, cfg.sweep.name, console)
-        log.info("results: %s", os.path.relpath(folder))
+        if job.mode == RunMode.RUN:  # a sweep ends with a table that tells
+            log.info("results: %s", os.path.relpath(folder))
     except (Exception, SystemExit) as error:  # a part of the user's may call sys.exit
         signals.check()
         traceback_log.exception("the run stopped")
         if job.mode == RunMode.MULTIRUN:
             log.error("%s failed: %s", folder.name, error)
-            _ended.append(Ended(folder.name, None, scrub(f"{type(error).__name__}: {error}")))
+            _ended.append(Ended(folder, settings, None, scrub(f"{type(error).__name__}: {error}")))
             return float("nan")
         if fsx.is_full(error):
             print(f"error: {scrub(str(error))}", file=sys.stderr)
@@ -107,8 +133,26 @@ def _job(cfg: DictConfig) -> float:
             sys.exit(f"error: {scrub(str(error))}")  # the message says it all
         raise
     if job.mode == RunMode.MULTIRUN:
-        _ended.append(Ended(folder.name, summary, None))
+        _ended.append(Ended(folder, settings, summary, None))
     return float(summary["iterations"][-1]["test"]["corr_acc"])
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Of all the jobs of a sweep, the first says it."""
+    log.warning(message)
+
+
+def _overrides(job: HydraConf) -> dict[str, str]:
+    """What was given for a job on the command line, a sweep's value of the job for all its values, without secrets."""
+    from stasc.tracking import redact
+
+    given = redact({"": [*job.overrides.task]})[""]
+    assert isinstance(given, list)
+    pairs = (override.partition("=") for override in given)
+    return {
+        name.lstrip("+"): re.sub(r"\\(.)", r"\1", value) for name, _, value in pairs
+    }  # Hydra escapes what it parsed
 
 
 def _check_folder(job: Any) -> None:
@@ -121,6 +165,8 @@ def _check_folder(job: Any) -> None:
 def main() -> None:
     """Runs the command line."""
     sys.path.append("")  # the installed command finds modules of the working folder, as `python -m` does
+    # peft asks transformers for a property by its old name; there is nothing that a user could do about it
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over, which it would print with a traceback
     signals.install()
@@ -155,8 +201,20 @@ def _config_error(error: Exception) -> str | None:
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'settings'}: {str(error.msg or error).splitlines()[0]}"
     if isinstance(error, HydraException):
+        found = re.match(r"Could not override '([\w.]+)'\.", str(error))
+        if found and (unknown := _unknown(found[1], frames)):
+            return unknown
         return f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
     return None
+
+
+def _unknown(setting: str, frames: Sequence[FrameType]) -> str | None:
+    """What to say of an override of a setting that is not there; None for one of a part of the user's own."""
+    cfg = next((frame.f_locals["cfg"] for frame in reversed(frames) if "cfg" in frame.f_locals), None)
+    part = OmegaConf.select(cfg, f"{setting.partition('.')[0]}._target_") if cfg is not None else None
+    if cfg is None or (part and not str(part).startswith("stasc.")):
+        return None
+    return no_such_setting(setting, [*leaves(plain(cfg, resolve=False))])
 
 
 if __name__ == "__main__":

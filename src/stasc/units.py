@@ -9,3 +9,8 @@ def size_text(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{size} B"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 answer`, `2 answers`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stasc.dataset.split import Sizes, check_on_bad_row, check_split, divide, in_order, take
+from stasc.dataset.split import SPLITS, Sizes, check_on_bad_row, check_split, divide, in_order, take
 from stasc.records import Question
+from stasc.units import counted
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Jsonl(Sizes):
     def __call__(self, split: str) -> tuple[Question, ...]:
         check_split(split)
         questions, _ = self._read(split)
+        self._check_sizes(split, len(questions))
         if split == "test":
             return tuple(take(questions, self.n_test, "dataset.n_test"))
         if self.path:
@@ -79,15 +81,36 @@ class Jsonl(Sizes):
         train, validation = divide(questions, self.n_train, self.n_validation, _id)
         return tuple(train if split == "train" else validation)
 
+    def _check_sizes(self, split: str, there: int) -> None:
+        """Checks that a file has enough questions for all splits that are cut from it.
+
+        Raises: ValueError naming all the settings that ask for too many, with sizes that would do.
+        """
+        apart = split == "test" or self.validation_path
+        cut = ("test", "validation", "train") if self.path else (split,) if apart else ("validation", "train")
+        sizes = dict(zip(SPLITS, (self.n_train, self.n_validation, self.n_test), strict=True))
+        rest = "train" in cut and sizes["train"] is None
+        asked = {name: n for name in cut if (n := sizes[name])}
+        if sum(asked.values()) + rest <= there:
+            return
+        fitting = {"test": max(1, there // 5), "validation": there // 10, "train": "null"}
+        if len(cut) == 1:
+            fitting = dict.fromkeys(cut, "null")
+        hint = " ".join(f"dataset.n_{name}={fitting[name]}" for name in cut if name in asked)
+        raise ValueError(
+            f"dataset.{self._setting(split)}={getattr(self, self._setting(split))}: {counted(there, 'question')}, "
+            f"too few for {' and '.join(f'dataset.n_{name}={n}' for name, n in asked.items())}"
+            f"{' with some left to train on' if rest else ''}"
+            + (f"; for instance, set {hint}" if there > 1 else "; at least 2 are needed")
+        )
+
     def skipped(self, split: str) -> dict[str, str]:
         """The rows left out of the split's file: file name and line number, and what is wrong with each."""
         return {} if self.on_bad_row == "fail" else self._read(split)[1]
 
     def _read(self, split: str) -> tuple[Sequence[Question], dict[str, str]]:
         """All questions of the split's file, in the seed's order, and its bad rows as `skipped` gives them."""
-        setting = "path" if self.path else f"{split}_path"
-        if split == "validation" and not (self.path or self.validation_path):
-            setting = "train_path"
+        setting = self._setting(split)
         path = getattr(self, setting)
         file = Path(path).expanduser()
         try:
@@ -114,9 +137,15 @@ class Jsonl(Sizes):
                 continue
             questions[question.id], line_of[question.id] = question, number
         if not questions:
-            why = f": {len(bad)} bad rows were left out, first {next(iter(bad.values()))}" if bad else ""
+            why = f": left out {counted(len(bad), 'bad row')}, first {next(iter(bad.values()))}" if bad else ""
             raise ValueError(f"dataset.{setting}={path}: the file holds no question{why}")
         return in_order(questions.values(), self.seed, _id), bad
+
+    def _setting(self, split: str) -> str:
+        """The setting that names the split's file."""
+        if self.path:
+            return "path"
+        return "train_path" if split == "validation" and not self.validation_path else f"{split}_path"
 
     def _parse(self, line: bytes, place: str) -> Question:
         """The question on a line; `place` is its id where no column gives one. Raises ValueError with the reason."""

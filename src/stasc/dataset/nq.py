@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stasc.dataset.split import Sizes, check_on_bad_row, check_split, divide, in_order, take
+from stasc.hub import retries_told_once
 from stasc.records import Question
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Nq(Sizes):
                 data = datasets.load_from_disk(str(folder))[hub_split]
             else:
                 source, revision = (str(folder), None) if local else (self.path, self.revision)
-                data = datasets.load_dataset(source, split=hub_split, revision=revision)
+                with retries_told_once(f"dataset.path={self.path}"):
+                    data = datasets.load_dataset(source, split=hub_split, revision=revision)
         # RuntimeError: data that come with code to load them, which this library no longer runs
         except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(

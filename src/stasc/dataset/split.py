@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from stasc.records import Question
+from stasc.units import counted
 
 SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
@@ -51,7 +52,7 @@ def check_on_bad_row(on_bad_row: str) -> None:
 def describe_skipped(reasons: Collection[str], shown: int = 3) -> str:
     """How many rows were left out, and what is wrong with the first of them."""
     first = "; ".join(list(reasons)[:shown]) + ("; …" if len(reasons) > shown else "")
-    return f"dataset.on_bad_row=skip: {len(reasons)} bad rows are left out: {first}"
+    return f"dataset.on_bad_row=skip: left out {counted(len(reasons), 'bad row')}: {first}"
 
 
 def in_order(items: Iterable[T], seed: int, id_of: Callable[[T], str]) -> list[T]:
@@ -62,7 +63,9 @@ def in_order(items: Iterable[T], seed: int, id_of: Callable[[T], str]) -> list[T
 def take(items: Sequence[T], n: int | None, setting: str) -> Sequence[T]:
     """The first `n` items; `setting` is what asks for them."""
     if n is not None and n > len(items):
-        raise ValueError(f"{setting}={n}: only {len(items)} questions are left for it; ask for at most that many")
+        raise ValueError(
+            f"{setting}={n}: only {counted(len(items), 'question')} left for it; ask for at most that many"
+        )
     return items[:n]
 
 
