@@ -11,6 +11,7 @@ import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tracked import FakeWandb
@@ -71,6 +72,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     from stasc import sources
 
     return sources.fetch("tiny:0", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers computes this norm in float32 whatever the model's dtype, where rounding falls now so, now so."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def forward(self: Any, hidden: Any) -> Any:
+        return self.weight * hidden * (hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ class Untrained(Lora):
     def train(
         self, network: Any, examples: Sequence[Example], live: LiveModel, seed: int, advance: Callable[[], None]
     ) -> Training:
-        return Training(0.0, 0, 0, 0, 0)
+        return Training(0.0, 0, 0, 0, 0, 0)
 
 
 def untrained(settings: Lora) -> Untrained:

@@ -85,7 +85,8 @@ def parts(examples: Sequence[Example], most_tokens: int, most_examples: int | No
     for index in sorted(range(len(examples)), key=lambda index: (whole[index], index)):
         ids = whole[index]
         shared = common(whole[part[-1]], ids) if part else 0
-        if part and (size + len(ids) - shared > most_tokens or len(part) == most_examples):
+        grows_too_long = len(ids) > shared and size + len(ids) - shared > most_tokens
+        if part and (grows_too_long or len(part) == most_examples):
             yield part
             part, size, shared = [], 0, 0
         part.append(index)
