@@ -16,10 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaForCausalLM, MistralConfig, TopPLogitsWarper
 
 from stasc import sources
-from stasc.engine import Completion, Decoding, Request, decode, noise
+from stasc.engine import Completion, Decoding, Request, cache, decode, noise
 from stasc.engine.hf import HF
 
 VOCABULARY = 260
@@ -150,7 +150,7 @@ def test_the_logits_of_a_prefill_are_those_of_a_plain_forward_pass(
     model: LlamaForCausalLM, some: list[tuple[int, ...]]
 ) -> None:
     with torch.inference_mode():
-        logits_BV, _, _ = decode._prefill(model, some)
+        logits_BV, _, _ = decode._prefill(model, some, 0)
     for row, prompt in zip(logits_BV, some, strict=True):
         torch.testing.assert_close(row, next_logits(model, prompt), rtol=0, atol=1e-10)
 
@@ -182,8 +182,13 @@ def test_a_prompt_asked_twice_is_computed_once_though_another_stands_between(
 def test_rows_leave_as_they_end(model: LlamaForCausalLM, shapes: list[tuple[int, ...]]) -> None:
     found = HF(64)(model, [Request(prompt, (0,)) for prompt in MIXED], decoding(0, max_new_tokens=12, stop=STOPS))
     lengths = [len(completion.ids) for (completion,) in found]
-    steps = [rows for rows, width in shapes[2:]]
-    assert steps == [sum(length > position for length in lengths) for position in range(1, max(lengths))]
+    expected, rows = [], len(lengths)
+    for position in range(1, max(lengths)):
+        going = sum(length > position for length in lengths)
+        rows = going if rows - going >= rows / 8 else rows
+        expected.append(rows)
+    assert [rows for rows, width in shapes[2:]] == expected
+    assert len(set(expected)) > 3 and expected != sorted(lengths), "some leave, and not each at once"
 
 
 def test_the_network_is_put_into_evaluation_mode(folder: str) -> None:
@@ -526,3 +531,59 @@ def test_an_answer_that_does_not_fit_into_the_context_is_refused_before_anything
 def test_an_answer_may_fill_the_context(model: LlamaForCausalLM) -> None:
     ((completion,),) = HF(1)(model, [Request(tokens(CONTEXT - 8, 1), (0,))], decoding(max_new_tokens=8))
     assert len(completion.ids) == 8
+
+
+# Keys and values
+
+
+@pytest.mark.parametrize("room", [0, 1, 100])
+def test_a_cache_with_room_holds_what_transformers_own_does(model: LlamaForCausalLM, room: int) -> None:
+    torch.manual_seed(0)
+    ours, theirs = cache.make(model.config, 50), DynamicCache(config=model.config)
+    cache.expect(ours, room)
+
+    def check() -> None:
+        for layer, same in zip(ours.layers, theirs.layers, strict=True):
+            assert layer.get_seq_length() == same.get_seq_length()
+            assert layer.get_mask_sizes(1) == same.get_mask_sizes(1)
+            assert torch.equal(layer.keys, same.keys) and torch.equal(layer.values, same.values)
+
+    def add(rows: int, width: int) -> None:
+        for index in range(len(theirs.layers)):
+            keys, values = torch.randn(2, rows, 3, width, 4)
+            for had, expected in zip(ours.update(keys, values, index), theirs.update(keys, values, index), strict=True):
+                assert torch.equal(had, expected)
+        check()
+
+    add(1, 5)
+    for both in (ours, theirs):
+        both.batch_repeat_interleave(4)
+    check()
+    add(4, 3)
+    for indices in ([0, 2, 2, 3, 1], [4, 0]):
+        for both in (ours, theirs):
+            both.batch_select_indices(torch.tensor(indices))
+        check()
+        add(len(indices), 1)
+        add(len(indices), 1)
+
+
+def test_a_step_copies_nothing_where_there_is_room(model: LlamaForCausalLM) -> None:
+    ours = cache.make(model.config, 50)
+    cache.expect(ours, 3)
+    layer = ours.layers[0]
+    token = torch.ones(2, 3, 1, 4)
+    layer.update(token, token)
+    where = layer.keys.data_ptr()
+    for _ in range(3):
+        layer.update(token, token)
+        assert layer.keys.data_ptr() == where
+    layer.update(token, token)
+    assert layer.keys.data_ptr() != where
+    assert layer.keys.shape == (2, 3, 5, 4)
+
+
+def test_a_window_that_a_row_may_outgrow_is_left_to_transformers(model: LlamaForCausalLM) -> None:
+    config = MistralConfig(num_hidden_layers=2, sliding_window=20)
+    assert all(type(layer) is cache.RoomyLayer for layer in cache.make(config, 20).layers)
+    assert not any(type(layer) is cache.RoomyLayer for layer in cache.make(config, 21).layers)

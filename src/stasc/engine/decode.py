@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from stasc.engine import Completion, Decoding, noise
+from stasc.engine import Completion, Decoding, cache, noise
 from stasc.records import Advance
 
 if TYPE_CHECKING:
+    from transformers import Cache
+
     from stasc.model import Network
 
 _FIRST_CANDIDATES = 128
+_LEAVE_TOGETHER = 1 / 8  # of the rows: to be rid of one costs a copy of all others
 
 
 def sample_batch(
@@ -35,7 +37,7 @@ def sample_batch(
 ) -> list[Completion]:
     """One completion per row, for its prompt and noise key."""
     device = model.device
-    logits_BV, cache, mask_BS = _prefill(model, prompts)
+    logits_BV, kept, mask_BS = _prefill(model, prompts, decoding.max_new_tokens)
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
     stop = torch.tensor(sorted(decoding.stop_ids), dtype=torch.int64, device=device)
     sampled: list[list[int]] = [[] for _ in prompts]
@@ -45,33 +47,33 @@ def sample_batch(
     for position in range(decoding.max_new_tokens):
         ids_B = draw(logits_BV, keys_B, position, decoding.temperature, decoding.top_p)
         stopped_B = torch.isin(ids_B, stop)
-        for row, id_, stopped in zip(live, ids_B.tolist(), stopped_B.tolist(), strict=True):
-            sampled[row].append(id_)
-            ended[row] = stopped
-        if position + 1 == decoding.max_new_tokens:
+        before = sum(ended)
+        for line, (id_, stopped) in enumerate(zip(ids_B.tolist(), stopped_B.tolist(), strict=True)):
+            if not ended[live[line]]:
+                sampled[live[line]].append(id_)
+                ended[live[line]] = stopped
+        if sum(ended) > before:
+            advance(sum(ended) - before)
+        if position + 1 == decoding.max_new_tokens or all(ended):
             break
-        if stopped_B.any():
-            advance(int(stopped_B.sum()))
-            going = (~stopped_B).nonzero().squeeze(1)
-            if not len(going):
-                live = []
-                break
-            live = [live[line] for line in going.tolist()]
+        if sum(ended[row] for row in live) >= _LEAVE_TOGETHER * len(live):
+            going = torch.tensor([line for line, row in enumerate(live) if not ended[row]], device=device)
+            live = [row for row in live if not ended[row]]
             ids_B, keys_B, mask_BS = ids_B[going], keys_B[going], mask_BS[going]
-            cache.batch_select_indices(going)
+            kept.batch_select_indices(going)
         mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(live), 1)], dim=1)
         logits_BV = model(
             input_ids=ids_B.unsqueeze(1),
             attention_mask=mask_BS,
             position_ids=mask_BS.sum(1, keepdim=True) - 1,
-            past_key_values=cache,
+            past_key_values=kept,
             use_cache=True,
         ).logits[:, -1]
-    advance(len(live))
+    advance(len(ended) - sum(ended))
     return [Completion(tuple(ids), not end) for ids, end in zip(sampled, ended, strict=True)]
 
 
-def _prefill(model: Network, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, DynamicCache, Tensor]:
+def _prefill(model: Network, prompts: Sequence[tuple[int, ...]], room: int) -> tuple[Tensor, Cache, Tensor]:
     """Next-token logits (B, V), the cache, and its mask (B, S) for each row, each distinct prompt computed once."""
     device = model.device
     distinct = list(dict.fromkeys(prompts))
@@ -82,23 +84,24 @@ def _prefill(model: Network, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor
     mask_PS = torch.tensor(
         [[1] * len(shared) + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=device
     )
-    cache = DynamicCache()
+    kept = cache.make(model.config, max(map(len, distinct)) + room)
     if shared:
         prefix = torch.tensor([shared], device=device)
-        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(distinct))
+        model(input_ids=prefix, past_key_values=kept, use_cache=True, logits_to_keep=1)
+        kept.batch_repeat_interleave(len(distinct))
+    cache.expect(kept, room)
     logits_PV = model(
         input_ids=ids_PS,
         attention_mask=mask_PS,
         position_ids=(mask_PS.cumsum(1) - 1).clamp(min=0)[:, -width:],
-        past_key_values=cache,
+        past_key_values=kept,
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
     index = {prompt: p for p, prompt in enumerate(distinct)}
     rows = torch.tensor([index[prompt] for prompt in prompts], device=device)
-    cache.batch_select_indices(rows)
-    return logits_PV[rows], cache, mask_PS[rows]
+    kept.batch_select_indices(rows)
+    return logits_PV[rows], kept, mask_PS[rows]
 
 
 def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
