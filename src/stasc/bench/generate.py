@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from stasc.bench.contender import Done, Stage, Work, serve, useful
 
-# The best that were found: see BENCHMARKS.md for what each was compared with.
+# In float32 as ours is, so that both compute the same. `--set generate.dtype=bfloat16` is to be compared where the
+# processor has AVX-512 BF16.
 BEST = {"batch": "64", "dtype": "float32"}
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from stasc import provenance, trainer
 from stasc.bench.contender import Done, Work, serve, useful
-from stasc.bench.works import compose
+from stasc.bench.works import compose, quieten
 from stasc.build import build
 from stasc.engine import Decoding, Request
 from stasc.engine.hf import HF
@@ -19,6 +19,7 @@ class Ours:
     """The engine and the fine-tuning of the work's own settings."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
+        quieten()
         cfg = compose([*work.overrides, *(f"{name}={value}" for name, value in options.items())])
         config: ModelConfig = build(cfg, "model")
         self.engine: HF = build(cfg, "engine")

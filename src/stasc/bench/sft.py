@@ -52,7 +52,7 @@ class SFT:
                 packing=False,
                 padding_free=self.chosen["padding_free"] == "true",
                 max_length=None,
-                gradient_checkpointing=False,
+                activation_checkpointing=False,
                 bf16=False,
                 use_cpu=True,
                 dataloader_pin_memory=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ from hydra import compose as hydra_compose  # a benchmark is an entrypoint of it
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+from transformers.utils import logging as transformers_logging
 
 from stasc.bench.contender import Stage, Work
 from stasc.build import build_experiment
@@ -35,6 +37,13 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         return hydra_compose("config", list(overrides))
 
 
+def quieten() -> None:
+    """Progress bars of every weight that is loaded are not for those who watch a benchmark."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
 @dataclass
 class Maker:
     """Makes works: one model in memory for all that has to be sampled on the way. `extra` are overrides for all."""
@@ -44,6 +53,7 @@ class Maker:
 
     def __post_init__(self) -> None:
         self._live: LiveModel | None = None
+        quieten()
 
     def makers(self) -> Mapping[str, Callable[[], Work]]:
         """How each work is made, by its name, in the order of the table."""
