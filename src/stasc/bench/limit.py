@@ -1,0 +1,67 @@
+"""What the machine can do at most: float32 matrix products of the model's own shapes, as if a contender."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from stasc.bench.contender import Done, Work, serve
+
+ROWS = 512
+PASSES = 5  # of which the median counts
+
+
+class Limit:
+    """A pass is one product with every matrix of the model, each by ROWS rows."""
+
+    def __init__(self, work: Work, options: Mapping[str, str]) -> None:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(work.model))
+        head = model.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        self.head = Counter([tuple(head.weight.shape)])
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+        self.layers = Counter(tuple(module.weight.shape) for module in linear)
+        self.setting = f"{ROWS} rows, float32"
+        self.versions = {"torch": torch.__version__}
+
+    @torch.inference_mode()
+    def run(self, work: Work) -> Done:
+        """Measures; what the work is beyond its model does not matter."""
+        layers = [self._pass(self.layers) for _ in range(PASSES)]
+        head = [self._pass(self.head) for _ in range(PASSES)]
+        return Done(
+            rates={
+                "layers_parameters": _parameters(self.layers),
+                "head_parameters": _parameters(self.head),
+                "layers_flops_per_s": 2 * ROWS * _parameters(self.layers) / statistics.median(layers),
+                "head_flops_per_s": 2 * ROWS * _parameters(self.head) / statistics.median(head),
+            }
+        )
+
+    def _pass(self, shapes: Counter[tuple[int, ...]]) -> float:
+        """Seconds of one product with each matrix of these shapes."""
+        seconds = 0.0
+        for shape, times in shapes.items():
+            weight, rows = torch.randn(shape), torch.randn(ROWS, shape[1])
+            functional.linear(rows, weight)
+            began = time.perf_counter()
+            for _ in range(times):
+                functional.linear(rows, weight)
+            seconds += time.perf_counter() - began
+        return seconds
+
+
+def _parameters(shapes: Counter[tuple[int, ...]]) -> int:
+    return sum(times * shape[0] * shape[1] for shape, times in shapes.items())
+
+
+if __name__ == "__main__":
+    serve(Limit)

@@ -1,0 +1,66 @@
+"""This project as a contender, through its public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from stasc import provenance, trainer
+from stasc.bench.contender import Done, Work, serve, useful
+from stasc.bench.works import compose, quieten
+from stasc.build import build
+from stasc.engine import Decoding, Request
+from stasc.engine.hf import HF
+from stasc.finetune import Example, Optimization
+from stasc.model import M_0, LiveModel, ModelConfig, resolve_device, resolve_dtype
+
+
+class Ours:
+    """The engine and the fine-tuning of the work's own settings."""
+
+    def __init__(self, work: Work, options: Mapping[str, str]) -> None:
+        quieten()
+        cfg = compose([*work.overrides, *(f"{name}={value}" for name, value in options.items())])
+        config: ModelConfig = build(cfg, "model")
+        self.engine: HF = build(cfg, "engine")
+        self.tune: Optimization = build(cfg, "finetune")
+        device = resolve_device(config.device)
+        self.live = LiveModel(work.model, config.revision, device, resolve_dtype(config.dtype, device), four_bit=False)
+        self.live.load(M_0, self.live.training_dtype if work.trains else None)
+        settings = dict(cfg.finetune if work.trains else cfg.engine)
+        shown = ("batch_size", "micro_batch_size", "optimizer") if work.trains else settings
+        told = [f"{name} {settings[name]}" for name in shown if name in settings and name != "_target_"]
+        self.setting = ", ".join([*told, str(self.live.dtype).removeprefix("torch.")])
+        self.versions = {name: v for name, v in provenance.versions().items() if name in ("torch", "transformers")}
+
+    def run(self, work: Work) -> Done:
+        """Answers of all prompts, or one fine-tuning, of the weights as the last one left them."""
+        return self._train(work) if work.trains else self._sample(work)
+
+    def _sample(self, work: Work) -> Done:
+        decoding = Decoding(work.temperature, work.top_p, work.max_new_tokens, frozenset(work.stop_ids))
+        lengths = []
+        for stage in work.stages:
+            requests = [
+                Request(tuple(prompt), tuple(keys)) for prompt, keys in zip(stage.prompts, stage.keys, strict=True)
+            ]
+            completions = self.engine(self.live.load(M_0), requests, decoding)
+            lengths += [useful(answer.ids, work.stop_ids) for answers in completions for answer in answers]
+        return Done(lengths)
+
+    def _train(self, work: Work) -> Done:
+        settings = replace(
+            self.tune,
+            learning_rate=work.learning_rate,
+            epochs=work.epochs,
+            batch_size=work.batch_size,
+            max_grad_norm=work.max_grad_norm,
+        )
+        rows = [Example(str(row), tuple(prompt), tuple(answer)) for row, (prompt, answer) in enumerate(work.examples)]
+        network = self.live.load(M_0, self.live.training_dtype)
+        training = trainer.train(network, rows, settings, self.live, work.seed, lambda k=1: None)
+        return Done(loss=training.loss)
+
+
+if __name__ == "__main__":
+    serve(Ours)

@@ -1,0 +1,156 @@
+"""The table, for the terminal and for BENCHMARKS.md: both are written from the same rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from stasc.bench.figures import Figures, Spread, figures, flops, spread
+from stasc.bench.limit import ROWS
+from stasc.bench.race import LIMIT, OURS, Outcome
+from stasc.units import size_text
+
+NOTES = f"""\
+- **tokens/s**: sampling counts useful tokens, those up to and including the one that ends an answer, not what pads
+  after it. Training counts the tokens of the trained examples, each with its whole prompt.
+- Speeds, seconds and memory are medians. **ours / peer** is the ratio of speeds, pair by pair: the contenders took
+  turns (ours, peer, ours, peer, ...), and each ratio is of two that followed each other; median, and in brackets the
+  least and the greatest.
+- **peak**: resident memory of the process and its children in a repetition (VmHWM, reset before each).
+- **peak / theirs**: our peak by the peer's. **loss**: the mean loss of the first repetition, which has to agree.
+- **loading**: from the start of the process's own work to a model in memory, imports of a peer included.
+- **limit**: what float32 matrix products of the model's own shapes reach by {ROWS} rows, layers and output matrix
+  apart, measured in every round. **share of limit**: the seconds that the products which a work needs at least would
+  take at this speed, by the seconds it took. Needed are, once each: what all prompts of a stage begin with, the rest of
+  each distinct prompt, each sampled token that another follows, and logits only where a token is drawn or trained; in
+  training, each distinct prompt once an epoch. Two FLOPs per parameter, three times as many in training. Attention
+  itself, sampling and optimizer are not counted. So work that is done twice, or for nothing, lowers the share.
+- Every contender trains on the same examples, in batches of 8 at the same learning rate, and samples from the same
+  prompts with the same temperature and top-p. Corrections are asked for the same initial answers. Before the first
+  repetition each has warmed up on a part of the work.
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the heads of the columns, and rows of text."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def rich(self) -> RichTable:
+        """For the terminal."""
+        table = RichTable(title=self.title, box=box.SIMPLE_HEAD)
+        for column, head in enumerate(self.heads):
+            table.add_column(head, justify="left" if column < 2 else "right", overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """For a file."""
+        lines = [self.heads, ["---"] * len(self.heads), *self.rows]
+        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return f"## {self.title}\n\n{body}\n"
+
+
+def tables(outcomes: Sequence[Outcome], grown: Sequence[Outcome], left_out: Mapping[str, str]) -> list[Table]:
+    """All that there is to show. `left_out` names works that were not run, and why."""
+    made = [_speeds(outcomes), _left_out(outcomes, left_out), _limits(outcomes), _growth(grown)]
+    return [table for table in [*made, _settings([*outcomes, *grown])] if table.rows]
+
+
+def _left_out(outcomes: Sequence[Outcome], works: Mapping[str, str]) -> Table:
+    rows = [[name, "", why] for name, why in works.items()]
+    rows += [[outcome.work.name, name, why] for outcome in outcomes for name, why in outcome.left_out.items()]
+    return Table("Left out", ("work", "contender", "why"), rows)
+
+
+def _speeds(outcomes: Sequence[Outcome]) -> Table:
+    rows = []
+    for outcome in outcomes:
+        for row in figures(outcome, OURS):
+            rows.append([outcome.work.name, row.name, *_cells(row)])
+    heads = ("work", "contender", "tokens/s", "ours / peer", "seconds", "tokens", "share of limit", "peak")
+    return Table("Speed", (*heads, "peak / theirs", "loading, s", "loss"), rows)
+
+
+def _cells(row: Figures) -> list[str]:
+    return [
+        f"{row.speed.median:.1f}",
+        _spread(row.ratio, "x"),
+        f"{row.seconds.median:.2f}",
+        f"{row.tokens:.0f}",
+        f"{row.share.median:.0%}" if row.share else "",
+        size_text(int(row.peak_bytes)),
+        f"{row.memory_ratio:.2f}x" if row.memory_ratio else "",
+        f"{row.loading_s:.1f}",
+        f"{row.loss:.3f}" if row.loss is not None else "",
+    ]
+
+
+def _spread(values: Spread | None, unit: str = "") -> str:
+    return f"{values.median:.2f}{unit} [{values.low:.2f}, {values.high:.2f}]" if values else ""
+
+
+def _limits(outcomes: Sequence[Outcome]) -> Table:
+    rows = []
+    for outcome in outcomes:
+        rates = {name: spread([reply.rates[name] for reply in outcome.limits]) for name in outcome.limits[0].rates}
+        needs = [
+            flops(outcome.work, match.ours.lengths, rates["layers_parameters"].median, rates["head_parameters"].median)
+            for match in outcome.matches
+        ]
+        layers, head = (statistics.median(part) / 1e9 for part in zip(*needs, strict=True))
+        speeds = [
+            f"{rates[name].median / 1e9:.0f} [{rates[name].low / 1e9:.0f}, {rates[name].high / 1e9:.0f}]"
+            for name in ("layers_flops_per_s", "head_flops_per_s")
+        ]
+        rows.append([outcome.work.name, outcome.work.title, *speeds, f"{layers:.0f}", f"{head:.0f}"])
+    heads = ("work", "what it is", "layers, GFLOP/s", "output matrix, GFLOP/s")
+    return Table("Limit of the machine", (*heads, "layers, GFLOP needed", "output matrix, GFLOP needed"), rows)
+
+
+def _growth(grown: Sequence[Outcome]) -> Table:
+    rows, base = [], 0.0
+    for outcome in grown:
+        questions = len(outcome.work.stages[0].prompts)
+        each = spread([match.ours.seconds / questions for match in outcome.matches])
+        base = base or each.median
+        row = figures(outcome, OURS)[0]
+        times = f"{each.median * 1e3:.1f} [{each.low * 1e3:.1f}, {each.high * 1e3:.1f}]"
+        peak = size_text(int(row.peak_bytes))
+        rows.append([str(questions), outcome.work.title, times, f"{each.median / base:.2f}x", _spread(row.speed), peak])
+    heads = ("questions", "what it is", "ms per question", "against the fewest", "tokens/s", "peak")
+    return Table("Growth", heads, rows)
+
+
+def _settings(outcomes: Sequence[Outcome]) -> Table:
+    seen: dict[tuple[str, str, str], list[str]] = {}
+    for outcome in outcomes:
+        for name, hello in outcome.hellos.items():
+            if name != LIMIT:
+                versions = ", ".join(f"{library} {version}" for library, version in hello.versions.items())
+                seen.setdefault((name, hello.setting, versions), []).append(outcome.work.name)
+    rows = [[name, ", ".join(works), setting, versions] for (name, setting, versions), works in seen.items()]
+    return Table("Settings", ("contender", "works", "setting", "versions"), rows)
+
+
+def show(made: Sequence[Table], console: Console) -> None:
+    """Prints the tables."""
+    for table in made:
+        console.print(table.rich())
+
+
+def page(made: Sequence[Table], facts: Mapping[str, str]) -> str:
+    """BENCHMARKS.md."""
+    told = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    body = "\n".join(table.markdown() for table in made)
+    begin = "# Benchmarks\n\nWritten by `make bench`: this project beside others, on the same work."
+    return f"{begin}\n\n{told}\n\n{body}\n## Notes\n\n{NOTES}"
