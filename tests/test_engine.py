@@ -16,11 +16,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaForCausalLM, MistralConfig, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaForCausalLM, MistralConfig, TopPLogitsWarper
 
 from stasc import sources
-from stasc.engine import Completion, Decoding, Request, cache, decode, noise
+from stasc.engine import Completion, Decoding, Request, cache, decode, noise, prefill
+from stasc.engine.cache import RoomyCache
 from stasc.engine.hf import HF
+from stasc.trie import Costs
 
 VOCABULARY = 260
 CONTEXT = 2048
@@ -150,7 +152,7 @@ def test_the_logits_of_a_prefill_are_those_of_a_plain_forward_pass(
     model: LlamaForCausalLM, some: list[tuple[int, ...]]
 ) -> None:
     with torch.inference_mode():
-        logits_BV, _, _ = decode._prefill(model, some, 0)
+        logits_BV, _, _ = prefill.prefill(model, some, 0, 50)
     for row, prompt in zip(logits_BV, some, strict=True):
         torch.testing.assert_close(row, next_logits(model, prompt), rtol=0, atol=1e-10)
 
@@ -536,42 +538,57 @@ def test_an_answer_may_fill_the_context(model: LlamaForCausalLM) -> None:
 # Keys and values
 
 
+def same_cache(ours: Cache, theirs: Cache) -> None:
+    for layer, same in zip(ours.layers, theirs.layers, strict=True):
+        assert layer.get_seq_length() == same.get_seq_length()
+        assert layer.get_mask_sizes(1) == same.get_mask_sizes(1)
+        assert torch.equal(layer.keys, same.keys) and torch.equal(layer.values, same.values)
+
+
 @pytest.mark.parametrize("room", [0, 1, 100])
 def test_a_cache_with_room_holds_what_transformers_own_does(model: LlamaForCausalLM, room: int) -> None:
     torch.manual_seed(0)
-    ours, theirs = cache.make(model.config, 50), DynamicCache(config=model.config)
-    cache.expect(ours, room)
-
-    def check() -> None:
-        for layer, same in zip(ours.layers, theirs.layers, strict=True):
-            assert layer.get_seq_length() == same.get_seq_length()
-            assert layer.get_mask_sizes(1) == same.get_mask_sizes(1)
-            assert torch.equal(layer.keys, same.keys) and torch.equal(layer.values, same.values)
+    ours, theirs = cache.make(model.config, 50, room), DynamicCache(config=model.config)
 
     def add(rows: int, width: int) -> None:
         for index in range(len(theirs.layers)):
             keys, values = torch.randn(2, rows, 3, width, 4)
             for had, expected in zip(ours.update(keys, values, index), theirs.update(keys, values, index), strict=True):
                 assert torch.equal(had, expected)
-        check()
+        same_cache(ours, theirs)
 
-    add(1, 5)
-    for both in (ours, theirs):
-        both.batch_repeat_interleave(4)
-    check()
-    add(4, 3)
+    add(4, 5)
     for indices in ([0, 2, 2, 3, 1], [4, 0]):
         for both in (ours, theirs):
             both.batch_select_indices(torch.tensor(indices))
-        check()
+        same_cache(ours, theirs)
         add(len(indices), 1)
         add(len(indices), 1)
+
+
+def test_copies_of_a_row_hold_what_it_holds(model: LlamaForCausalLM) -> None:
+    one, theirs = RoomyCache(2), DynamicCache(config=model.config)
+    for both in (one, theirs):
+        for index in range(2):
+            both.update(torch.arange(24.0).view(1, 3, 2, 4), torch.arange(24.0).view(1, 3, 2, 4) + index, index)
+    theirs.batch_repeat_interleave(3)
+    same_cache(one.copies(3), theirs)
+    assert RoomyCache(2).copies(3).get_seq_length() == 0
+
+
+def test_rows_take_the_tokens_that_they_are_to_begin_with() -> None:
+    source = RoomyCache(1)
+    keys = torch.arange(2 * 5.0).view(2, 1, 5, 1)  # of row r, token s: 5 r + s
+    source.update(keys, -keys, 0)
+    kept = RoomyCache(1, room=2)
+    kept.allocate(source, 3, 3)
+    kept.take(torch.tensor([2, 0]), source, torch.tensor([1, 0]), torch.tensor([[0, 1, 4], [0, 0, 3]]))
+    assert kept.layers[0].keys.view(3, 3).tolist() == [[0, 0, 3], [0, 0, 0], [5, 6, 9]]
+    assert kept.layers[0].values.view(3, 3).tolist() == [[0, 0, -3], [0, 0, 0], [-5, -6, -9]]
 
 
 def test_a_step_copies_nothing_where_there_is_room(model: LlamaForCausalLM) -> None:
-    ours = cache.make(model.config, 50)
-    cache.expect(ours, 3)
-    layer = ours.layers[0]
+    (layer,) = RoomyCache(1, room=3).layers
     token = torch.ones(2, 3, 1, 4)
     layer.update(token, token)
     where = layer.keys.data_ptr()
@@ -583,7 +600,76 @@ def test_a_step_copies_nothing_where_there_is_room(model: LlamaForCausalLM) -> N
     assert layer.keys.shape == (2, 3, 5, 4)
 
 
-def test_a_window_that_a_row_may_outgrow_is_left_to_transformers(model: LlamaForCausalLM) -> None:
+def test_a_window_that_a_row_may_outgrow_is_left_to_transformers() -> None:
     config = MistralConfig(num_hidden_layers=2, sliding_window=20)
-    assert all(type(layer) is cache.RoomyLayer for layer in cache.make(config, 20).layers)
-    assert not any(type(layer) is cache.RoomyLayer for layer in cache.make(config, 21).layers)
+    assert isinstance(cache.make(config, 20, 5), RoomyCache)
+    assert not isinstance(cache.make(config, 21, 5), RoomyCache)
+
+
+# Prompts
+
+
+def test_prompts_stand_in_one_row_where_what_they_share_is_worth_the_scores() -> None:
+    cost = Costs(token=1000, pair=10)  # 60 for each token of the row and each one that is new
+
+    def rows(*prompts: tuple[int, ...]) -> list[list[int]]:
+        return [row.prompts for row in prefill._rows(prompts, cost)]
+
+    assert rows((1, 2), (1, 3), (4, 5)) == [[0, 1], [2]]
+    assert rows((1, *[2] * 20), (1, *[3] * 20)) == [[0], [1]]
+    long = tuple(range(20))
+    assert rows((*long, 30), (*long, 31), (*long, 32)) == [[0, 1, 2]]
+    assert rows((1, 2), (1, 2, 3), (1, 2, 3, 4)) == [[0, 1, 2]]
+
+
+def test_a_row_ends_with_the_ends_of_its_prompts() -> None:
+    (row,) = prefill._rows([(1, 2), (1, 2, 3), (1, 4)], Costs(10**6, 1))
+    ids = [row.trie.ids[token] for token in row.order()]
+    assert ids == [1, 2, 3, 4]
+    assert row.columns(3, 10) == [[0, 1, 2, 6, 7], [0, 1, 2, 6, 7, 8], [0, 1, 2, 6, 9]]
+
+
+def test_a_forward_pass_has_at_most_so_many_tokens_or_one_row() -> None:
+    rows = [prefill.Row() for _ in range(6)]
+    for length, row in zip((3, 9, 4, 4, 30, 2), rows, strict=True):
+        row.add(0, range(length))
+    sizes = [[len(row.trie) for row in some] for some in prefill._batches(rows, 12)]
+    assert sizes == [[2, 3, 4], [4], [9], [30]]
+
+
+def crowded(seed: int) -> list[tuple[int, ...]]:
+    """Prompts that share beginnings of all lengths; some are the beginning of others, some equal."""
+    draw = random.Random(seed)
+    system = tuple(draw.choices(range(VOCABULARY), k=draw.randint(0, 6)))
+    some = [system + tuple(draw.choices((7, 8), k=draw.randint(1, 14))) for _ in range(40)]
+    return [*some, *draw.sample(some, 3), *(prompt[:-1] for prompt in draw.sample(some, 3) if len(prompt) > 1)]
+
+
+@pytest.mark.parametrize("most_tokens", [1, 40, 10**6])
+@pytest.mark.parametrize("dear", [0, 3, 10**9], ids=["all share", "as it pays", "none share"])
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+def test_however_prompts_are_computed_their_answers_are_the_same(
+    kind: str, dear: float, most_tokens: int, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefill, "_DEAR", dear)
+    dtype = torch.float64 if kind == "sdpa" else torch.float32  # eager attention pads with nan in float64
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=kind).eval()
+    for seed in range(3):
+        some = crowded(seed)
+        logits_BV, kept, mask_BS = prefill.prefill(network, some, 4, most_tokens)
+        for row, prompt in zip(logits_BV, some, strict=True):
+            close = {"rtol": 0, "atol": 1e-10} if kind == "sdpa" else {"rtol": 1e-4, "atol": 1e-4}
+            torch.testing.assert_close(row, next_logits(network, prompt), **close)
+        assert mask_BS.sum(1).tolist() == [len(prompt) for prompt in some]
+        _, theirs, mask = prefill._plain(network, some, range(len(some)), DynamicCache(config=network.config))
+        assert torch.equal(mask, mask_BS)
+        for layer, same in zip(kept.layers, theirs.layers, strict=True):
+            seen = mask.bool().unsqueeze(1).expand(-1, layer.keys.shape[1], -1)
+            torch.testing.assert_close(layer.keys[seen], same.keys[seen], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_its_own_attention_is_left_alone(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(prompt, (seed, seed + 100)) for seed, prompt in enumerate(crowded(1))]
+    expected = HF(16)(model, requests, decoding(max_new_tokens=5))
+    monkeypatch.setattr(prefill, "_traits", lambda model: (None, Costs(1, 1)))
+    assert HF(16)(model, requests, decoding(max_new_tokens=5)) == expected

@@ -164,7 +164,7 @@ def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
     expected = sum(weight * nll(network, one) for weight, one in zip(weigh, examples, strict=True))
     expected.backward()
     one_by_one = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
-    mask = packing.mask_dtype(network, torch.float64, 30)
+    mask = packing.mask_dtype(network, torch.float64)
     assert mask == (torch.float64 if kind is eager else torch.bool)
     forms = [[packing.tree(examples, weigh, mask)]]
     forms += [[collate([one], [weight]) for one, weight in zip(examples, weigh, strict=True)]]
@@ -230,32 +230,39 @@ def test_a_model_that_attends_by_other_means_than_the_mask_is_computed_in_rows(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = read(base)
-    assert packing.mask_dtype(network, torch.float64, 10) == torch.bool
+    assert packing.mask_dtype(network, torch.float64) == torch.bool
     forward = type(network).forward
 
     def causal(self: Any, *args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
         return forward(self, *args, attention_mask=attention_mask if attention_mask.dim() == 2 else None, **kwargs)
 
     monkeypatch.setattr(type(network), "forward", causal)
-    assert packing.mask_dtype(network, torch.float64, 10) is None
+    assert packing.mask_dtype(network, torch.float64) is None
 
 
-def test_a_model_whose_window_is_shorter_than_an_example_is_computed_in_rows(base: str) -> None:
+def test_a_model_whose_window_is_shorter_than_an_example_is_computed_in_rows(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = read(base)
+    assert packing.sees_all(network, 10**9)
     network.config.sliding_window = 20
-    assert packing.mask_dtype(network, torch.float64, 20) == torch.bool
-    assert packing.mask_dtype(network, torch.float64, 21) is None
+    assert packing.sees_all(network, 20) and not packing.sees_all(network, 21)
+    monkeypatch.setattr(packing, "sees_all", lambda network, longest: longest < 9)
+    monkeypatch.setattr(packing, "tree", lambda *batch: pytest.fail("it is packed"))
+    with pytest.raises(pytest.fail.Exception):
+        train(make("full"), make_live(base), tmp_path / "short", examples=[example((1, 2, 3), (4, 5))])
+    train(make("full"), make_live(base), tmp_path / "long", examples=[example((1,) * 8, (4,))])
 
 
 def test_an_implementation_of_attention_without_free_masks_is_computed_in_rows(base: str) -> None:
     network = read(base)
     network.config._attn_implementation = "flash_attention_2"
-    assert packing.mask_dtype(network, torch.float64, 10) is None
+    assert packing.mask_dtype(network, torch.float64) is None
 
 
 def test_looking_for_that_leaves_the_network_as_it_was(base: str) -> None:
     network = read(base).train()
-    packing.mask_dtype(network, torch.float64, 10)
+    packing.mask_dtype(network, torch.float64)
     assert network.training
     assert all(parameter.grad is None for parameter in network.parameters())
 

@@ -32,6 +32,7 @@ TRAINING = (*SAMPLED, "filter")
 HELD_OUT = (*SAMPLED, "evaluation")
 QUESTIONS = (*SAMPLED, *SCORED)
 MODEL = (*SAMPLED, "finetune")
+RENDERING = ("stasc.stages", "stasc.model", "stasc.chat", "stasc.prompt")  # what tokens a model is given
 
 
 def _settings(group: str, names: str, *stages: str) -> dict[str, tuple[str, ...]]:
@@ -59,7 +60,7 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("sampling.", "temperature top_p max_new_tokens", *SAMPLED),
     **_settings("evaluation.", "temperature top_p max_new_tokens batch", *SAMPLED),
     **_settings("evaluation.", "split", *HELD_OUT),
-    **_settings("engine.", "_target_ batch_size", *SAMPLED),
+    **_settings("engine.", "_target_ batch_size prefill_tokens", *SAMPLED),
     **_settings(  # one that holds M_0 in 4 bits makes it another model
         "finetune.", "_target_ learning_rate epochs batch_size micro_batch_size optimizer schedule", "finetune"
     ),
@@ -144,7 +145,15 @@ class Recipes:
             "finetune": self._part("finetune"),
             "template": self.template,
             "numerics": self.numerics,
-            "code": code("stasc.stages", "stasc.trainer", "stasc.packing", "stasc.model", "stasc.chat", "stasc.prompt"),
+            "code": code(
+                "stasc.stages",
+                "stasc.trainer",
+                "stasc.packing",
+                "stasc.trie",
+                "stasc.model",
+                "stasc.chat",
+                "stasc.prompt",
+            ),
         }
 
     def _sampled(self, model: str, split: Split, n: int, samples: int) -> Description:
@@ -166,7 +175,8 @@ class Recipes:
             "engine": {**self._part("engine"), "batch_size": self.batch[split.name]},
             "numerics": self.numerics,
             "code": code(
-                "stasc.engine.decode", "stasc.engine.noise", "stasc.stages", "stasc.model", "stasc.chat", "stasc.prompt"
+                *(f"stasc.engine.{name}" for name in ("decode", "prefill", "cache", "noise")),
+                *("stasc.packing", "stasc.trie", *RENDERING),
             ),
         }
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
 
 from stasc.finetune import Batch, Example, collate, token_losses
+from stasc.trie import Trie, common, costs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,39 +30,25 @@ def tree(examples: Sequence[Example], weights: Sequence[float], mask: torch.dtyp
 
     Args:
         weights: of each trained token of an example; one that several examples have gets the sum.
-        mask: bool, or the dtype of a mask that is added to the scores.
+        mask: as `as_mask` takes it.
     """
-    ids: list[int] = []
-    parents: list[int] = []
-    children: dict[tuple[int, int], int] = {}  # by parent and id
+    trie = Trie()
     edges: dict[tuple[int, int], list[float]] = {}  # by token and next id: weight and count
-
-    def child(at: int, id_: int) -> int:
-        found = children.setdefault((at, id_), len(ids))
-        if found == len(ids):
-            ids.append(id_)
-            parents.append(at)
-        return found
-
     for example, weight in zip(examples, weights, strict=True):
-        at = -1
-        for id_ in example.prompt:
-            at = child(at, id_)
-        for left, id_ in zip(range(len(example.completion) - 1, -1, -1), example.completion, strict=True):
+        path = trie.add(example.prompt + example.completion[:-1])  # the last token is predicted, and predicts nothing
+        for at, id_ in zip(path[len(example.prompt) - 1 :], example.completion, strict=True):
             edge = edges.setdefault((at, id_), [0.0, 0.0])
             edge[0] += weight
             edge[1] += 1
-            if left:  # the last token is predicted, and predicts nothing
-                at = child(at, id_)
 
     kept = list(dict.fromkeys(at for at, _ in edges))
     place = {at: k for k, at in enumerate(kept)}
-    seen_TT = _ancestors(parents)
+    seen_TT = trie.seen()
     return Batch(
         inputs={
-            "input_ids": torch.tensor([ids]),
+            "input_ids": torch.tensor([trie.ids]),
             "position_ids": (seen_TT.sum(1) - 1).unsqueeze(0),
-            "attention_mask": _as(mask, seen_TT)[None, None],
+            "attention_mask": as_mask(seen_TT, mask)[None, None],
             "logits_to_keep": torch.tensor(kept),
         },
         rows=torch.zeros(len(edges), dtype=torch.int64),
@@ -94,20 +80,14 @@ def parts(examples: Sequence[Example], most_tokens: int, most_examples: int | No
     yield part
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def mask_dtype(network: Network, dtype: torch.dtype, longest: int) -> torch.dtype | None:
+def mask_dtype(network: Network, dtype: torch.dtype) -> torch.dtype | None:
     """What masks of a tree are for this network, which computes in `dtype`; None if its attention takes none.
 
-    A window of attention shorter than the `longest` example would be lost. For the rest, that is seen from short
-    examples: some models attend by other means than masks, or have positions of their own.
+    That is seen from short examples: some models attend by other means than masks, or have positions of their own. A
+    window of attention is lost; see `sees_all`.
     """
-    config = network.config.get_text_config()
-    attention, window = getattr(config, "_attn_implementation", None), getattr(config, "sliding_window", None)
-    if attention not in ("sdpa", "eager") or (window or longest) < longest:
+    attention = getattr(network.config.get_text_config(), "_attn_implementation", None)
+    if attention not in ("sdpa", "eager"):
         return None
     mask = torch.bool if attention == "sdpa" else dtype
     examples = [Example("", (1, 2, 3), (4, 5, 6)), Example("", (1, 2, 3), (4, 6, 7)), Example("", (1, 8, 2), (9, 3, 5))]
@@ -128,27 +108,20 @@ def mask_dtype(network: Network, dtype: torch.dtype, longest: int) -> torch.dtyp
     return None
 
 
+def sees_all(network: Network, longest: int) -> bool:
+    """Whether no window of attention is shorter than so many tokens."""
+    window = getattr(network.config.get_text_config(), "sliding_window", None)
+    return window is None or window >= longest
+
+
 def worthwhile(network: Network) -> int:
-    """How many tokens to compute at once, so that scores between branches are less than a tenth of the work.
-
-    A tree's mask leaves them unused, but they are computed: 4 T hidden layers operations a token, beside 2 for each
-    weight.
-    """
-    config = network.config.get_text_config()
-    weights = sum(parameter.numel() for parameter in network.parameters() if parameter.dim() > 1)
-    return max(64, int(0.05 * weights / (config.hidden_size * config.num_hidden_layers)))
+    """How many tokens to compute at once, so that scores between branches are less than a tenth of the work."""
+    cost = costs(network)
+    return max(64, cost.token // (10 * cost.pair))
 
 
-def _ancestors(parents: Sequence[int]) -> Tensor:
-    """Which tokens (T, T) each one has seen: itself, and those that its parent has. Parents come before children."""
-    seen_TT = torch.eye(len(parents), dtype=torch.bool)
-    for token, parent in enumerate(parents):
-        if parent >= 0:
-            seen_TT[token] |= seen_TT[parent]
-    return seen_TT
-
-
-def _as(dtype: torch.dtype, seen: Tensor) -> Tensor:
+def as_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of what is seen: as it is if `dtype` is bool, else to be added to scores of that dtype."""
     if dtype == torch.bool:
         return seen
     return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)

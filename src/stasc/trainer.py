@@ -141,7 +141,8 @@ class CompletionTrainer(Trainer):
         self.skipped = self.overflows = 0  # the others: by our own policy, and by the scaling that float16 needs
         self.most_tokens = settings.micro_batch_tokens or packing.worthwhile(network)
         longest = max(len(example.prompt) + len(example.completion) for example in examples)
-        self._mask = packing.mask_dtype(network, dtype, longest) if settings.packing else None
+        packs = settings.packing and packing.sees_all(network, longest)
+        self._mask = packing.mask_dtype(network, dtype) if packs else None
         self._micro_batches: list[tuple[Tensor, Sequence[Example]]] = []  # of the step at hand, with their summed loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:

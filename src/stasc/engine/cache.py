@@ -1,6 +1,8 @@
 """Keys and values of a batch that is being answered, with room for what is to come.
 
 transformers' own dynamic cache copies all of them at every token.
+
+Shapes: B rows, H heads, S tokens in use, D size of a head.
 """
 
 from __future__ import annotations
@@ -18,56 +20,90 @@ if TYPE_CHECKING:
 class RoomyLayer(DynamicLayer):
     """One layer's, of which `keys` and `values` (B, H, S, D) are the part in use."""
 
-    room = 0  # tokens that are yet to come, beyond those that are being added
-    _whole: tuple[Tensor, Tensor] | None = None
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, room: int = 0) -> None:
+        super().__init__()
+        self._room = room
+        self._whole: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        before, after = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
-        whole = self._whole
-        if whole is None or whole[0].shape[-2] < after:
-            shape = (*key_states.shape[:2], after + self.room, key_states.shape[-1])
-            whole = key_states.new_empty(shape), value_states.new_empty((*shape[:3], value_states.shape[-1]))
+        before, new = self.get_seq_length(), key_states.shape[2]
+        if self._whole is None or self._whole[0].shape[2] < before + new:
+            had = (self.keys, self.values)
+            self.allocate(key_states, value_states, len(key_states), before + new)
             if before:
-                assert self.keys is not None and self.values is not None
-                for part, had in zip(whole, (self.keys, self.values), strict=True):
-                    part[:, :, :before] = had
-            self._whole = whole
-        for part, new in zip(whole, (key_states, value_states), strict=True):
-            part[:, :, before:after] = new
-        self.keys, self.values = (part[:, :, :after] for part in whole)
+                self._put(slice(None), slice(0, before), had)
+        self._put(slice(None), slice(before, before + new), (key_states, value_states))
+        self._use(before + new)
         return self.keys, self.values
 
+    def allocate(self, keys: Tensor, values: Tensor, rows: int, length: int) -> None:
+        """Makes place for so many rows and tokens of the kind of `keys` and `values`; it is all zeros."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        whole = [like.new_zeros(rows, like.shape[1], length + self._room, like.shape[3]) for like in (keys, values)]
+        self._whole = (whole[0], whole[1])
+        self._use(length)
+
+    def take(self, rows: Tensor, source: RoomyLayer, source_rows: Tensor, columns: Tensor) -> None:
+        """Has the given rows begin with the tokens `columns` (len(rows), S) of rows of another layer."""
+        some = [part[source_rows.unsqueeze(1), :, columns].transpose(1, 2) for part in (source.keys, source.values)]
+        self._put(rows, slice(0, columns.shape[1]), (some[0], some[1]))
+
     def batch_select_indices(self, indices: Tensor) -> None:
-        length, whole = self.get_seq_length(), self._whole
-        if whole is None:
-            return super().batch_select_indices(indices)
-        self._whole = whole = whole[0][indices], whole[1][indices]
-        self.keys, self.values = (part[:, :, :length] for part in whole)
-        return None
+        if self._whole is not None:
+            length = self.get_seq_length()
+            self._whole = (self._whole[0][indices], self._whole[1][indices])
+            self._use(length)
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self._whole = None
+    def _put(self, rows: slice | Tensor, tokens: slice, parts: tuple[Tensor, Tensor]) -> None:
+        assert self._whole is not None
+        for whole, part in zip(self._whole, parts, strict=True):
+            whole[rows, :, tokens] = part
+
+    def _use(self, length: int) -> None:
+        assert self._whole is not None
+        self.keys, self.values = (whole[:, :, :length] for whole in self._whole)
 
 
-def make(config: PreTrainedConfig, longest: int) -> Cache:
-    """A cache for this model, and rows of at most `longest` tokens.
+class RoomyCache(Cache):
+    """Of a model that is a stack of such layers, with room for so many tokens beyond those that are put in first."""
+
+    layers: list[RoomyLayer]  # type: ignore[assignment]
+
+    def __init__(self, layers: int, room: int = 0) -> None:
+        super().__init__(layers=[RoomyLayer(room) for _ in range(layers)])
+
+    def copies(self, rows: int) -> RoomyCache:
+        """The cache of a single row, for so many that begin alike."""
+        copied = RoomyCache(len(self.layers))
+        for layer, had in zip(copied.layers, self.layers, strict=True):
+            if had.get_seq_length():
+                layer.update(*(part.expand(rows, -1, -1, -1) for part in (had.keys, had.values)))
+        return copied
+
+    def allocate(self, like: RoomyCache, rows: int, length: int) -> None:
+        """Makes place for so many rows and tokens of the kind of those in another cache."""
+        for layer, other in zip(self.layers, like.layers, strict=True):
+            layer.allocate(other.keys, other.values, rows, length)
+
+    def take(self, rows: Tensor, source: RoomyCache, source_rows: Tensor, columns: Tensor) -> None:
+        """Has the given rows begin with the tokens `columns` (len(rows), S) of rows of another cache."""
+        for layer, other in zip(self.layers, source.layers, strict=True):
+            layer.take(rows, other, source_rows, columns)
+
+
+def make(config: PreTrainedConfig, longest: int, room: int) -> Cache:
+    """A cache for this model, and rows of at most `longest` tokens, `room` of which are answers.
 
     It is transformers' own where a layer attends otherwise than to all tokens, as one does whose window is shorter.
     """
     cache = DynamicCache(config=config)
     if all(_sees_all(layer, longest) for layer in cache.layers):
-        cache.layers = [RoomyLayer() for _ in cache.layers]
+        return RoomyCache(len(cache.layers), room)
     return cache
-
-
-def expect(cache: Cache, tokens: int) -> None:
-    """Makes room for so many tokens when the next are added."""
-    for layer in cache.layers:
-        if isinstance(layer, RoomyLayer):
-            layer.room = tokens
 
 
 def _sees_all(layer: object, longest: int) -> bool:

@@ -1,27 +1,22 @@
 """One batch of answers from a transformers model.
 
-What all prompts of a batch begin with is computed once, each distinct prompt once for all its samples, and rows leave
-as they end.
+Each distinct prompt is computed once for all its samples, and rows leave as they end.
 
-Shapes: P distinct prompts, S prompt tokens after the common prefix, B rows (one per sample), V vocabulary,
-K candidates, R rows of a group.
+Shapes: S tokens so far, B rows (one per sample), V vocabulary, K candidates, R rows of a group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from stasc.engine import Completion, Decoding, cache, noise
+from stasc.engine import Completion, Decoding, noise, prefill
 from stasc.records import Advance
 
 if TYPE_CHECKING:
-    from transformers import Cache
-
     from stasc.model import Network
 
 _FIRST_CANDIDATES = 128
@@ -34,10 +29,11 @@ def sample_batch(
     keys: Sequence[int],
     decoding: Decoding,
     advance: Advance,
+    prefill_tokens: int,
 ) -> list[Completion]:
     """One completion per row, for its prompt and noise key."""
     device = model.device
-    logits_BV, kept, mask_BS = _prefill(model, prompts, decoding.max_new_tokens)
+    logits_BV, kept, mask_BS = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
     stop = torch.tensor(sorted(decoding.stop_ids), dtype=torch.int64, device=device)
     sampled: list[list[int]] = [[] for _ in prompts]
@@ -71,43 +67,6 @@ def sample_batch(
         ).logits[:, -1]
     advance(len(ended) - sum(ended))
     return [Completion(tuple(ids), not end) for ids, end in zip(sampled, ended, strict=True)]
-
-
-def _prefill(model: Network, prompts: Sequence[tuple[int, ...]], room: int) -> tuple[Tensor, Cache, Tensor]:
-    """Next-token logits (B, V), the cache, and its mask (B, S) for each row, each distinct prompt computed once."""
-    device = model.device
-    distinct = list(dict.fromkeys(prompts))
-    shared = _common_prefix(distinct)
-    rests = [prompt[len(shared) :] for prompt in distinct]
-    width = max(len(rest) for rest in rests)
-    ids_PS = torch.tensor([[0] * (width - len(rest)) + list(rest) for rest in rests], device=device)
-    mask_PS = torch.tensor(
-        [[1] * len(shared) + [0] * (width - len(rest)) + [1] * len(rest) for rest in rests], device=device
-    )
-    kept = cache.make(model.config, max(map(len, distinct)) + room)
-    if shared:
-        prefix = torch.tensor([shared], device=device)
-        model(input_ids=prefix, past_key_values=kept, use_cache=True, logits_to_keep=1)
-        kept.batch_repeat_interleave(len(distinct))
-    cache.expect(kept, room)
-    logits_PV = model(
-        input_ids=ids_PS,
-        attention_mask=mask_PS,
-        position_ids=(mask_PS.cumsum(1) - 1).clamp(min=0)[:, -width:],
-        past_key_values=kept,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    index = {prompt: p for p, prompt in enumerate(distinct)}
-    rows = torch.tensor([index[prompt] for prompt in prompts], device=device)
-    kept.batch_select_indices(rows)
-    return logits_PV[rows], kept, mask_PS[rows]
-
-
-def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What all prompts begin with, less than the whole of any: each keeps a token whose logits are wanted."""
-    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
-    return tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def draw(logits_BV: Tensor, keys_B: Tensor, position: int, temperature: float, top_p: float) -> Tensor:

@@ -18,13 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HF:
-    """The engine of transformers: `batch_size` rows are sampled together."""
+    """The engine of transformers.
+
+    `batch_size` rows are sampled together, and `prefill_tokens` tokens of prompts computed at once.
+    """
 
     batch_size: int
+    prefill_tokens: int = 1536
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"engine.batch_size={self.batch_size}: expected at least 1")
+        if self.prefill_tokens < 1:
+            raise ValueError(f"engine.prefill_tokens={self.prefill_tokens}: expected at least 1")
 
     def __call__(
         self,
@@ -69,7 +75,7 @@ class HF:
         keys = [requests[request].keys[sample] for request, sample in batch]
         model.eval()
         with torch.inference_mode():
-            return sample_batch(model, prompts, keys, decoding, advance)
+            return sample_batch(model, prompts, keys, decoding, advance, self.prefill_tokens)
 
 
 def check_context(model: Network, requests: Sequence[Request], decoding: Decoding) -> None:

@@ -1,0 +1,68 @@
+"""Sequences of tokens as a tree: what several begin with stands once, and a token sees what leads to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Trie:
+    """Tokens by index, parents before children: `ids`, and `parents`, -1 for a root."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.parents: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}  # by parent and id
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def child(self, at: int, id_: int) -> int:
+        """The index of what follows token `at` with this id; new if there was none."""
+        found = self._children.setdefault((at, id_), len(self.ids))
+        if found == len(self.ids):
+            self.ids.append(id_)
+            self.parents.append(at)
+        return found
+
+    def add(self, ids: Sequence[int]) -> list[int]:
+        """The indices of a sequence's tokens, new ones where nothing before had them."""
+        path, at = [], -1
+        for id_ in ids:
+            path.append(at := self.child(at, id_))
+        return path
+
+    def seen(self) -> Tensor:
+        """Which tokens (T, T) each one has seen: itself, and those that its parent has."""
+        import torch
+
+        seen_TT = torch.eye(len(self.ids), dtype=torch.bool)
+        for token, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen_TT[token] |= seen_TT[parent]
+        return seen_TT
+
+
+class Costs(NamedTuple):
+    """Operations of a forward pass: for each token in the matrices of layers, and for each token that it looks at."""
+
+    token: int
+    pair: int
+
+
+def costs(network: nn.Module) -> Costs:
+    """Of a transformer. A mask leaves scores unused, but they are computed."""
+    config = network.config.get_text_config()  # type: ignore[operator, union-attr]
+    matrices = sum(parameter.numel() for parameter in network.parameters() if parameter.dim() > 1)
+    words = 2 if not getattr(config, "tie_word_embeddings", False) else 1
+    layers = matrices - words * config.vocab_size * config.hidden_size
+    return Costs(2 * max(layers, 1), 4 * config.hidden_size * config.num_hidden_layers)
+
+
+def common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
