@@ -23,7 +23,7 @@ demo: $(READY) ## teach a small model to correct itself, on this machine
 	$(BIN)/python -m stasc.run
 
 test: $(READY) ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(READY) ## format, lint, types, and the README against conf/
 	$(BIN)/ruff format --check .

@@ -56,6 +56,9 @@ class FakeLive:
         self._current = model
         return (model.weights / "model.safetensors").read_text()
 
+    def holds(self, model: Model) -> bool:
+        return model == self._current
+
     def moved(self, old: Model, new: Model) -> None:
         if self._current == old:
             self._current = new

@@ -12,7 +12,7 @@ import pytest
 from fake_lm import fake_experiment, results, run_fake, use_fakes
 from test_store import computed, flip, told, truncate, zero
 
-from stasc.tracking import read
+from stasc.tracking import Journal, read
 
 composed = cache(fake_experiment)
 RESULTS = ("outcomes.jsonl", "pairs.jsonl", "summary.json", "model/model.safetensors", "model/tokenizer.json")
@@ -105,3 +105,26 @@ def test_what_a_crash_left_goes(finished: Path) -> None:
     (finished / "model" / "tokenizer.json").unlink()
     run_fake(composed("iterations=1"), finished)
     assert not list(finished.glob(".tmp-*"))
+
+
+def test_a_summary_that_is_not_what_the_journal_tells_is_written_anew(
+    finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = results(finished)
+    summary = json.loads((finished / "summary.json").read_text())
+    for entry in summary["iterations"]:
+        entry["test"]["corr_acc"] = 0.99
+    (finished / "summary.json").write_text(json.dumps(summary))
+    run_fake(composed("iterations=1"), finished)
+    assert results(finished) == expected
+    (warning,) = told(caplog)
+    assert "summary.json is not what the journal tells; set aside as summary.json.corrupt-1" in warning
+
+
+def test_a_folder_of_before_keys_is_refused(finished: Path) -> None:
+    (finished / "summary.json").unlink()
+    (finished / "journal.jsonl").unlink()
+    with Journal(finished / "journal.jsonl") as journal:
+        journal.write("run_started", config={}, versions={})
+    with pytest.raises(ValueError, match="holds another run"):
+        run_fake(composed("iterations=1"), finished)

@@ -14,7 +14,8 @@ from test_store import computed, files, flip
 
 from stasc import experiment as runner
 from stasc import housekeeping, leases, preparation
-from stasc.store import KINDS, Store, digest
+from stasc.store import KINDS, OtherVersion, Store, digest, read_sealed, write_sealed
+from stasc.tracking import read
 
 composed = cache(fake_experiment)
 OURS, OTHER = ("filter=lenient",), ("filter=strict",)  # they share what M_0 answers
@@ -227,3 +228,23 @@ def test_clean_removes_the_files_of_locks_that_nobody_holds(shared: Path) -> Non
         with pytest.raises(Timeout), store.lock("filter", "0" * 64, wait=False):
             pass
     run_fake(composed(*OURS, "evaluation.temperature=0.1"), shared / "later")
+
+
+@pytest.mark.parametrize("words", [("list",), ("clean",), ("clean", "--dry-run")])
+def test_a_lease_of_another_version_is_an_error_of_one_line(
+    words: tuple[str, ...], shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next((shared / "store" / "leases").glob("*.json"))
+    write_sealed(path, {**read_sealed(path), "schema": 3})
+    before = artifacts(shared)
+    assert command(shared, *words) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path} has schema 3")
+    assert artifacts(shared) == before
+    with pytest.raises(OtherVersion):
+        run_fake(composed(*OURS, "seed=1"), shared / "later")
+    assert not list(read(shared / "later" / "journal.jsonl"))[1:-1], "before anything is sampled"
+
+
+def test_clean_needs_no_locks(shared: Path) -> None:
+    shutil.rmtree(shared / "store" / "locks")
+    assert command(shared, "clean") == 0

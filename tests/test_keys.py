@@ -535,7 +535,7 @@ def test_the_modules_of_ones_own_that_a_reward_imports_count(
     module: Any, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Directly, and by way of another; what is installed or ours does not."""
-    names = ("mine_near", "mine_far", "mine_package", "mine_package.part")
+    names = ("mine_near", "mine_far", "mine_package", "mine_package.part", "mine_late")
     (tmp_path / "mine_package").mkdir()
     files = [tmp_path / f"{name}.py" for name in names[:2]]
     files += [tmp_path / "mine_package" / name for name in ("__init__.py", "part.py")]
@@ -548,11 +548,34 @@ def test_the_modules_of_ones_own_that_a_reward_imports_count(
         module("import torch\nimport stasc.metrics\nfrom mine_near import json\nimport mine_package\n" + PLAIN)
         return planned("~reward", "+reward={_target_: mine.reward, _partial_: true}")
 
+    (tmp_path / "mine_far.py").write_text("def late():\n    import mine_late\n")
+    files.append(tmp_path / "mine_late.py")
+    files[-1].write_text("")
     before = again()
     assert again() == before
     for file in files:
         file.write_text(file.read_text() + "X = 1\n")
         assert kinds_apart(before, before := again(), told) == SCORED, file
+
+
+def test_the_module_of_a_part_of_a_part_counts(
+    module: Any, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As does that of a function which makes the part."""
+    inner = tmp_path / "mine_inner.py"
+    inner.write_text("class Judge:\n    pass\n")
+
+    def again() -> Any:
+        monkeypatch.delitem(sys.modules, "mine_inner", raising=False)
+        module("def reward(answer, references, judge):\n    return 1.0\n")
+        return planned(
+            "~reward", "+reward={_target_: mine.reward, _partial_: true, judge: {_target_: mine_inner.Judge}}"
+        )
+
+    before = again()
+    assert again() == before
+    inner.write_text("class Judge:\n    bias = 1\n")
+    assert kinds_apart(before, again(), told) == SCORED
 
 
 def test_the_code_that_an_option_of_ones_own_inherits_counts(

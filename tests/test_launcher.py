@@ -35,7 +35,8 @@ def test_its_settings_do_not_reach_the_training_and_stay_as_they_are(
     assert {name: os.environ.get(name) for name in THEIRS} == THEIRS
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="WORLD_SIZE=2: a run is one process on one device; start it without torchrun"):
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_several_processes_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(ValueError, match=f"^{name}=2: a run is one process on one device; start it without torchrun"):
         prepare(experiment())

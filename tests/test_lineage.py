@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -12,11 +13,12 @@ import fake_lm
 import pytest
 from fake_lm import fake_experiment, run_fake, use_fakes
 from test_leases import made
-from test_store import computed, files, of_kind, told
+from test_store import batches, computed, files, of_kind, spy, told
 
 from stasc import tracking
 from stasc.derivation import INPUTS
-from stasc.store import KINDS, Artifact, Store, write_sealed
+from stasc.folder import earlier
+from stasc.store import KINDS, Artifact, InputsChanged, Store, write_sealed
 
 composed = cache(fake_experiment)
 
@@ -150,13 +152,45 @@ def test_an_input_that_changes_meanwhile_has_the_stage_computed_anew(folder: Pat
 
     def compute(work: Path) -> None:
         seen.append(current["model"])
-        (work / f"{len(seen)}").write_text("x")
         current["model"] = "after"
+        if len(seen) == 1:
+            raise InputsChanged
+        (work / "x").write_text("x")
 
     artifact, _ = store.derive("initial", "0" * 64, {}, current.copy, compute, lambda artifact: None)
     assert seen == ["before", "after"]
     assert artifact.inputs == {"model": "after"}
-    assert set(artifact.files) == {"2"}
+    assert set(artifact.files) == {"x"}
+
+
+def test_what_changed_is_found_before_anything_is_sampled_from_it(
+    move: Callable[[str], None], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_fake(composed(), folder / "first")
+    spy(monkeypatch, folder / "alone")
+    run_fake(composed("evaluation.temperature=0.1"), folder / "apart" / "run")
+    move("two")
+    spy(monkeypatch, folder / "counter")
+    run_fake(composed("evaluation.temperature=0.1"), folder / "colder")
+    assert batches(folder / "counter") <= batches(folder / "alone"), "none is sampled twice"
+
+
+def test_iterations_that_come_out_otherwise_are_told_again(
+    move: Callable[[str], None], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store has gone, and the run goes on in its folder on another machine."""
+    run_fake(composed("iterations=1"), folder / "run")
+    (folder / "run" / "summary.json").unlink()
+    shutil.rmtree(folder / "store")
+    move("two")
+    run_fake(composed("iterations=1"), folder / "run")
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    told = {
+        event["n"]: event for event in tracking.read(folder / "run" / "journal.jsonl") if event["event"] == "iteration"
+    }
+    for entry in summary["iterations"]:
+        assert told[entry["n"]]["test"] == entry["test"]
+    assert earlier(folder / "run").summary == summary
 
 
 def test_what_another_machine_computed_is_used_with_one_warning(

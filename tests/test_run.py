@@ -460,11 +460,13 @@ def test_the_errors_of_a_reward_are_told_at_the_end_also_by_a_run_that_reuses_th
         assert "raised an error for 6 answers, first KeyError" in told  # an initial answer and a correction of 3 each
         assert told in (tmp_path / name / "run.log").read_text()
         folders = [Path(folder) for folder in told.partition("to score them again, remove ")[2].split()]
-        assert [folder.parent.name for folder in folders] == ["evaluation"]
+        assert [folder.parent.name for folder in folders[1:]] == ["evaluation"]
+        assert folders[0] == tmp_path / name
     for folder in folders:
         shutil.rmtree(folder)
     (tmp_path / "mine.py").write_text("def reward(answer, references):\n    return 1.0\n")
-    answer = command.run(tmp_path, *TINY, *settings, "hydra.run.dir=third")
+    answer = command.run(tmp_path, *TINY, *settings, "hydra.run.dir=second")
+    assert answer.returncode == 0, answer.stderr
     assert "reward_errors=zero" not in answer.stderr
 
 

@@ -79,11 +79,14 @@ def _located(prefix: str, name: object) -> Any:
         raise ValueError(f"{prefix}_target_={name}: {reason}") from error
 
 
-def _check_settings(part: str, kind: Any, settings: Mapping[Any, Any]) -> None:
+def _check_settings(part: str, kind: Any, settings: dict[Any, Any]) -> None:
     """Checks that a function or class can be called with the settings. Raises: ValueError that says how it can."""
     signature = _signature(part, kind)
     if signature is None:
         return
+    for letter in {"letter", "suffix"}.intersection(settings).difference(signature.parameters):
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+            del settings[letter]  # for the variant's name, and none of the part's business
     given = {name: value for name, value in settings.items() if not str(name).startswith("_")}
     partial, arguments = settings.get("_partial_", False), settings.get("_args_", ())
     try:
@@ -106,6 +109,8 @@ def _check_call(group: str, part: Any) -> None:
             f"{group} is {part!r}, {expected}: if its _target_ is that function, add _partial_: true "
             f"to its settings, or +{group}._partial_=true on the command line"
         )
+    if group == "init" and not hasattr(part, "anew"):
+        raise ValueError(f"init: {_name(part)} has no attribute anew, which says whether answers are sampled anew")
     signature = _signature(group, part)
     if signature is not None and not _takes(signature, CALLED_WITH[group], {}):
         raise ValueError(f"{group}: {_name(part)}{signature} has the wrong parameters, {expected}")

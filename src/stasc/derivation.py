@@ -25,7 +25,7 @@ from stasc.model import Model
 from stasc.records import Advance, Answer, Keyed, Pair, Split
 from stasc.reward import ZeroOnError
 from stasc.stages import Stages
-from stasc.store import Artifact, Store, digest
+from stasc.store import Artifact, InputsChanged, Store, digest
 from stasc.tracking import redact
 
 log = logging.getLogger(__name__)
@@ -141,9 +141,10 @@ class Derivation:
         def compute(work: Path) -> None:
             scored = self._stages.score(split, y1, y2)
             reward = self._stages.reward
+            (work / ERRORS).unlink(missing_ok=True)  # of a try that was interrupted
             if isinstance(reward, ZeroOnError) and (errors := reward.pop_errors()):
                 fsx.write(work / ERRORS, json.dumps(errors).encode())
-            verdicts = [{"kept": self._keep(pair.r1, pair.r2)} if training else {} for pair in scored]
+            verdicts = [{"kept": bool(self._keep(pair.r1, pair.r2))} if training else {} for pair in scored]
             lines = [
                 {**pair.names, "r1": pair.r1, "r2": pair.r2, **verdict}
                 for pair, verdict in zip(scored, verdicts, strict=True)
@@ -151,6 +152,8 @@ class Derivation:
             fsx.write(work / "pairs.jsonl", _jsonl(lines))
 
         def read(artifact: Artifact) -> list[Pair]:
+            if ERRORS in artifact.files:
+                artifact.read(ERRORS)
             place = {question.id: q for q, question in enumerate(split.questions)}
             pairs = []
             for line in map(json.loads, artifact.read("pairs.jsonl").splitlines()):
@@ -172,6 +175,7 @@ class Derivation:
         inputs = partial(self._inputs, description)
 
         def train(work: Path) -> None:
+            self._bring(start, description)
             shutil.rmtree(work / "weights", ignore_errors=True)  # of a try that was interrupted
             with self._progress("fine-tuning", self._stages.steps(kept), "steps") as advance:
                 model, training = self._stages.finetune(start, kept, n, work / "weights", advance)
@@ -192,8 +196,8 @@ class Derivation:
             artifact, _ = weights(Artifact.verify)
             if artifact.content != recorded["weights"]:
                 log.warning(
-                    "the weights of M_%d were derived again and came out otherwise than on the machine that had them "
-                    "before: what follows from them is computed again, but what this run has from them already stays; "
+                    "the weights of M_%d were derived again and came out otherwise than before, as on another machine: "
+                    "what follows from them is computed again, but what this run has from them already stays; "
                     "for a run from one machine, remove its folder and give the command again",
                     n,
                 )
@@ -209,6 +213,14 @@ class Derivation:
         """Checks the weights of a model that are about to be read, and derives them again if need be."""
         self._weights[model.key]()
 
+    def _bring(self, model: Model, description: Description) -> None:
+        """Has a model's weights there before anything is computed with them. Raises: InputsChanged if they changed."""
+        before = self._inputs(description)
+        if model.key in self._weights and not self._stages.live.holds(model):
+            self._have(model)
+        if self._inputs(description) != before:
+            raise InputsChanged
+
     def _inputs(self, description: Description) -> dict[str, str]:
         """The contents that a stage is computed from. M_0's key is the digest of its content."""
         keys = {name: description[name] for name in INPUTS if name in description}
@@ -220,6 +232,7 @@ class Derivation:
         """The answers of a sampling stage by (request, sample), committed batch by batch."""
 
         def compute(work: Path) -> None:
+            self._bring(model, description)
             requests = ask()
             label = LABELS[kind] if split.name == "train" else f"{split.name} {LABELS[kind]}"
             total = sum(len(request.keys) for request in requests)

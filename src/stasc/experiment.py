@@ -121,7 +121,8 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
             folder.end("finished" if len(summary["iterations"]) > settings.iterations else "stopped_empty")
         except KeyboardInterrupt as stop:
             if summary["status"] == "running":
-                folder.end("interrupted", str(stop) or "KeyboardInterrupt")
+                with suppress(OSError):
+                    folder.end("interrupted", str(stop) or "KeyboardInterrupt")
             raise
         except BaseException as error:
             status = "failed_nonfinite" if isinstance(error, NonFiniteError) else "failed"

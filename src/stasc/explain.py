@@ -23,7 +23,7 @@ class Watch:
         self._seconds: dict[str, float] = {}
         self._count = {True: 0, False: 0}
         self._warned = False
-        self._errors: list[tuple[Artifact, dict[str, Any]]] = []
+        self._errors: dict[str, tuple[Artifact, dict[str, Any]]] = {}
 
     def __call__(self, artifact: Artifact, reused: bool) -> None:
         split, n = artifact.made_of.get("split", "train"), len(self._folder.summary["iterations"])
@@ -35,7 +35,7 @@ class Watch:
         if self._explain:
             log.info(self._line(artifact, reused, split, n))
         if ERRORS in artifact.files:
-            self._errors.append((artifact, json.loads(artifact.read(ERRORS))))
+            self._errors[artifact.key] = artifact, json.loads(artifact.read(ERRORS))
         self._count[reused] += 1
         name = artifact.kind if split == "train" else "evaluation"
         self._seconds[name] = self._seconds.get(name, 0.0) + artifact.seconds
@@ -61,8 +61,9 @@ class Watch:
                 self._store.root,
             )
         if self._errors:
-            answers, first = sum(errors["answers"] for _, errors in self._errors), self._errors[0][1]["first"]
-            folders = " ".join(str(artifact.folder) for artifact, _ in self._errors)
+            found = list(self._errors.values())
+            answers, first = sum(errors["answers"] for _, errors in found), found[0][1]["first"]
+            folders = " ".join([str(self._folder.path), *(str(artifact.folder) for artifact, _ in found)])
             log.warning(
                 "reward_errors=zero: the reward raised an error for %d answers, first %s; to score them again, "
                 "remove %s",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from stasc.metrics import describe
 from stasc.records import Iteration, Pair
 from stasc.store import file_sha256
 from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1  # of summary.json and the files beside it
 RESULTS = ("outcomes.jsonl", "pairs.jsonl")
@@ -30,8 +33,8 @@ class RunFolder:
         self.path, self.summary = path, summary
         self._journal, self._tracker, self._correct_at = journal, tracker, correct_at
         self._began = time.perf_counter()
-        events = tracking.read(path / "journal.jsonl")
-        self._recorded = {event["n"] for event in events if event["event"] == "iteration"}
+        events = list(tracking.read(path / "journal.jsonl"))
+        self._recorded = _entries(events)
         self._mirrored = mirrored(path / "journal.jsonl")
         fsx.sweep(path)
         for name in RESULTS:
@@ -64,8 +67,15 @@ class RunFolder:
         _append(self.path / "pairs.jsonl", pairs)
         _append(self.path / "outcomes.jsonl", (self._outcome(iteration.n, pair) for pair in iteration.test))
         self.summary["iterations"].append(entry)
-        if iteration.n not in self._recorded:
+        if self._recorded.get(iteration.n) != _timeless(entry):
             self._journal.write("iteration", **entry)
+            if iteration.n in self._mirrored:  # and cannot be taken back
+                log.warning(
+                    "iteration %d came out otherwise than W&B was told; when the run has ended: "
+                    "python -m stasc.tracking sync %s",
+                    iteration.n,
+                    self.path,
+                )
         self._write_summary()
         if iteration.n not in self._mirrored and self._tracker.iteration(entry, iteration.pairs, iteration.kept):
             self._journal.write("mirrored", n=iteration.n)
@@ -118,16 +128,33 @@ def earlier(path: Path) -> Earlier:
     if not journal.exists():
         return Earlier(key, None, None)
     try:
-        for event in tracking.read(journal):
-            if event["event"] == "run_started":
-                started, ended, key = event, None, event["key"]
-            elif event["event"] == "run_ended":
-                ended = event
+        events = list(tracking.read(journal))
     except ValueError as error:
         fsx.set_aside(journal, str(error))
+        return Earlier(key, None, None)
+    for event in events:
+        if event["event"] == "run_started":
+            started, ended, key = event, None, event.get("key", "")  # the first versions had none
+        elif event["event"] == "run_ended":
+            ended = event
+    if not summary or not ended or {summary["status"], ended["status"]}.difference(COMPLETE):
         return Earlier(key, started, None)
-    whole = ended is not None and ended["status"] in COMPLETE and _whole(path, ended.get("files") or {})
-    return Earlier(key, started, summary if summary and summary["status"] in COMPLETE and whole else None)
+    if not _whole(path, ended.get("files") or {}):
+        return Earlier(key, started, None)
+    if [_timeless(entry) for entry in summary["iterations"]] != list(_entries(events).values()):
+        fsx.set_aside(path / "summary.json", f"{path}/summary.json is not what the journal tells")
+        return Earlier(key, started, None)
+    return Earlier(key, started, summary)
+
+
+def _entries(events: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What a journal tells of each iteration, but for its seconds, as it was when last gone through."""
+    last = {event["n"]: event for event in events if event["event"] == "iteration"}
+    return {n: _timeless(last[n]) for n in sorted(last)}
+
+
+def _timeless(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in ("time", "event", "seconds")}
 
 
 def _read_summary(path: Path) -> dict[str, Any] | None:

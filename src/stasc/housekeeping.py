@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,12 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{root}: there is no store")
         return 0
     store = Store(root, {})
-    if given.command == "list":
-        _list(store)
-        return 0
-    if given.command == "verify":
-        return _verify(store)
-    _clean(store, given.dry_run)
+    try:
+        if given.command == "verify":
+            return _verify(store)
+        _list(store) if given.command == "list" else _clean(store, given.dry_run)
+    except OtherVersion as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -167,7 +169,7 @@ def _clean(store: Store, dry_run: bool) -> None:
 
 def _clean_locks(store: Store) -> None:
     """Removes the files of locks that nobody holds. Who is opening one sees that it has gone, and makes it anew."""
-    for path in (store.root / "locks").iterdir():
+    for path in (store.root / "locks").glob("*"):
         kind, _, key = path.name.partition("-")
         with suppress(Timeout), store.lock(kind, key, wait=False):
             path.unlink()

@@ -198,7 +198,21 @@ class Recipes:
         part = self.parts[group]
         kind = part.func if isinstance(part, functools.partial) else part if callable_itself(part) else type(part)
         bases = kind.__mro__ if isinstance(kind, type) else (kind,)
-        return {**settings, "code": code(*dict.fromkeys(base.__module__ for base in bases))}
+        modules = [*(base.__module__ for base in bases), *_targets(settings)]
+        return {**settings, "code": code(*dict.fromkeys(modules))}
+
+
+def _targets(settings: object) -> Iterator[str]:
+    """The modules of all that settings have built, at any depth."""
+    if isinstance(settings, Mapping):
+        if isinstance(settings.get("_target_"), str):
+            names = settings["_target_"].split(".")
+            paths = (".".join(names[:end]) for end in range(len(names) - 1, 0, -1))
+            yield from [path for path in paths if path in sys.modules][:1]
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        for item in settings:
+            yield from _targets(item)
 
 
 def callable_itself(part: object) -> bool:
@@ -242,7 +256,18 @@ def _own_imports(module: str) -> Iterator[str]:
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         else:
             continue
-        yield from (name for name in names if name in sys.modules and _is_own(name))
+        yield from filter(_is_own_module, names)
+
+
+def _is_own_module(name: str) -> bool:
+    """Whether a name is that of a module of the user's, which is then imported."""
+    try:
+        if importlib.util.find_spec(name) is None:
+            return False
+        importlib.import_module(name)
+    except Exception:  # it may be no module, or one that is not there, or that cannot be imported here
+        return False
+    return _is_own(name)
 
 
 def _is_own(module: str) -> bool:

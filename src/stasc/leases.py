@@ -36,6 +36,7 @@ def write(store: Store, lease: Lease) -> None:
     """Says what a run folder needs, in place of what it said before. What it needs is not dropped from then on."""
     with _lock(store):
         fsx.sweep(store.root / "leases")
+        list(every(store))  # one that cannot be read is found before anything is sampled
         write_sealed(_path(store, lease.folder), {"schema": SCHEMA, **asdict(lease)})
 
 

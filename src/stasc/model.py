@@ -166,6 +166,10 @@ class LiveModel:
         """Notes that `network`, which is in memory, has become `model`."""
         self._current, self._network = (model, dtype), network
 
+    def holds(self, model: Model) -> bool:
+        """Whether `model` is the one in memory."""
+        return self._current is not None and self._current[0] == model
+
     def moved(self, old: Model, new: Model) -> None:
         """Notes that the files of `old` have become those of `new`."""
         if self._current and self._current[0] == old:

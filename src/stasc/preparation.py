@@ -151,11 +151,12 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     from stasc.chat import read_template
     from stasc.context import check_context, context_limit
 
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise ValueError(
-            f"WORLD_SIZE={processes}: a run is one process on one device; "
-            "start it without torchrun or accelerate launch"
-        )
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
+        if (processes := os.environ.get(name)) and processes != "1":
+            raise ValueError(
+                f"{name}={processes}: a run is one process on one device; "
+                "start it without torchrun, accelerate launch or mpirun"
+            )
     device = resolve_device(experiment.model.device)
     dtype = resolve_dtype(experiment.model.dtype, device)
     tune = experiment.finetune

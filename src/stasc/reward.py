@@ -13,6 +13,7 @@ As in the original, punctuation leaves no space behind: "N'Djamena" is "ndjamena
 
 from __future__ import annotations
 
+import logging
 import re
 import string
 import unicodedata
@@ -21,6 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import filterfalse
+
+log = logging.getLogger(__name__)
 
 ARTICLES = frozenset({"a", "an", "the"})
 
@@ -104,8 +107,11 @@ class ZeroOnError:
         try:
             return float(self.reward(answer, references))
         except Exception as error:  # a reward is anybody's code
+            if not self._failed:
+                log.warning("reward_errors=zero: %s: %s, for %r, which counts 0", type(error).__name__, error, answer)
             self._failed += 1
-            self._first = self._first or f"{type(error).__name__}: {error}, for {answer[:60]!r}"
+            # Nothing of the error's text, which may hold a secret, or be another each time.
+            self._first = self._first or f"{type(error).__name__} for {answer[:60]!r}"
             return 0.0
 
     def pop_errors(self) -> dict[str, int | str] | None:

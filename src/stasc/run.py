@@ -199,7 +199,8 @@ def _config_error(error: Exception) -> str | None:
     if type(error).__module__.startswith("yaml."):  # whose types mypy does not know
         return " ".join(str(error).split())
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key or 'settings'}: {str(error.msg or error).splitlines()[0]}"
+        way_out = "; give variant=NAME" if error.full_key == "variant" else ""
+        return f"{error.full_key or 'settings'}: {str(error.msg or error).splitlines()[0]}{way_out}"
     if isinstance(error, HydraException):
         found = re.match(r"Could not override '([\w.]+)'\.", str(error))
         if found and (unknown := _unknown(found[1], frames)):

@@ -42,6 +42,10 @@ class Damaged(Exception):
     """A file of an artifact is not what was committed."""
 
 
+class InputsChanged(Exception):
+    """What an artifact is computed from has become other content since that began."""
+
+
 class OtherVersion(ValueError):
     """An artifact was written by a version of stasc that this one does not understand."""
 
@@ -113,9 +117,10 @@ class Store:
         """An artifact and what `read` makes of it, computed first if it is not there, or damaged, or of other inputs.
 
         Args:
-            inputs: gives the contents of its inputs. They may change while it is computed, as dropped weights are
-                derived again when they are first read: then it is computed anew.
-            compute: fills a folder, which may hold whole files of an earlier try that was interrupted.
+            inputs: gives the contents of its inputs.
+            compute: fills a folder, which may hold whole files of an earlier try that was interrupted. Raises
+                InputsChanged, before it writes any, where its first step changed an input, as where weights that were
+                dropped are derived again: then it is begun anew.
             read: raises Damaged where the artifact is not what it was.
         """
         found = self._whole(kind, key, inputs(), read)
@@ -223,10 +228,9 @@ class Store:
             body = {"schema": SCHEMA, "kind": kind, "key": key, "made_of": made_of, "inputs": given}
             body["machines"] = self._begin(work, given)
             write_sealed(work / COMMIT, body)
-            compute(work)
-            if inputs() == given:
+            with suppress(InputsChanged):
+                compute(work)
                 return self._commit(work, {**body, "seconds": time.perf_counter() - began})
-            shutil.rmtree(work)
 
     def _begin(self, work: Path, inputs: Mapping[str, str]) -> list[Mapping[str, Any]]:
         """Keeps what an interrupted try left, if it was of the same inputs. Returns: the machines, its and ours."""

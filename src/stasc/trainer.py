@@ -72,7 +72,7 @@ def train(
 def _without_launcher() -> Iterator[None]:
     """What `accelerate launch` and `torchrun` set would make it another training: the settings alone decide."""
     prefixes, names = (
-        ("ACCELERATE_", "TORCHELASTIC_", "FSDP_"),
+        ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_"),
         ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     )
     theirs = {name: value for name, value in os.environ.items() if name.startswith(prefixes) or name in names}
