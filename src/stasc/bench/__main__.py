@@ -58,19 +58,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     arena = race.Arena(args.folder.absolute(), torch.get_num_threads(), _options(args.set))
     peers = [peer for peer in race.PEERS if peer.name in args.peers]
     works, left_out = _make(args, err)
-    outcomes = []
+    whole = tuple(args.only) == WORKS and len(peers) == len(race.PEERS) and args.repetitions >= REPETITIONS
+    write = args.write or (whole and not left_out and not args.overrides and not args.set)
+
+    def tables(grown: Sequence[race.Outcome]) -> list[report.Table]:
+        made = report.tables(outcomes, grown, left_out)
+        if write:  # after each work: it takes hours
+            fsx.write(args.page, report.page(made, _facts(began, arena.threads, args.repetitions)).encode())
+            err.print(f"written: {args.page}")
+        return made
+
+    outcomes: list[race.Outcome] = []
     for work in works:
         if not work.name.startswith("G"):
             rivals = [peer for peer in peers if peer.trains == work.trains]
             outcomes.append(race.race(arena, work, rivals, args.repetitions, err.print))
+            tables([])
     growing = [work for work in works if work.name.startswith("G")]
-    grown = race.grow(arena, growing, args.repetitions, err.print)
-    made = report.tables(outcomes, grown, left_out)
-    report.show(made, console)
-    whole = tuple(args.only) == WORKS and len(peers) == len(race.PEERS) and args.repetitions >= REPETITIONS
-    if args.write or (whole and not args.overrides and not args.set):
-        fsx.write(args.page, report.page(made, _facts(began, arena.threads, args.repetitions)).encode())
-        err.print(f"written: {args.page}")
+    report.show(tables(race.grow(arena, growing, args.repetitions, err.print)), console)
 
 
 def _options(settings: Sequence[str]) -> dict[str, dict[str, str]]:
