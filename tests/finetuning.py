@@ -42,7 +42,7 @@ def make(method: str, **changes: Any) -> Full | Lora:
         "micro_batch_size": None,
         "micro_batch_tokens": None,
         "packing": True,
-        "shuffle": "prompts",
+        "shuffle": "examples",
         "loss_per": "token",
         "optimizer": "sgd",
         "schedule": "constant",

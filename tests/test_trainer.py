@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ from finetuning import (
 )
 from torch import Tensor
 
-from stasc.finetune import Example, Full, Lora, Training, steps
+from stasc import trainer
+from stasc.finetune import Example, Full, Lora, steps
 from stasc.model import M_0, Model
 
 
@@ -231,3 +233,36 @@ def test_training_warns_of_nothing_that_will_be_removed(base: str, tmp_path: Pat
         train(settings, make_live(base, torch.float32, four_bit=settings.four_bit), tmp_path / "1")
     messages = [str(warning.message) for warning in caught if issubclass(warning.category, FutureWarning)]
     assert [message for message in messages if "is_gradient_checkpointing" not in message] == []  # that is peft's
+
+
+def order(monkeypatch: pytest.MonkeyPatch, base: str, folder: Path, seed: int, **changes: Any) -> list[list[str]]:
+    """The examples of each step."""
+    seen: list[list[str]] = []
+    step = trainer.CompletionTrainer.training_step
+
+    def watched(self: Any, model: Any, inputs: dict[str, Any], *args: Any) -> Tensor:
+        seen.append([example.id for example in inputs["examples"]])
+        return step(self, model, inputs, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.CompletionTrainer, "training_step", watched)
+        examples = [Example(f"{p}.{c}", (5, p + 4), (c + 10,)) for c in range(3) for p in range(6)]
+        train(make("full", epochs=2, **changes), make_live(base), folder, examples=examples, seed=seed)
+    return seen
+
+
+@pytest.mark.parametrize("shuffle", ["examples", "prompts"])
+def test_each_epoch_has_each_example_once_in_another_order_that_the_seed_decides(
+    shuffle: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one, same, other = (
+        order(monkeypatch, base, tmp_path / str(n), seed, batch_size=3, shuffle=shuffle)
+        for n, seed in enumerate((0, 0, 1))
+    )
+    assert one == same != other
+    first, second = one[:6], one[6:]
+    assert first != second
+    for epoch in (first, second):
+        assert sorted(name for step in epoch for name in step) == sorted(f"{p}.{c}" for p in range(6) for c in range(3))
+    together = [len({name.partition(".")[0] for name in step}) == 1 for step in one]
+    assert all(together) if shuffle == "prompts" else not all(together)

@@ -38,7 +38,7 @@ _OPTIMIZERS = (
 )
 _ON_NONFINITE = ("abort", "skip_step")
 _LOSS_PER = ("token", "example")
-_SHUFFLE = ("prompts", "examples")
+_SHUFFLE = ("examples", "prompts")
 _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 

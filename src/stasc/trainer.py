@@ -145,10 +145,10 @@ class CompletionTrainer(Trainer):
         self._mask = packing.mask_dtype(network, dtype) if packs else None
         self._micro_batches: list[tuple[Tensor, Sequence[Example]]] = []  # of the step at hand, with their summed loss
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        examples = cast("list[Example]", self.train_dataset)
-        prompts = [example.prompt for example in examples]
-        return Shuffled(prompts if self.settings.shuffle == "prompts" else range(len(examples)), self.args.seed)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if self.settings.shuffle == "examples":
+            return super()._get_train_sampler(train_dataset)
+        return Shuffled([example.prompt for example in cast("list[Example]", self.train_dataset)], self.args.seed)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: object = None) -> Tensor:
         """Adds up the gradient of a step, micro-batch by micro-batch; in smaller ones if memory does not suffice."""
