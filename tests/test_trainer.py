@@ -28,7 +28,7 @@ from finetuning import (
 from torch import Tensor
 
 from stasc import trainer
-from stasc.finetune import Example, Full, Lora, steps
+from stasc.finetune import Example, Full, Lora, Training, steps
 from stasc.model import M_0, Model
 
 
