@@ -27,8 +27,8 @@ class Ours:
         device = resolve_device(config.device)
         self.live = LiveModel(work.model, config.revision, device, resolve_dtype(config.dtype, device), four_bit=False)
         self.live.load(M_0, self.live.training_dtype if work.trains else None)
-        settings = dict(cfg.finetune if work.trains else cfg.engine)
-        shown = ("batch_size", "micro_batch_size", "optimizer") if work.trains else settings
+        settings = {**cfg.finetune, "batch_size": work.batch_size} if work.trains else dict(cfg.engine)
+        shown = ("batch_size", "packing", "shuffle", "optimizer") if work.trains else settings
         told = [f"{name} {settings[name]}" for name in shown if name in settings and name != "_target_"]
         self.setting = ", ".join([*told, str(self.live.dtype).removeprefix("torch.")])
         self.versions = {name: v for name, v in provenance.versions().items() if name in ("torch", "transformers")}
