@@ -23,7 +23,9 @@ class Generate:
         chosen = {**BEST, **options}
         transformers.logging.set_verbosity_error()
         self.work, self.batch = work, int(chosen["batch"])
-        self.model = AutoModelForCausalLM.from_pretrained(work.model, dtype=getattr(torch, chosen["dtype"])).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            work.model, trust_remote_code=False, dtype=getattr(torch, chosen["dtype"])
+        ).eval()
         self.setting = ", ".join(f"{name} {value}" for name, value in chosen.items())
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         torch.manual_seed(work.seed)

@@ -23,7 +23,9 @@ class Limit:
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(work.model))
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(work.model, trust_remote_code=False), trust_remote_code=False
+            )
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Linear)
         self.head = Counter([tuple(head.weight.shape)])

@@ -27,8 +27,8 @@ class SFT:
         transformers.logging.set_verbosity_error()
         self.chosen = {**BEST, **options}
         self.trl, self.datasets = trl, datasets
-        self.tokenizer = AutoTokenizer.from_pretrained(work.model)
-        self.model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
+        self.tokenizer = AutoTokenizer.from_pretrained(work.model, trust_remote_code=False)
+        self.model = AutoModelForCausalLM.from_pretrained(work.model, trust_remote_code=False, dtype=torch.float32)
         self.setting = ", ".join(f"{name} {value}" for name, value in self.chosen.items()) + ", float32"
         self.versions = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
