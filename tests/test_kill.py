@@ -16,10 +16,10 @@ from test_run import EARNABLE, experiment
 from test_sweep import stages
 from zygote import MEMORY, Kill, Zygote
 
+from stasc import experiment as runner
 from stasc.model import M_0
 from stasc.preparation import prepare
 from stasc.records import Question, Split
-from stasc.stages import Stages
 
 GIVEN = (
     *("model=tiny", "tracking=off", "hydra.run.dir=run", "iterations=2", *EARNABLE),
@@ -104,17 +104,8 @@ class Sampler:
         """y1 and y2 by question, i and k."""
         split = Split("train", tuple(questions))
         prepared, experiment = self._prepared, self._prepared.experiment
-        stages = Stages(
-            live=prepared.live,
-            chat=prepared.chat,
-            engines={"train": replace(experiment.engine, batch_size=batch_size)},
-            prompt=experiment.prompt,
-            reward=experiment.reward,
-            pairing=experiment.pairing,
-            tune=experiment.finetune,
-            sampling=prepared.recipes.sampling,
-            seed=experiment.loop.seed,
-        )
+        engines = {"train": replace(experiment.engine, batch_size=batch_size)}
+        stages = replace(runner.stages(prepared), engines=engines)
         sampling = stages.sampling["train"]
 
         def answers(requests: list[Any]) -> list[list[Any]]:

@@ -133,7 +133,8 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
     return summary
 
 
-def _stages(prepared: Prepared) -> Stages:
+def stages(prepared: Prepared) -> Stages:
+    """What the run's stages compute."""
     from stasc.stages import Stages
 
     experiment, batch = prepared.experiment, prepared.recipes.batch
@@ -160,7 +161,7 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
     def progress(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
         return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
 
-    steps = Derivation(_stages(prepared), replace(store, watch=watch), prepared.recipes, experiment.keep, progress)
+    steps = Derivation(stages(prepared), replace(store, watch=watch), prepared.recipes, experiment.keep, progress)
     model, lease, empty = prepared.m_0, prepared.lease(folder.path, "running"), []
     for iteration in loop(experiment, prepared.m_0, steps):
         model = iteration.model
