@@ -66,6 +66,9 @@ class FakeLive:
     def adopt(self, model: Model) -> None:
         self._current = model
 
+    def pop_loading(self) -> float:
+        return 0.0
+
     def release(self) -> None:
         self._current = None
 
@@ -101,6 +104,7 @@ class FakeEngine(HF):
         batch: Sequence[Row],
         decoding: Decoding,
         advance: Callable[[int], None] = lambda rows: None,
+        limit: object = None,
     ) -> list[Completion]:
         advance(len(batch))
         texts = [sha256(ROUNDING, model, requests[r].prompt, requests[r].keys[s]) for r, s in batch]

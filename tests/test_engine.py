@@ -9,6 +9,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +17,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaForCausalLM, MistralConfig, TopPLogitsWarper
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaForCausalLM,
+    MistralConfig,
+    TopPLogitsWarper,
+)
 
 from stasc import sources
-from stasc.engine import Completion, Decoding, Request, cache, decode, noise, prefill
+from stasc.engine import Completion, Decoding, Request, cache, decode, memory, noise, prefill, shared
 from stasc.engine.cache import RoomyCache
 from stasc.engine.hf import HF
+from stasc.engine.memory import Limit
 from stasc.trie import Costs
 
 VOCABULARY = 260
@@ -152,7 +163,7 @@ def test_the_logits_of_a_prefill_are_those_of_a_plain_forward_pass(
     model: LlamaForCausalLM, some: list[tuple[int, ...]]
 ) -> None:
     with torch.inference_mode():
-        logits_BV, _, _ = prefill.prefill(model, some, 0, 50)
+        logits_BV, _ = prefill.prefill(model, some, 0, 50)
     for row, prompt in zip(logits_BV, some, strict=True):
         torch.testing.assert_close(row, next_logits(model, prompt), rtol=0, atol=1e-10)
 
@@ -548,7 +559,8 @@ def same_cache(ours: Cache, theirs: Cache) -> None:
 @pytest.mark.parametrize("room", [0, 1, 100])
 def test_a_cache_with_room_holds_what_transformers_own_does(model: LlamaForCausalLM, room: int) -> None:
     torch.manual_seed(0)
-    ours, theirs = cache.make(model.config, 50, room), DynamicCache(config=model.config)
+    theirs = DynamicCache(config=model.config)
+    ours = RoomyCache(len(theirs.layers), room)
 
     def add(rows: int, width: int) -> None:
         for index in range(len(theirs.layers)):
@@ -602,8 +614,8 @@ def test_a_step_copies_nothing_where_there_is_room(model: LlamaForCausalLM) -> N
 
 def test_a_window_that_a_row_may_outgrow_is_left_to_transformers() -> None:
     config = MistralConfig(num_hidden_layers=2, sliding_window=20)
-    assert isinstance(cache.make(config, 20, 5), RoomyCache)
-    assert not isinstance(cache.make(config, 21, 5), RoomyCache)
+    assert cache.sees_all(config, 20)
+    assert not cache.sees_all(config, 21)
 
 
 # Prompts
@@ -626,7 +638,7 @@ def test_a_row_ends_with_the_ends_of_its_prompts() -> None:
     (row,) = prefill._rows([(1, 2), (1, 2, 3), (1, 4)], Costs(10**6, 1))
     ids = [row.trie.ids[token] for token in row.order()]
     assert ids == [1, 2, 3, 4]
-    assert row.columns(3, 10) == [[0, 1, 2, 6, 7], [0, 1, 2, 6, 7, 8], [0, 1, 2, 6, 9]]
+    assert row.columns(10) == [[6, 7], [6, 7, 8], [6, 9]]
 
 
 def test_a_forward_pass_has_at_most_so_many_tokens_or_one_row() -> None:
@@ -656,20 +668,131 @@ def test_however_prompts_are_computed_their_answers_are_the_same(
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=kind).eval()
     for seed in range(3):
         some = crowded(seed)
-        logits_BV, kept, mask_BS = prefill.prefill(network, some, 4, most_tokens)
-        for row, prompt in zip(logits_BV, some, strict=True):
-            close = {"rtol": 0, "atol": 1e-10} if kind == "sdpa" else {"rtol": 1e-4, "atol": 1e-4}
-            torch.testing.assert_close(row, next_logits(network, prompt), **close)
-        assert mask_BS.sum(1).tolist() == [len(prompt) for prompt in some]
-        _, theirs, mask = prefill._plain(network, some, range(len(some)), DynamicCache(config=network.config))
-        assert torch.equal(mask, mask_BS)
-        for layer, same in zip(kept.layers, theirs.layers, strict=True):
-            seen = mask.bool().unsqueeze(1).expand(-1, layer.keys.shape[1], -1)
-            torch.testing.assert_close(layer.keys[seen], same.keys[seen], rtol=1e-4, atol=1e-5)
+        close = {"rtol": 0, "atol": 1e-10} if kind == "sdpa" else {"rtol": 1e-4, "atol": 1e-4}
+        with torch.inference_mode():
+            logits_BV, batch = prefill.prefill(network, some, 4, most_tokens)
+            assert isinstance(batch, shared.SharedPrompts)
+            for row, prompt in zip(logits_BV, some, strict=True):
+                torch.testing.assert_close(row, next_logits(network, prompt), **close)
+            rows = some
+            for step, gone in enumerate((0, 3, 30)):  # so many rows leave; prompts go when few are left
+                going = [index for index in range(len(rows)) if index >= gone or (index % 2 and gone < 4)]
+                batch.select(torch.tensor(going))
+                rows = [(*rows[index], 7 + (index + step) % 2) for index in going]
+                logits_BV = batch.step(network, torch.tensor([row[-1] for row in rows]))
+                for row, whole in zip(logits_BV, rows, strict=True):
+                    torch.testing.assert_close(row, next_logits(network, whole), **close)
+
+
+def test_keys_and_values_of_a_prompt_are_held_once_and_go_when_few_are_answered(model: LlamaForCausalLM) -> None:
+    some = [prompt for prompt in prompts([5, 6, 7, 8], shared=3) for _ in range(5)]
+    with torch.inference_mode():
+        _, batch = prefill.prefill(model, some, 4, 100)
+    assert isinstance(batch, shared.SharedPrompts)
+
+    def held() -> list[tuple[int, ...]]:
+        return [tuple(part.layers[0].keys.shape[::2]) for part in (batch._first, batch._prompts)]
+
+    assert held() == [(1, 3), (4, 8)]
+    batch.select(torch.tensor([0, 1, 7, 12, 19]))
+    assert held() == [(1, 3), (4, 8)]
+    batch.select(torch.tensor([1, 3, 3]))
+    assert held() == [(1, 3), (2, 8)]
+
+
+def test_another_attention_than_a_softmax_of_scores_is_not_imitated(folder: str) -> None:
+    config = Gemma2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        sliding_window=64,
+        attn_logit_softcapping=0.5,
+    )
+    network = Gemma2ForCausalLM._from_config(config, dtype=torch.float32).eval()  # eager: nan in float64
+    requests = [Request(prompt, (seed, seed + 50)) for seed, prompt in enumerate(prompts([4, 9, 2, 7], shared=4))]
+    found = HF(8)(network, requests, decoding(max_new_tokens=6))
+    with torch.inference_mode():
+        assert prefill._traits(network).mask is None
+    alone = [HF(1)(network, [request], decoding(max_new_tokens=6))[0] for request in requests]
+    assert found == alone
+
+
+def test_the_model_keeps_its_own_attention(model: LlamaForCausalLM) -> None:
+    HF(8)(model, [Request(prompt, (0,)) for prompt in MIXED], decoding(max_new_tokens=3))
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_a_model_of_its_own_attention_is_left_alone(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [Request(prompt, (seed, seed + 100)) for seed, prompt in enumerate(crowded(1))]
     expected = HF(16)(model, requests, decoding(max_new_tokens=5))
-    monkeypatch.setattr(prefill, "_traits", lambda model: (None, Costs(1, 1)))
+    monkeypatch.setattr(prefill, "_traits", lambda model: prefill._Traits(None, Costs(1, 1)))
     assert HF(16)(model, requests, decoding(max_new_tokens=5)) == expected
+
+
+# Memory
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine whose memory suffices for 5 rows at once; the numbers of rows that were tried."""
+    tried: list[int] = []
+    whole = decode.sample_batch
+
+    def sample_batch(model: LlamaForCausalLM, prompts: Sequence[tuple[int, ...]], *rest: Any) -> list[Completion]:
+        tried.append(len(prompts))
+        if len(prompts) > 5:
+            rest[2](1)  # a row had ended when memory ran out
+            raise torch.OutOfMemoryError("played")
+        return whole(model, prompts, *rest)
+
+    monkeypatch.setattr(decode, "sample_batch", sample_batch)
+    return tried
+
+
+def test_out_of_memory_halves_the_rows_for_good_and_changes_no_answer(
+    model: LlamaForCausalLM, request: pytest.FixtureRequest
+) -> None:
+    requests = [Request(prompt, (seed, seed + 100)) for seed, prompt in enumerate(crowded(2))]
+    some = decoding(max_new_tokens=6, stop=STOPS)
+    batch = [(r, sample) for r in range(16) for sample in range(2)]
+    expected = HF(64).sample(model, requests, batch, some)
+    tried: list[int] = request.getfixturevalue("short")
+    told: list[int] = []
+    ended: list[int] = []
+    limit = Limit(told.append)
+    engine = HF(64)
+    assert engine.sample(model, requests, batch, some, lambda k=1: ended.append(k), limit) == expected
+    assert tried == [32, 16, 8, 4, 4, 4, 4, 4, 4, 4, 4] and told == [16, 8, 4]
+    assert sum(ended) == len(batch)
+    tried.clear()
+    assert engine.sample(model, requests, batch, some, limit=limit) == expected
+    assert tried == [4] * 8 and told == [16, 8, 4]
+
+
+def test_a_single_answer_that_does_not_fit_ends_with_a_way_out(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object) -> None:
+        raise torch.OutOfMemoryError("played")
+
+    monkeypatch.setattr(decode, "sample_batch", never)
+    with pytest.raises(ValueError, match=r"prompt of 2 tokens.*cpu.*sampling\.max_new_tokens"):
+        HF(2)(model, [Request((1, 2), (0, 1))], decoding())
+
+
+def test_rows_are_as_many_as_free_memory_holds(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model.config
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 12 + 2 * config.vocab_size
+    assert memory.row_bytes(model, 12) == 8 * numbers
+    monkeypatch.setattr(memory, "free_bytes", lambda device: round(8 * numbers * 4.5 / 0.8))
+    told: list[int] = []
+    limit = Limit(told.append)
+    assert limit.of(model, [(1, 2)] * 4, 10) == 4 and not told
+    assert limit.of(model, [(1, 2)] * 9, 10) == 3, "three parts of like size"
+    assert told == [4]
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    assert limit.of(model, [(1, 2)] * 9, 10) == 1

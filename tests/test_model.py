@@ -183,9 +183,37 @@ def test_one_network_is_in_memory_at_a_time(base: str, weights: Path, reads: Rea
         assert all(reference() is None for reference in held)
 
     reads.before = check
-    for model, dtype in ((M_0, None), (Model(weights=weights), None), (M_0, None), (M_0, torch.float64)):
+    for model, dtype in ((M_0, None), (Model(weights=weights), torch.float64), (M_0, None)):
         held.append(weakref.ref(one.load(model, dtype)))
-    assert len(reads.places) == 4
+    assert len(reads.places) == 3
+
+
+def test_other_weights_are_put_into_the_network_that_is_there(base: str, weights: Path, reads: Reads) -> None:
+    one = live(base)
+    network = one.load(M_0)
+    assert one.pop_loading() > 0
+    for model, folder in ((Model(weights=weights), weights), (M_0, base)):
+        assert one.load(model) is network
+        assert torch.equal(logits(network), plain_logits(folder))
+    assert reads.places == [base, str(weights), base]  # the first is ours, the others those of this test
+    assert one.pop_loading() > 0 == one.pop_loading()
+
+
+def test_weights_that_are_not_those_of_the_network_are_not_put_into_it(
+    base: str, weights: Path, tmp_path: Path
+) -> None:
+    network = AutoModelForCausalLM.from_pretrained(base)
+    whole = load_file(weights / "model.safetensors")
+    name = next(name for name in whole if "down_proj" in name)
+    for wrong in (
+        {key: value for key, value in whole.items() if key != name},
+        {**whole, "another": torch.ones(2)},
+        {**whole, name: whole[name][:-1]},
+    ):
+        save_file({key: value.contiguous() for key, value in wrong.items()}, tmp_path / "model.safetensors")
+        assert not sources.swap_weights(network, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    assert not sources.swap_weights(network, tmp_path)
 
 
 def test_what_was_trained_in_memory_is_not_read_again(base: str, weights: Path, reads: Reads) -> None:
@@ -203,7 +231,7 @@ def test_what_was_trained_in_memory_is_not_read_again(base: str, weights: Path, 
 def test_the_revision_is_that_of_m_0_and_not_of_what_a_run_has_trained(base: str, weights: Path, reads: Reads) -> None:
     one = LiveModel(base, "v1.0", CPU, torch.float32, four_bit=False)
     one.load(M_0)
-    one.load(Model(weights=weights))
+    one.load(Model(weights=weights), torch.float64)
     assert [settings["revision"] for settings in reads.settings] == ["v1.0", None]
 
 

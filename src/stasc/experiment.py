@@ -154,6 +154,7 @@ def stages(prepared: Prepared) -> Stages:
 def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Console) -> tuple[Model, Lease]:
     """Runs the loop. Returns: its last model, and what it came to need."""
     from stasc.derivation import Derivation
+    from stasc.engine.memory import Limit
 
     experiment = prepared.experiment
     watch = Watch(store, folder, experiment.store.explain)
@@ -161,11 +162,18 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
     def progress(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
         return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
 
-    steps = Derivation(stages(prepared), replace(store, watch=watch), prepared.recipes, experiment.keep, progress)
+    limit = Limit(told=folder.memory_short)
+    steps = Derivation(
+        replace(stages(prepared), limit=limit), replace(store, watch=watch), prepared.recipes, experiment.keep, progress
+    )
     model, lease, empty = prepared.m_0, prepared.lease(folder.path, "running"), []
     for iteration in loop(experiment, prepared.m_0, steps):
         model = iteration.model
-        folder.iteration(iteration, steps.training.get(iteration.n), watch.pop_seconds())
+        folder.iteration(
+            iteration,
+            steps.training.get(iteration.n),
+            {**watch.pop_seconds(), "loading": prepared.live.pop_loading()},
+        )
         console.iteration(folder.summary["iterations"][-1])
         if iteration.n and not iteration.kept:
             log.warning(_nothing_kept(experiment, folder.summary["iterations"][-1]))

@@ -49,6 +49,10 @@ class RunFolder:
         """Records a stage that was computed, or was there already."""
         self._journal.write("stage", kind=kind, key=key, reused=reused, **facts)
 
+    def memory_short(self, rows: int) -> None:
+        """Records that from here on no more answers than that are sampled at once."""
+        self._journal.write("memory_short", rows=rows)
+
     def iteration(
         self, iteration: Iteration[Any], training: Mapping[str, float] | None, seconds: Mapping[str, float]
     ) -> None:

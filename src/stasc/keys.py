@@ -175,7 +175,7 @@ class Recipes:
             "engine": {**self._part("engine"), "batch_size": self.batch[split.name]},
             "numerics": self.numerics,
             "code": code(
-                *(f"stasc.engine.{name}" for name in ("decode", "prefill", "cache", "noise")),
+                *(f"stasc.engine.{name}" for name in ("decode", "prefill", "shared", "cache", "noise")),
                 *("stasc.packing", "stasc.trie", *RENDERING),
             ),
         }

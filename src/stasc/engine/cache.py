@@ -95,18 +95,9 @@ class RoomyCache(Cache):
             layer.take(rows, other, source_rows, columns)
 
 
-def make(config: PreTrainedConfig, longest: int, room: int) -> Cache:
-    """A cache for this model, and rows of at most `longest` tokens, `room` of which are answers.
-
-    It is transformers' own where a layer attends otherwise than to all tokens, as one does whose window is shorter.
-    """
-    cache = DynamicCache(config=config)
-    if all(_sees_all(layer, longest) for layer in cache.layers):
-        return RoomyCache(len(cache.layers), room)
-    return cache
-
-
-def _sees_all(layer: object, longest: int) -> bool:
-    if type(layer) is DynamicSlidingWindowLayer:
-        return layer.sliding_window >= longest
-    return type(layer) is DynamicLayer
+def sees_all(config: PreTrainedConfig, longest: int) -> bool:
+    """Whether every layer of a model attends to all tokens of a row of so many; one with a shorter window does not."""
+    return all(
+        layer.sliding_window >= longest if type(layer) is DynamicSlidingWindowLayer else type(layer) is DynamicLayer
+        for layer in DynamicCache(config=config).layers
+    )

@@ -2,7 +2,7 @@
 
 Each distinct prompt is computed once for all its samples, and rows leave as they end.
 
-Shapes: S tokens so far, B rows (one per sample), V vocabulary, K candidates, R rows of a group.
+Shapes: B rows (one per sample), V vocabulary, K candidates, R rows of a group.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stasc.model import Network
 
 _FIRST_CANDIDATES = 128
+_DRAWN_AT_ONCE = 2**22  # logits: drawing takes several times their memory
 _LEAVE_TOGETHER = 1 / 8  # of the rows: to be rid of one costs a copy of all others
 
 
@@ -33,7 +34,7 @@ def sample_batch(
 ) -> list[Completion]:
     """One completion per row, for its prompt and noise key."""
     device = model.device
-    logits_BV, kept, mask_BS = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
+    logits_BV, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
     stop = torch.tensor(sorted(decoding.stop_ids), dtype=torch.int64, device=device)
     sampled: list[list[int]] = [[] for _ in prompts]
@@ -41,7 +42,13 @@ def sample_batch(
     live = list(range(len(prompts)))  # the row that each line of the tensors belongs to
 
     for position in range(decoding.max_new_tokens):
-        ids_B = draw(logits_BV, keys_B, position, decoding.temperature, decoding.top_p)
+        some = max(1, _DRAWN_AT_ONCE // logits_BV.shape[1])
+        ids_B = torch.cat(
+            [
+                draw(logits_RV, keys_R, position, decoding.temperature, decoding.top_p)
+                for logits_RV, keys_R in zip(logits_BV.split(some), keys_B.split(some), strict=True)
+            ]
+        )
         stopped_B = torch.isin(ids_B, stop)
         before = sum(ended)
         for line, (id_, stopped) in enumerate(zip(ids_B.tolist(), stopped_B.tolist(), strict=True)):
@@ -55,16 +62,9 @@ def sample_batch(
         if sum(ended[row] for row in live) >= _LEAVE_TOGETHER * len(live):
             going = torch.tensor([line for line, row in enumerate(live) if not ended[row]], device=device)
             live = [row for row in live if not ended[row]]
-            ids_B, keys_B, mask_BS = ids_B[going], keys_B[going], mask_BS[going]
-            kept.batch_select_indices(going)
-        mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(live), 1)], dim=1)
-        logits_BV = model(
-            input_ids=ids_B.unsqueeze(1),
-            attention_mask=mask_BS,
-            position_ids=mask_BS.sum(1, keepdim=True) - 1,
-            past_key_values=kept,
-            use_cache=True,
-        ).logits[:, -1]
+            ids_B, keys_B = ids_B[going], keys_B[going]
+            batch.select(going)
+        logits_BV = batch.step(model, ids_B)
     advance(len(ended) - sum(ended))
     return [Completion(tuple(ids), not end) for ids, end in zip(sampled, ended, strict=True)]
 

@@ -13,7 +13,22 @@ from stasc.engine import Completion, Decoding, Request, Row
 from stasc.records import Advance
 
 if TYPE_CHECKING:
+    from stasc.engine.memory import Limit
     from stasc.model import Network
+
+
+class Counted:
+    """Tells of progress, and can take it back."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance, self.rows = advance, 0
+
+    def __call__(self, k: int = 1, /) -> None:
+        self.rows += k
+        self.advance(k)
+
+    def back(self) -> None:
+        self.advance(-self.rows)
 
 
 @dataclass(frozen=True)
@@ -61,21 +76,40 @@ class HF:
         batch: Sequence[Row],
         decoding: Decoding,
         advance: Advance = lambda k=1, /: None,
+        limit: Limit | None = None,
     ) -> list[Completion]:
-        """The completion of each row of a batch.
+        """The completion of each row of a batch, as many at once as memory allows.
 
-        Raises: ValueError if a prompt and its answer do not fit into the model's context.
+        Raises: ValueError if a prompt and its answer do not fit into the model's context, or not into memory.
         """
         import torch
 
         from stasc.engine.decode import sample_batch
+        from stasc.engine.memory import Limit
 
         check_context(model, requests, decoding)
         prompts = [requests[request].prompt for request, _ in batch]
         keys = [requests[request].keys[sample] for request, sample in batch]
+        limit, done = limit or Limit(), list[Completion]()
         model.eval()
         with torch.inference_mode():
-            return sample_batch(model, prompts, keys, decoding, advance, self.prefill_tokens)
+            rows = limit.of(model, prompts, decoding.max_new_tokens) if batch else 0
+            while len(done) < len(batch):
+                part = slice(len(done), len(done) + rows)
+                told = Counted(advance)
+                try:
+                    done += sample_batch(model, prompts[part], keys[part], decoding, told, self.prefill_tokens)
+                    continue
+                except torch.OutOfMemoryError as error:
+                    if rows == 1:
+                        raise ValueError(
+                            f"a prompt of {len(prompts[len(done)])} tokens and its answer do not fit into the memory "
+                            f"of {model.device}: lower sampling.max_new_tokens, set model.dtype=bfloat16, or take a "
+                            "smaller model"
+                        ) from error
+                told.back()  # here, where the error no longer holds what was computed
+                rows = limit.lower(len(prompts[part]) // 2)
+        return done
 
 
 def check_context(model: Network, requests: Sequence[Request], decoding: Decoding) -> None:

@@ -3,23 +3,25 @@
 What all begin with comes first. The rest is computed in rows, one for a prompt, or for several that share so much that
 it pays: a tree of tokens, whose mask lets each see what leads to it.
 
-Shapes: B rows (one per sample), S tokens of a prompt at most, P distinct prompts, R rows of one forward pass with W
-tokens each, T tokens of a tree, E ends of prompts in a row, V vocabulary.
+Shapes: B rows (one per sample), P distinct prompts, S tokens of a prompt at most, behind those that all begin with, R
+rows of one forward pass with W tokens each, T tokens of a tree, E ends of prompts in a row, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from stasc import packing
-from stasc.engine import cache
-from stasc.engine.cache import RoomyCache
+from stasc.engine.cache import RoomyCache, sees_all
+from stasc.engine.shared import SharedPrompts
 from stasc.trie import Costs, Trie, common, costs
 
 if TYPE_CHECKING:
@@ -47,57 +49,96 @@ class Row:
         ends = [path[-1] for path in self.paths]
         return [*sorted(set(range(len(self.trie))).difference(ends)), *ends]
 
-    def columns(self, shared: int, width: int) -> list[list[int]]:
-        """Where the tokens of each prompt stand in a row of so many, behind those that all share."""
+    def columns(self, width: int) -> list[list[int]]:
+        """Where the tokens of each prompt stand in a row of so many, at its end."""
         column = {token: width - len(self.trie) + k for k, token in enumerate(self.order())}
-        return [[*range(shared), *(column[token] for token in path)] for path in self.paths]
+        return [[column[token] for token in path] for path in self.paths]
 
 
-def prefill(
-    model: Network, prompts: Sequence[tuple[int, ...]], room: int, most_tokens: int
-) -> tuple[Tensor, Cache, Tensor]:
-    """Next-token logits (B, V), the cache with room for so many tokens, and its mask (B, S), of each row's prompt.
+class Batch(Protocol):
+    """The rows of a batch, with what was computed of them so far."""
+
+    def step(self, model: Network, ids_B: Tensor) -> Tensor:
+        """Next-token logits (B, V) behind one more token of each row."""
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows alone."""
+
+
+@dataclass
+class Plain:
+    """Rows of a model whose attention is its own affair, with their mask (B, S)."""
+
+    cache: Cache
+    mask_BS: Tensor
+
+    def step(self, model: Network, ids_B: Tensor) -> Tensor:
+        self.mask_BS = torch.cat([self.mask_BS, self.mask_BS.new_ones(len(self.mask_BS), 1)], dim=1)
+        logits_B1V: Tensor = model(
+            input_ids=ids_B.unsqueeze(1),
+            attention_mask=self.mask_BS,
+            position_ids=self.mask_BS.sum(1, keepdim=True) - 1,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
+        return logits_B1V[:, -1]
+
+    def select(self, rows: Tensor) -> None:
+        self.mask_BS = self.mask_BS[rows]
+        self.cache.batch_select_indices(rows)
+
+
+def prefill(model: Network, prompts: Sequence[tuple[int, ...]], room: int, most_tokens: int) -> tuple[Tensor, Batch]:
+    """Next-token logits (B, V) of each row's prompt, and the batch with room for so many tokens of answers.
 
     Args:
         most_tokens: of a forward pass.
     """
     distinct = sorted(set(prompts))
     place = {prompt: p for p, prompt in enumerate(distinct)}
-    asked: list[list[int]] = [[] for _ in distinct]  # the rows of each prompt
-    for b, prompt in enumerate(prompts):
-        asked[place[prompt]].append(b)
-    longest = max(map(len, distinct))
-    mask, cost = _traits(model)
-    kept = cache.make(model.config, longest + room, room)
-    if mask is None or not isinstance(kept, RoomyCache):
-        return _plain(model, distinct, [place[prompt] for prompt in prompts], kept)
+    prompt_B = torch.tensor([place[prompt] for prompt in prompts], device=model.device)
+    traits = _traits(model)
+    if traits.mask is None or not sees_all(model.config, max(map(len, distinct)) + room):
+        return _plain(model, distinct, prompt_B)
+    return _shared(model, distinct, prompt_B, room, most_tokens, traits)
 
+
+def _shared(
+    model: Network,
+    distinct: Sequence[tuple[int, ...]],
+    prompt_B: Tensor,
+    room: int,
+    most_tokens: int,
+    traits: _Traits,
+) -> tuple[Tensor, SharedPrompts]:
+    """The same for sorted prompts, of which `prompt_B` are asked."""
     shared = min(common(distinct[0], distinct[-1]), *(len(prompt) - 1 for prompt in distinct))
-    first = RoomyCache(len(kept.layers))
+    layers = model.config.get_text_config().num_hidden_layers
+    first, kept = RoomyCache(layers), RoomyCache(layers)
     if shared:
         ids = torch.tensor([distinct[0][:shared]], device=model.device)
         model(input_ids=ids, past_key_values=first, use_cache=True, logits_to_keep=1)
-    logits_BV = torch.empty(0)
-    mask_BS = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    for rows in _batches(_rows([prompt[shared:] for prompt in distinct], cost), most_tokens):
-        logits_REV, computed = _forward(model, rows, first, shared, mask)
-        if not len(logits_BV):
-            logits_BV = logits_REV.new_empty(len(prompts), logits_REV.shape[-1])
-            kept.allocate(computed, len(prompts), longest)
+    rests = [prompt[shared:] for prompt in distinct]
+    longest = max(map(len, rests))
+    logits_PV = torch.empty(0)
+    assert traits.mask is not None
+    for rows in _batches(_rows(rests, traits.costs), most_tokens):
+        logits_REV, computed = _forward(model, rows, first, shared, traits.mask)
+        if not len(logits_PV):
+            logits_PV = logits_REV.new_empty(len(distinct), logits_REV.shape[-1])
+            kept.allocate(computed, len(distinct), longest)
         targets, sources, ends, paths = [], [], [], []
         for r, row in enumerate(rows):
-            columns = row.columns(shared, computed.get_seq_length())
-            for e, p in enumerate(row.prompts):
-                for b in asked[p]:
-                    targets.append(b)
-                    sources.append(r)
-                    ends.append(e - len(row.prompts))
-                    paths.append([0] * (longest - len(columns[e])) + columns[e])
-                    mask_BS[b, longest - len(columns[e]) :] = 1
-        logits_BV[targets] = logits_REV[sources, ends]
-        rows_b, sources_b, columns_bS = (torch.tensor(i, device=model.device) for i in (targets, sources, paths))
-        kept.take(rows_b, computed, sources_b, columns_bS)
-    return logits_BV, kept, mask_BS.to(model.device)
+            for e, (p, columns) in enumerate(zip(row.prompts, row.columns(computed.get_seq_length()), strict=True)):
+                targets.append(p)
+                sources.append(r)
+                ends.append(e - len(row.prompts))
+                paths.append(columns + [0] * (longest - len(columns)))
+        logits_PV[targets] = logits_REV[sources, ends]
+        targets_p, sources_p, columns_pS = (torch.tensor(i, device=model.device) for i in (targets, sources, paths))
+        kept.take(targets_p, computed, sources_p, columns_pS)
+    lengths_P = torch.tensor([len(rest) for rest in rests], device=model.device)
+    return logits_PV[prompt_B], SharedPrompts(first, kept, lengths_P, prompt_B, room)
 
 
 def _rows(rests: Sequence[tuple[int, ...]], cost: Costs) -> list[Row]:
@@ -150,34 +191,64 @@ def _forward(
     return logits_REV, computed
 
 
-def _plain(
-    model: Network, distinct: Sequence[tuple[int, ...]], rows: Sequence[int], kept: Cache
-) -> tuple[Tensor, Cache, Tensor]:
+def _plain(model: Network, distinct: Sequence[tuple[int, ...]], prompt_B: Tensor) -> tuple[Tensor, Plain]:
     """The same for a model whose attention is its own affair: each distinct prompt once, and nothing shared."""
     width = max(map(len, distinct))
     ids_PS = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in distinct], device=model.device)
     mask_PS = torch.tensor(
         [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in distinct], device=model.device
     )
+    cache = DynamicCache(config=model.config)
     logits_PV = model(
         input_ids=ids_PS,
         attention_mask=mask_PS,
         position_ids=(mask_PS.cumsum(1) - 1).clamp(min=0),
-        past_key_values=kept,
+        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    index = torch.tensor(rows, device=model.device)
-    kept.batch_select_indices(index)
-    return logits_PV[index], kept, mask_PS[index]
+    cache.batch_select_indices(prompt_B)
+    return logits_PV[prompt_B], Plain(cache, mask_PS[prompt_B])
 
 
-_known: WeakKeyDictionary[Network, dict[torch.dtype, tuple[torch.dtype | None, Costs]]] = WeakKeyDictionary()
+class _Traits(NamedTuple):
+    """What masks of trees are for a network, None if prompts cannot be shared; and what it costs."""
+
+    mask: torch.dtype | None
+    costs: Costs
 
 
-def _traits(model: Network) -> tuple[torch.dtype | None, Costs]:
-    """What masks are for this network, and what it costs. Both are looked at once."""
+_known: WeakKeyDictionary[Network, dict[torch.dtype, _Traits]] = WeakKeyDictionary()
+
+
+def _traits(model: Network) -> _Traits:
+    """Those of this network, which are looked at once."""
     known = _known.setdefault(model, {})
     if model.dtype not in known:
-        known[model.dtype] = packing.mask_dtype(model, model.dtype), costs(model)
+        traits = _Traits(packing.mask_dtype(model, model.dtype), costs(model))
+        known[model.dtype] = traits if _shares(model, traits) else traits._replace(mask=None)
     return known[model.dtype]
+
+
+def _shares(model: Network, traits: _Traits) -> bool:
+    """Whether answers that share their prompts are what they are with a row for each.
+
+    That is seen from short ones: attention may be more than a softmax of scores.
+    """
+    if traits.mask is None:
+        return False
+    prompts, prompt_B = [(1, 2, 3), (1, 2, 4, 5)], torch.tensor([1, 0, 1], device=model.device)
+    batches = (
+        lambda: _shared(model, prompts, prompt_B, 2, 100, traits),
+        lambda: _plain(model, prompts, prompt_B),
+    )
+    found: list[Tensor] = []
+    with suppress(RuntimeError, ValueError, TypeError, AttributeError, LookupError):
+        for make in batches:
+            _, batch = make()
+            for ids in ([6, 7, 8], [9, 6, 6]):
+                logits_BV = batch.step(model, torch.tensor(ids, device=model.device))
+            found.append(logits_BV)
+        shared, plain = found
+        return bool((shared - plain).abs().max() <= plain.abs().max() * (1e-3 if model.dtype.itemsize > 2 else 0.1))
+    return False
