@@ -24,7 +24,7 @@ def work(**fields: object) -> Work:
     plain = {
         **{"name": "W", "title": "a work", "model": "", "overrides": [], "stages": [], "examples": []},
         **{"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4, "stop_ids": [0], "epochs": 1, "batch_size": 8},
-        **{"learning_rate": 1e-3, "max_grad_norm": 1.0, "seed": 0},
+        **{"learning_rate": 1e-3, "max_grad_norm": 1.0, "seed": 0, "dtype": "float32"},
     }
     return Work(**{**plain, **fields})  # type: ignore[arg-type]
 

@@ -205,8 +205,8 @@ class LiveModel:
                 base = network.unload() if isinstance(network, PeftModel) else network
                 assert isinstance(base, PreTrainedModel)
                 return base
-            fits = isinstance(network, PreTrainedModel) and not self.four_bit
-            if fits and sources.swap_weights(network, model.weights or Path(self.base)):
+            source = model.weights or Path(self.base)
+            if isinstance(network, PreTrainedModel) and not self.four_bit and sources.swap_weights(network, source):
                 return network
         del network  # before another is loaded: two need not fit
         return self._read(model.weights, dtype)

@@ -33,7 +33,8 @@ class Stage:
 class Work:
     """What is to be done, in token ids: to sample the stages one after another, or to train on the examples.
 
-    `overrides` are the settings that the work was made with, `model` is the folder with M_0.
+    `overrides` are the settings that the work was made with, `model` is the folder with M_0, and `dtype` what every
+    contender computes in unless told otherwise.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Work:
     learning_rate: float
     max_grad_norm: float
     seed: int
+    dtype: str
 
     @property
     def trains(self) -> bool:

@@ -11,16 +11,14 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from stasc.bench.contender import Done, Stage, Work, serve, useful
 
-# In float32 as ours is, so that both compute the same. `--set generate.dtype=bfloat16` is to be compared where the
-# processor has AVX-512 BF16.
-BEST = {"batch": "64", "dtype": "float32"}
+BEST = {"batch": "64"}
 
 
 class Generate:
     """Batches of prompts of like length, padded on the left, all samples of a prompt in one batch."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
-        chosen = {**BEST, **options}
+        chosen = {**BEST, "dtype": work.dtype, **options}
         transformers.logging.set_verbosity_error()
         self.work, self.batch = work, int(chosen["batch"])
         self.model = AutoModelForCausalLM.from_pretrained(

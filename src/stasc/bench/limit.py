@@ -1,4 +1,4 @@
-"""What the machine can do at most: float32 matrix products of the model's own shapes, as if a contender."""
+"""What the machine can do at most: matrix products of the model's own shapes, as if a contender."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Limit:
         self.head = Counter([tuple(head.weight.shape)])
         linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
         self.layers = Counter(tuple(module.weight.shape) for module in linear)
-        self.setting = f"{ROWS} rows, float32"
+        self.dtype = getattr(torch, work.dtype)
+        self.setting = f"{ROWS} rows, {work.dtype}"
         self.versions = {"torch": torch.__version__}
 
     @torch.inference_mode()
@@ -52,7 +53,7 @@ class Limit:
         """Seconds of one product with each matrix of these shapes."""
         seconds = 0.0
         for shape, times in shapes.items():
-            weight, rows = torch.randn(shape), torch.randn(ROWS, shape[1])
+            weight, rows = torch.randn(shape, dtype=self.dtype), torch.randn(ROWS, shape[1], dtype=self.dtype)
             functional.linear(rows, weight)
             began = time.perf_counter()
             for _ in range(times):

@@ -24,7 +24,8 @@ NOTES = f"""\
 - **peak**: resident memory of the process and its children in a repetition (VmHWM, reset before each).
 - **peak / theirs**: our peak by the peer's. **loss**: the mean loss of the first repetition, which has to agree.
 - **loading**: from the start of the process's own work to a model in memory, imports of a peer included.
-- **limit**: what float32 matrix products of the model's own shapes reach by {ROWS} rows, layers and output matrix
+- All contenders sample in bfloat16 where the processor has instructions for it, and train in float32.
+- **limit**: what matrix products of the model's own shapes reach by {ROWS} rows in this dtype, layers and output matrix
   apart, measured in every round. **share of limit**: the seconds that the products which a work needs at least would
   take at this speed, by the seconds it took. Needed are, once each: what all prompts of a stage begin with, the rest of
   each distinct prompt, each sampled token that another follows, and logits only where a token is drawn or trained; in

@@ -12,7 +12,6 @@ from stasc.bench.contender import Done, Work, serve, useful
 # of float32, compiled 1.04 times those of eager, Intel's OpenMP library 1.05 times those of the compiler's, and 256
 # sequences at once as many as 128.
 BEST = {
-    "dtype": "bfloat16",
     "enforce_eager": "false",
     "max_num_seqs": "256",
     "executor": "uni",
@@ -25,7 +24,7 @@ class VLLM:
     """`n` samples per prompt, prefix caching on."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
-        chosen = {**BEST, **options}
+        chosen = {**BEST, "dtype": work.dtype, **options}
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = chosen["kvcache_gib"]
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(chosen["engine_process"] == "true"))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # "auto" leaves a core idle
