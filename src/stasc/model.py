@@ -105,7 +105,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype of `model.dtype`; auto is bfloat16 on CUDA, float32 on the CPU, where bfloat16 is slower."""
+    """The dtype of `model.dtype`; auto is bfloat16 on CUDA, float32 on the CPU, which may lack bfloat16."""
     import torch
 
     if dtype == "auto":
