@@ -37,6 +37,7 @@ from stasc.preparation import Prepared, prepare
 from stasc.prompt import Prompt
 from stasc.records import Question
 from stasc.reward import F1
+from stasc.target import Correction
 from stasc.tracking import Off
 
 # Every setting is classified
@@ -47,9 +48,12 @@ def settings_in(group: str, file: Path) -> set[str]:
     return set(keys.leaves({**yaml.safe_load(file.read_text())}, f"{group}." if group else ""))
 
 
+GATHERED = ("hydra", "experiment", "baseline")  # what is there sets settings of other files
+
+
 @functools.cache
 def settings_in_conf() -> frozenset[str]:
-    files = [(file.parent.name, file) for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra"]
+    files = [(file.parent.name, file) for file in CONF.glob("*/*.yaml") if file.parent.name not in GATHERED]
     names = set().union(*(settings_in(group, file) for group, file in files), settings_in("", CONF / "config.yaml"))
     return frozenset(name for name in names if not re.search(r"^hydra\.|(^|\.)defaults$", name))
 
@@ -80,6 +84,10 @@ CHAIN: list[tuple[str, tuple[int, ...]]] = [
 @dataclass(frozen=True)
 class Other(Strict):
     """Options of one's own: a name and code that are not those of the option before."""
+
+
+class OtherTarget(Correction):
+    pass
 
 
 class OtherF1(F1):
@@ -130,6 +138,8 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "reward_errors": ((), "zero"),
     "init._target_": ((), "stasc.init.Fixed"),
     "start._target_": ((), "stasc.start.Fixed"),
+    "target._target_": ((), "test_keys.OtherTarget"),
+    "target.marker": (["target=gold", "filter=all", "prompt=cot"], "Answer:"),
     "filter._target_": ((), "test_keys.Other"),
     "filter.margin": ((), 0.1),
     "filter.correct_at": (["filter=lenient"], 0.5),
@@ -172,6 +182,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "sampling.top_p": ((), 0.9),
     "sampling.max_new_tokens": ((), 5),
     "evaluation.split": ((), "validation"),
+    "evaluation.n_init": ((), 2),
     "evaluation.temperature": ((), 0.0),
     "evaluation.top_p": ((), 0.9),
     "evaluation.max_new_tokens": ((), 5),
@@ -183,6 +194,8 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "finetune.learning_rate": ((), 1e-4),
     "finetune.epochs": ((), 2),
     "finetune.batch_size": ((), 8),
+    "finetune.max_steps": ((), 1),
+    "finetune.steps_match": ((), 3),
     "finetune.micro_batch_size": ((), 2),
     "finetune.micro_batch_tokens": ((), 100),
     "finetune.packing": ((), False),
@@ -203,6 +216,8 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "finetune.dora": (["finetune=lora"], True),
     "finetune.rslora": (["finetune=lora"], True),
     **{f"{group}.letter": ((), "X") for group in ("init", "filter", "start")},
+    "target.suffix": ((), "-other"),
+    "baseline": ((), "mine"),
     "finetune.suffix": ((), "-other"),
     "variant": ((), "mine"),
     "sweep.name": ((), "mine"),
@@ -629,6 +644,7 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
         "stasc.pairing": SCORED,
         "stasc.reward": SCORED,
         "stasc.filter": {"filter"},
+        "stasc.target": {"finetune"},
         "stasc.finetune": {"finetune"},
         "stasc.trainer": {"finetune"},
     }

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("init", "filter", "start", "finetune", "model", "dataset", "prompt", "reward", "engine", "tracking")
+GROUPS = (
+    *("init", "filter", "start", "target", "finetune", "model"),
+    *("dataset", "prompt", "reward", "engine", "tracking"),
+)
 CALLED_WITH = {  # parts that may be anybody's function
     "init": ("m_0", "m_prev"),
     "filter": ("r1", "r2"),
@@ -148,7 +151,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     from stasc.reward import ZeroOnError
     from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
 
-    singles = [*(field.name for field in fields(Loop)), "pairing", "reward_errors", "variant"]
+    singles = [*(field.name for field in fields(Loop)), "pairing", "reward_errors", "baseline", "variant"]
     check_known(
         plain(cfg, resolve=False), [*GROUPS, *singles, "sampling", "evaluation", "store", "sweep", "sweep.name"]
     )
@@ -159,8 +162,11 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     if cfg.reward_errors not in ("fail", "zero"):
         raise ValueError(f"reward_errors={cfg.reward_errors}: expected fail or zero")
     evaluation = build_part(cfg.evaluation, "evaluation.", Evaluation)
-    parts = {group: build(cfg, group) for group in ("init", "start", "finetune", "model", "prompt", "reward")}
+    parts = {group: build(cfg, group) for group in ("init", "start", "target", "finetune", "model", "prompt", "reward")}
     parts |= {"keep": build(cfg, "filter"), "engine": build(cfg, "engine"), "tracking": build(cfg, "tracking")}
+    if cfg.baseline is not None:
+        check_name("baseline", cfg.baseline)
+    _check_target(parts["target"], parts["keep"], cfg)
     if cfg.reward_errors == "zero":
         parts["reward"] = ZeroOnError(parts["reward"])
     dataset = build(cfg, "dataset")
@@ -185,6 +191,22 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         settings=plain(cfg, resolve=True),
         **parts,
     )
+
+
+def _check_target(target: Any, keep: Callable[[float, float], bool], cfg: DictConfig) -> None:
+    """Checks that what is not trained on corrections can keep something. Raises: ValueError naming the setting."""
+    from stasc.target import Correction
+
+    if isinstance(target, Correction):
+        return
+    name = type(target).__name__.lower()
+    if cfg.pairing != "own":
+        raise ValueError(f"pairing={cfg.pairing} pairs corrections, of which target={name} has none: take pairing=own")
+    if not keep(1.0, 1.0):
+        raise ValueError(
+            f"filter={type(keep).__name__.lower()} keeps nothing with target={name}, in whose pairs y2 is y1: take "
+            "filter=lenient for the right ones, or filter=all"
+        )
 
 
 def plain(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
