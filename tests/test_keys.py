@@ -79,6 +79,13 @@ CHAIN: list[tuple[str, tuple[int, ...]]] = [
     *(("initial", (6,)), ("correction", (6, 10)), ("filter", (10, 11)), ("finetune", (6, 12))),  # n = 2
     *(("initial", (13,)), ("correction", (13, 14)), ("evaluation", (14, 15))),  # M_2 on the test questions
 ]
+GOLD: list[tuple[str, tuple[int, ...]]] = [  # the same with target=gold, which samples nothing on train
+    *(("initial", ()), ("correction", (0,)), ("evaluation", (0, 1))),  # M_0 on the test questions
+    *(("filter", ()), ("finetune", (3,))),  # n = 1
+    *(("initial", (4,)), ("correction", (4, 5)), ("evaluation", (5, 6))),  # M_1 on the test questions
+    *(("filter", ()), ("finetune", (4, 8))),  # n = 2
+    *(("initial", (9,)), ("correction", (9, 10)), ("evaluation", (10, 11))),  # M_2 on the test questions
+]
 
 
 @dataclass(frozen=True)
@@ -312,10 +319,10 @@ def changed(cfg: DictConfig, leaf: str, value: object) -> DictConfig:
     return cfg
 
 
-def following(first: set[int]) -> set[int]:
-    """The stages of CHAIN in `first`, and all that follow from them."""
+def following(first: set[int], chain: Sequence[tuple[str, tuple[int, ...]]] = CHAIN) -> set[int]:
+    """The stages of a chain in `first`, and all that follow from them."""
     found: set[int] = set()
-    for step, (_, parents) in enumerate(CHAIN):
+    for step, (_, parents) in enumerate(chain):
         if step in first or found & set(parents):
             found.add(step)
     return found
@@ -335,12 +342,13 @@ def test_a_setting_changes_the_stages_it_describes_and_what_follows_from_them(
         sources, "snapshot", lambda name, revision: sources.fetch(f"tiny:{int(revision == 'v2')}", here / "hub")
     )
     choices, value = CHANGES[leaf]
+    chain = GOLD if "target=gold" in choices else CHAIN
     if leaf == "model.device":
         choices = (*choices, "model.device=cpu")
     before = composed_once(*choices)
     after = changed(before, leaf, value)
     one, other = prepared_once(*choices), prepare(build_experiment(after))
-    assert [step.kind for step in one.steps] == [kind for kind, _ in CHAIN]
+    assert [step.kind for step in one.steps] == [kind for kind, _ in chain]
 
     same_folder = keys.settings_digest(settings(before)) == keys.settings_digest(settings(after))
     assert same_folder == (leaf in keys.INERT)
@@ -351,8 +359,8 @@ def test_a_setting_changes_the_stages_it_describes_and_what_follows_from_them(
     assert [step.kind for step in other.steps] == [step.kind for step in one.steps]
     pairs = [(a.key, b.key) for a, b in zip(one.steps, other.steps, strict=True)]
     described = {step for step, (a, b) in enumerate(pairs) if told.own(a) != told.own(b)}
-    assert {CHAIN[step][0] for step in described} == set(keys.DECIDING.get(leaf, ()))
-    assert {step for step, (a, b) in enumerate(pairs) if a != b} == following(described)
+    assert {chain[step][0] for step in described} == set(keys.DECIDING.get(leaf, ()))
+    assert {step for step, (a, b) in enumerate(pairs) if a != b} == following(described, chain)
     assert (one.key == other.key) == (leaf in keys.INERT)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -150,13 +150,14 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     from stasc.records import Split
     from stasc.reward import ZeroOnError
     from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
+    from stasc.target import Nothing
 
     singles = [*(field.name for field in fields(Loop)), "pairing", "reward_errors", "baseline", "variant"]
     check_known(
         plain(cfg, resolve=False), [*GROUPS, *singles, "sampling", "evaluation", "store", "sweep", "sweep.name"]
     )
     check_name("sweep.name", cfg.sweep.name)
-    loop = OmegaConf.create({field.name: cfg[field.name] for field in fields(Loop)})
+    loop = build_part(OmegaConf.create({field.name: cfg[field.name] for field in fields(Loop)}), "", Loop)
     if cfg.pairing not in PAIRINGS:
         raise ValueError(f"pairing={cfg.pairing}: expected one of {', '.join(PAIRINGS)}")
     if cfg.reward_errors not in ("fail", "zero"):
@@ -180,7 +181,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
             raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
     check_disjoint(train.questions, test.questions)
     return Experiment(
-        loop=build_part(loop, "", Loop),
+        loop=replace(loop, iterations=0) if isinstance(parts["target"], Nothing) else loop,
         sampling=build_part(cfg.sampling, "sampling.", Sampling),
         evaluation=evaluation,
         store=build_part(cfg.store, "store.", StoreConfig),

@@ -23,6 +23,7 @@ from stasc.records import Advance
 from stasc.store import Store, digest
 from stasc.target import Correction
 from stasc.tracking import Journal, RunInfo, scrub
+from stasc.vote import words_of
 
 if TYPE_CHECKING:
     from stasc.stages import Stages
@@ -95,7 +96,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
         tracker = experiment.tracking.start(
             RunInfo(name, group, experiment.variant, settings.seed, path, experiment.config)
         )
-        folder = RunFolder(path, summary, journal, tracker, settings.correct_at)
+        folder = RunFolder(path, summary, journal, tracker, settings.correct_at, words_of(experiment.reward))
         try:
             try:
                 folder.begin(

@@ -45,7 +45,8 @@ def _settings(group: str, names: str, *stages: str) -> dict[str, tuple[str, ...]
 DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("", "seed", *MODEL),
     **_settings("", "iterations patience init._target_ start._target_", "run"),
-    **_settings("target.", "_target_ marker", "finetune"),  # one that samples less has other stages as well
+    **_settings("", "target._target_", "finetune"),  # one that samples less has fewer stages as well
+    **_settings("", "target.marker", "filter", "finetune"),
     **_settings("", "pairing filter._target_ filter.margin filter.correct_at", "filter"),
     **_settings("", "correct_at", "evaluation"),
     **_settings("", "reward_errors prompt.marker reward._target_ reward.scope reward.marker", *SCORED),

@@ -82,7 +82,8 @@ class Stages:
         self, split: Split, y1: Sequence[Sequence[Answer]], y2: Sequence[Sequence[Sequence[Answer]]]
     ) -> list[Pair]:
         """The pairs of initial answers and corrections, with their rewards."""
-        return pairing.score(split, y1, y2, self.reward, self.pairing)
+        pair = self.pairing if split.name == "train" else pairing.own  # a test is of one answer and its correction
+        return pairing.score(split, y1, y2, self.reward, pair)
 
     def finetune(
         self, start: Model, kept: Sequence[Pair], n: int, folder: Path, advance: Advance
@@ -97,7 +98,7 @@ class Stages:
         return steps(self.tune, len(kept))
 
     def example(self, pair: Pair) -> Example:
-        """What is trained for a pair: with the paper's target, its correction, in the conversation it was sampled in."""
+        """What is trained for a pair: an answer of it, in the conversation that it was sampled in."""
         conversation, answer = self.target.example(self.prompt, pair)
         completion = self.chat.completion(conversation, answer.text, ended=not answer.truncated)
         if not completion:

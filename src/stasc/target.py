@@ -33,6 +33,11 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class Nothing(Correction):
+    """No training: the run is the evaluation of M_0, however many iterations are set."""
+
+
+@dataclass(frozen=True)
 class Initial:
     """STaR's (Zelikman et al., arXiv 2203.14465): y1, given x. In training, y2 is y1."""
 
@@ -74,6 +79,10 @@ def _twice(correct: Correct) -> Correct:
     """Gives initial answers back as their own corrections, in training; held-out ones are corrected."""
 
     def same(model: Any, split: Split, y1: Any, n: int) -> Keyed[list[list[Answer]]]:
-        return correct(model, split, y1, n) if split.name != "train" else Keyed(y1.key, [[[a] for a in some] for some in y1])
+        return (
+            correct(model, split, y1, n)
+            if split.name != "train"
+            else Keyed(y1.key, [[[a] for a in some] for some in y1])
+        )
 
     return same
