@@ -80,7 +80,12 @@ def test_every_gold_answer_earns_the_whole_reward(prompt: tuple[str, ...]) -> No
 
 @pytest.mark.parametrize("iterations", [0, 3])
 def test_self_consistency_trains_nothing_and_votes(iterations: int, tmp_path: Path) -> None:
-    given = ["baseline=self_consistency", f"iterations={iterations}", "evaluation.n_init=8", "sampling.max_new_tokens=1"]
+    given = [
+        "baseline=self_consistency",
+        f"iterations={iterations}",
+        "evaluation.n_init=8",
+        "sampling.max_new_tokens=1",
+    ]
     summary = run_tiny(tmp_path / "run", *given)
     assert summary["status"] == "finished"
     (entry,) = summary["iterations"]
@@ -132,7 +137,9 @@ def test_a_baseline_is_evaluated_as_stasc_is_and_shares_the_evaluation_of_m_0(na
 
 @pytest.mark.parametrize("target", ["initial", "gold"])
 def test_what_would_never_keep_anything_is_refused(target: str) -> None:
-    with pytest.raises(ValueError, match=rf"^filter=strict keeps nothing with target={target}, .*: take filter=lenient"):
+    with pytest.raises(
+        ValueError, match=rf"^filter=strict keeps nothing with target={target}, .*: take filter=lenient"
+    ):
         experiment(f"target={target}")
     with pytest.raises(ValueError, match=rf"^pairing=crossed pairs corrections, of which target={target} has none"):
         experiment(f"target={target}", "filter=all", "pairing=crossed")
