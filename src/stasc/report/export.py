@@ -12,7 +12,7 @@ import pandas as pd
 
 from stasc import fsx
 from stasc.report.files import is_run
-from stasc.report.records import Analysis, Sweep
+from stasc.report.records import Analysis, Run, Sweep
 
 SCHEMA = 1  # of report.json
 
@@ -31,28 +31,24 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def tidy(sweep: Sweep) -> pd.DataFrame:
-    """A line for each pair of test answers of all runs: whether each was right, and their rewards."""
-    frames = [
-        pd.DataFrame(
-            {
-                "cell": run.cell,
-                "baseline": run.settings.get("baseline"),
-                "seed": run.seed,
-                "complete": run.complete,
-                "iteration": run.outcomes["n"],
-                "question": run.outcomes["question"],
-                "sample": run.outcomes["sample"],
-                "initial": (run.outcomes["r1"] >= float(run.settings["correct_at"])).astype(int),
-                "corrected": (run.outcomes["r2"] >= float(run.settings["correct_at"])).astype(int),
-                "initial_reward": run.outcomes["r1"],
-                "reward": run.outcomes["r2"],
-            }
-        )
-        for run in (*sweep.runs, *sweep.baselines)
-        if len(run.outcomes)
-    ]
-    return pd.concat(frames, ignore_index=True)
+def tidy(run: Run) -> pd.DataFrame:
+    """A line for each pair of a run's test answers: whether each was right, and their rewards."""
+    outcomes, correct_at = run.outcomes, float(run.settings["correct_at"])
+    return pd.DataFrame(
+        {
+            "cell": run.cell,
+            "baseline": run.settings.get("baseline"),
+            "seed": run.seed,
+            "complete": run.complete,
+            "iteration": outcomes["n"],
+            "question": outcomes["question"],
+            "sample": outcomes["sample"],
+            "initial": (outcomes["r1"] >= correct_at).astype(int),
+            "corrected": (outcomes["r2"] >= correct_at).astype(int),
+            "initial_reward": outcomes["r1"],
+            "reward": outcomes["r2"],
+        }
+    )
 
 
 def write(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
@@ -61,6 +57,11 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
     fsx.write(folder / "report.json", content.encode() + b"\n")
     if is_run(folder):
         return ["report.json"]
-    lines: str = tidy(sweep).to_json(orient="records", lines=True, double_precision=6)
-    fsx.write(folder / "outcomes.jsonl", lines.encode())
+    runs = [run for run in (*sweep.runs, *sweep.baselines) if len(run.outcomes)]
+    fsx.write(folder / "outcomes.jsonl", b"".join(map(_lines, runs)))
     return ["report.json", "outcomes.jsonl"]
+
+
+def _lines(run: Run) -> bytes:
+    lines = str(tidy(run).to_json(orient="records", lines=True, double_precision=6))
+    return lines.replace("\\/", "/").encode()  # which pandas escapes
