@@ -182,7 +182,8 @@ def _chosen() -> dict[str, str]:
     """The default options of the groups that have one."""
     entries = [entry for entry in _file("config")["defaults"] if isinstance(entry, dict)]
     pairs = [(name, option) for entry in entries for name, option in entry.items()]
-    return {name: option for name, option in pairs if option and not name.startswith("override")}
+    whole = ("baseline", "experiment")  # these set what is in others
+    return {name: option for name, option in pairs if name not in whole and not name.startswith("override")}
 
 
 def _option(group: str, option: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from stasc.tracking import COMPLETE
 log = logging.getLogger(__name__)
 
 _ANSWERS = {"y1": pa.string(), "y2": pa.string(), "r1": pa.float64(), "r2": pa.float64()}
-OUTCOMES = pa.schema({"n": pa.int32(), "question": pa.string(), "sample": pa.int32(), **_ANSWERS})
+OUTCOMES = pa.schema({"n": pa.int32(), "question": pa.string(), "sample": pa.int32(), **_ANSWERS, "vote": pa.float64()})
+_OPTIONAL = ("vote",)  # where each question has several samples
 PAIRS = pa.schema(
     {
         **{"n": pa.int32(), "question": pa.string(), "i": pa.int32(), "seen": pa.int32(), "k": pa.int32()},
@@ -208,7 +209,7 @@ def _lines(path: Path, content: bytes, schema: pa.Schema) -> tuple[pd.DataFrame,
 
 def _row(line: bytes, schema: pa.Schema) -> dict[str, Any]:
     row = json.loads(line)
-    found = {name: row[name] for name in schema.names}
+    found = {name: row.get(name) if name in _OPTIONAL else row[name] for name in schema.names}
     for name in ("y1", "y2"):
         found[name] = found[name].encode("utf-8", "replace").decode()  # half a character has no place in a table
     pa.RecordBatch.from_pylist([found], schema)  # fails if a value is of another type
