@@ -211,7 +211,7 @@ def _write_hydra(folder: Path, config: dict[str, Any], levels: Levels, seed: int
 def _iteration(levels: Levels, seed: int, n: int, made: Made) -> Iteration[None]:
     right = rewards(levels, seed, n, made)
     test = [
-        _pair(made, f"{made.data}/{q}", i, 0, right[q, i]) for i in range(made.samples) for q in range(made.questions)
+        _pair(made, f"{made.data}/{q}", i, 0, right[q, i]) for q in range(made.questions) for i in range(made.samples)
     ]
     draw = np.random.default_rng((3, seed, n)).random((made.train_questions, 2, 2))
     train = [
