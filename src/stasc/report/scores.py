@@ -1,0 +1,60 @@
+"""A run's outcomes as numbers: which answers were right, by iteration and question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from stasc.report.records import Run
+from stasc.report.statistics import Array, pass_at_k
+
+TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies of a run in %, (iterations, questions), and the shares of the transitions, (iterations, 4).
+
+    Iterations after the run's last, of a run that stopped as nothing was kept, are like its last: its model stayed the
+    same.
+    """
+
+    initial: Array
+    correction: Array
+    transitions: Array
+    samples: int
+
+
+def score(run: Run, questions: pd.Index, n: int) -> Scores:
+    """What a run's answers come to, in iterations 0 to n."""
+    frame, size = run.outcomes[run.outcomes["n"] <= n], len(questions)
+    correct_at = float(run.settings["correct_at"])
+    r1, r2 = ((frame[name].to_numpy() >= correct_at).astype(float) for name in ("r1", "r2"))
+    place = frame["n"].to_numpy() * size + questions.get_indexer(pd.Index(frame["question"]))
+
+    def mean(weights: Array) -> Array:
+        count = np.bincount(place, minlength=(n + 1) * size)
+        found = 100 * np.bincount(place, weights, (n + 1) * size) / np.maximum(count, 1)
+        last = int(frame["n"].max())
+        return found.reshape(n + 1, size)[np.minimum(np.arange(n + 1), last)]
+
+    shares = [mean(one).mean(axis=1) for one in (r1 * r2, r1 * (1 - r2), (1 - r1) * r2, (1 - r1) * (1 - r2))]
+    samples = len(frame) // max(1, size * frame["n"].nunique())
+    return Scores(mean(r1), mean(r2), np.stack(shares, axis=1), samples)
+
+
+def voted(run: Run) -> Run:
+    """The run as if each correction were the majority of the k answers that begin with its initial answer."""
+    return replace(run, outcomes=run.outcomes.assign(r2=run.outcomes["vote"]))
+
+
+def passes(run: Run, questions: pd.Index) -> dict[int, Array]:
+    """pass@k of M_0's initial answers in %, by k and question."""
+    frame = run.outcomes[run.outcomes["n"] == 0]
+    place = questions.get_indexer(pd.Index(frame["question"]))
+    right = np.bincount(place, (frame["r1"] >= float(run.settings["correct_at"])).to_numpy(float), len(questions))
+    n = int(np.bincount(place, minlength=len(questions)).min())
+    ks = [k for k in (2**i for i in range(n.bit_length())) if k < n]
+    return {k: 100 * pass_at_k(np.minimum(right, n), n, k) for k in [*ks, n]}

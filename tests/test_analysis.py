@@ -1,0 +1,346 @@
+"""What a sweep comes to: effects, rows, notes, and the files and text that say so."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeps import ALL16, Made, write_run, write_sweep
+
+from stasc.report import export
+from stasc.report.__main__ import main
+from stasc.report.analysis import analyse
+from stasc.report.reading import read
+from stasc.report.records import Analysis, Effect
+
+SMALL = Made(questions=30, iterations=2, seeds=(0, 1))
+FILTERS = {"filter": ("strict", "lenient")}
+
+
+def report(folder: Path) -> Analysis:
+    return analyse(read(folder))
+
+
+def effects(analysis: Analysis, outcome: str = "correction") -> dict[str, Effect]:
+    return {" ".join(effect.factors): effect for effect in analysis.effects if effect.outcome == outcome}
+
+
+def answers(run: Path) -> dict[tuple[int, str], tuple[float, float]]:
+    """Mean initial and correction accuracy by iteration and question, in plain Python."""
+    found: dict[tuple[int, str], list[tuple[bool, bool]]] = {}
+    for line in (run / "outcomes.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault((row["n"], row["question"]), []).append((row["r1"] >= 1, row["r2"] >= 1))
+    return {key: (mean([a for a, _ in pairs]), mean([b for _, b in pairs])) for key, pairs in found.items()}
+
+
+def mean(values: list[Any]) -> float:
+    return math.fsum(values) / len(values)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_report_json_equals_a_recomputation_from_the_runs_own_files(folder: Path, samples: int) -> None:
+    sweep = write_sweep(folder, Made(questions=30, iterations=2, seeds=(0, 1), samples=samples))
+    main([str(sweep)])
+    told = json.loads((sweep / "report.json").read_text())
+    runs: dict[str, list[dict[tuple[int, str], tuple[float, float]]]] = {}
+    for run in sorted(sweep.glob("*-seed*")):
+        runs.setdefault(run.name.partition("-")[0], []).append(answers(run))
+    last = {name: [{q: v for (n, q), v in one.items() if n == 2} for one in seeds] for name, seeds in runs.items()}
+    corrected = {name: mean([y2 for one in seeds for _, y2 in one.values()]) for name, seeds in last.items()}
+    gains = {name: mean([y2 - y1 for one in seeds for y1, y2 in one.values()]) for name, seeds in last.items()}
+    for cell in told["cells"][:8]:
+        assert cell["correction"]["value"] == pytest.approx(100 * corrected[cell["name"]])
+        assert cell["gain"]["value"] == pytest.approx(100 * gains[cell["name"]])
+    letters = {"init": (0, "E"), "filter": (1, "N"), "start": (2, "E")}
+    for effect in told["effects"]:
+        by_name = corrected if effect["outcome"] == "correction" else gains
+        total = 0.0
+        for name, value in by_name.items():
+            total += value * math.prod(
+                1 if name[at] == high else -1 for at, high in map(letters.get, effect["factors"])
+            )
+        assert effect["interval"]["value"] == pytest.approx(100 * total / 4)
+        assert effect["interval"]["low"] < effect["interval"]["value"] < effect["interval"]["high"]
+    assert len(told["effects"]) == 14
+
+
+def test_the_tidy_outcomes_give_the_same_means(folder: Path) -> None:
+    sweep = write_sweep(folder, SMALL)
+    main([str(sweep)])
+    rows = [json.loads(line) for line in (sweep / "outcomes.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 * 2 * 3 * 30
+    for cell in report(sweep).cells[:8]:
+        last = [row["corrected"] for row in rows if (row["cell"], row["iteration"]) == (cell.name, 2)]
+        assert cell.correction.value == pytest.approx(100 * mean(last))
+
+
+def test_main_effects_are_primary_and_interactions_secondary_and_adjusted_apart(folder: Path) -> None:
+    found = effects(report(write_sweep(folder, SMALL)))
+    main_effects = [effect for effect in found.values() if effect.family == "primary"]
+    assert [effect.factors for effect in main_effects] == [("init",), ("filter",), ("start",)]
+    smallest = min(main_effects, key=lambda effect: effect.p)
+    assert smallest.p_adjusted == pytest.approx(min(1, 3 * smallest.p))
+    interactions = [effect for effect in found.values() if effect.family == "secondary"]
+    smallest = min(interactions, key=lambda effect: effect.p)
+    assert smallest.p_adjusted == pytest.approx(min(1, 4 * smallest.p))
+    pair = found["filter start"]
+    assert pair.raw == pytest.approx(2 * pair.interval.value)
+    assert found["filter"].raw is None
+
+
+def test_a_choice_that_matters_is_the_headline_with_all_that_goes_with_it(folder: Path) -> None:
+    def right(levels: Mapping[str, str], n: int) -> tuple[float, float]:
+        return 0.5, 0.3 if levels["filter"] == "lenient" and n else 0.7
+
+    found = report(write_sweep(folder, Made(questions=60, iterations=1, seeds=(0, 1, 2), right=right)))
+    effect = effects(found)["filter"]
+    assert found.headline.startswith("filter matters most for final correction accuracy: lenient instead of strict: -")
+    for part in (f"{effect.interval.low:+.1f}", f"{effect.interval.high:+.1f}", "3 seeds, 60 questions", "adjusted p"):
+        assert part in found.headline
+    assert found.certainty.startswith("filter has the largest effect in 100 % of 10,000 bootstrap draws")
+    assert "8 variants, 3 seeds, 60 questions" in found.power
+    assert "twice the seeds" in found.power
+
+
+def test_where_nothing_matters_the_headline_says_so(folder: Path) -> None:
+    made = Made(questions=60, iterations=1, seeds=(0, 1, 2), right=lambda levels, n: (0.5, 0.5), seed_sd=0.3)
+    found = report(write_sweep(folder, made))
+    assert not any((effect.interval.low or 0) > 0 for effect in found.effects if effect.family == "primary")
+    assert "not surely" in found.headline or found.headline.startswith("No choice moves")
+
+
+def test_nothing_is_called_significant(folder: Path) -> None:
+    assert "significant" not in json.dumps(export.as_json(report(write_sweep(folder, SMALL))))
+
+
+def test_one_seed_is_conditional_on_one_training_run(folder: Path) -> None:
+    found = report(write_sweep(folder, Made(questions=30, iterations=1, seeds=(0,))))
+    effect = effects(found)["filter"]
+    assert (effect.se_seed, effect.seeds) == (None, 1)
+    assert "conditional on one training run" in effect.sentence
+    assert found.noise_floor is None
+    assert found.cells[0].correction.method.startswith("Wilson")
+
+
+def test_answers_that_never_change_give_no_nan(folder: Path) -> None:
+    made = Made(questions=30, iterations=1, seeds=(0, 1), right=lambda levels, n: (1.0, 1.0), seed_sd=0)
+    found = report(write_sweep(folder, made))
+    json.dumps(export.as_json(found), allow_nan=False)
+    effect = effects(found)["filter"]
+    assert (effect.interval.low, effect.interval.high) == pytest.approx((-10, 10))  # 3 / 30
+    assert (effect.p, effect.agree) == (1, True)
+
+
+def test_failed_missing_and_unfinished_cells_are_named_and_the_rest_is_reported(folder: Path) -> None:
+    sweep = write_sweep(folder, Made(questions=30, iterations=2, seeds=(0, 1, 2)))
+    for run in sweep.glob("*-seed1-*"):
+        if run.name.startswith(("FIE", "FNE", "ENE")):
+            shutil.rmtree(run)
+    made = Made(questions=30, iterations=2)
+    write_run(sweep, {"init": "fixed", "filter": "strict", "start": "evolving"}, 1, made, status="failed", until=1)
+    write_run(sweep, {"init": "fixed", "filter": "lenient", "start": "evolving"}, 1, made, status="running", until=1)
+    found = report(sweep)
+    notes = "\n".join(found.notes)
+    assert "FIE, seed 1, failed, after iteration 1 (iteration 1: FloatingPointError: the loss is nan)" in notes
+    assert "FNE, seed 1, is not finished, after iteration 1" in notes
+    assert "ENE, seed 1, is missing: the sweep has no such run" in notes
+    assert "effects are of seeds 0, 2, which all 8 variants have; left out: 1" in notes
+    assert {effect.seeds for effect in found.effects} == {2}
+    assert {cell.name: cell.seeds for cell in found.cells}["EIE"] == (0, 1, 2)
+    assert {cell.name: cell.seeds for cell in found.cells}["FIE"] == (0, 2)
+
+
+def test_a_variant_that_failed_with_all_seeds_takes_its_level_with_it(folder: Path) -> None:
+    sweep = write_sweep(folder, Made(factors={**FILTERS, "start": ("fixed", "evolving")}, questions=20, iterations=1))
+    for run in sweep.glob("ENE-*"):
+        shutil.rmtree(run)
+    found = report(sweep)
+    assert len([effect for effect in found.effects if effect.outcome == "correction"]) == 1
+    assert any("which leaves the most runs" in note for note in found.notes)
+    assert len(found.cells) == 4  # all variants with a complete run, and zero-shot
+    assert [effect.label for effect in found.comparisons] == ["EIE instead of EIF"]
+
+
+def test_a_run_that_stopped_as_nothing_was_kept_counts_with_its_last_model(folder: Path) -> None:
+    made = Made(factors=FILTERS, questions=30, iterations=3, seeds=(0,))
+    sweep = write_sweep(folder, made)
+    for run in sweep.glob("EIE-*"):
+        shutil.rmtree(run)
+    run = write_run(sweep, {"filter": "strict"}, 0, made, status="stopped_empty", until=1)
+    found = report(sweep)
+    expected = mean([y2 for (n, _), (_, y2) in answers(run).items() if n == 1])
+    at_end = next(cell for cell in found.cells if cell.name == "EIE")
+    assert (at_end.n, at_end.correction.value) == (3, pytest.approx(100 * expected))
+    assert any("EIE, seed 0, stopped after iteration 1, as nothing was kept" in note for note in found.notes)
+
+
+def test_a_setting_of_three_levels_is_compared_pair_by_pair(folder: Path) -> None:
+    made = Made(factors={"filter": ("strict", "maintaining", "lenient"), "start": ("fixed", "evolving")}, questions=30)
+    found = report(write_sweep(folder, made))
+    assert {effect.factors for effect in found.effects} == {("start",)}
+    assert [effect.label for effect in found.comparisons] == [
+        "maintaining instead of strict",
+        "lenient instead of strict",
+        "lenient instead of maintaining",
+    ]
+    cells = {cell.name: cell.correction.value for cell in found.cells}
+    assert found.comparisons[1].interval.value == pytest.approx(
+        (cells["ENE"] + cells["ENF"] - cells["EIE"] - cells["EIF"]) / 2
+    )
+    start = effects(found)["start"].interval.value
+    assert start == pytest.approx(mean([cells[f"E{f}E"] - cells[f"E{f}F"] for f in "INM"]))
+    assert any("filter has 3 levels" in note for note in found.notes)
+
+
+def test_choices_changed_one_at_a_time_are_compared_with_what_they_differ_from(folder: Path) -> None:
+    for levels in ({}, {"init": "fixed"}, {"filter": "lenient"}, {"start": "fixed"}):
+        for seed in (0, 1):
+            write_run(folder, levels, seed, SMALL)
+    found = report(folder)
+    told = {effect.label for effect in (*found.comparisons, *found.effects)}
+    assert len({label for label in told if "instead of" in label}) == 3
+    assert not any("×" in label for label in told)
+
+
+def test_runs_of_other_lengths_are_compared_where_all_are(folder: Path) -> None:
+    write_run(folder, {}, 0, Made(questions=10, iterations=3))
+    write_run(folder, {"filter": "lenient"}, 0, Made(questions=10, iterations=2))
+    found = report(folder)
+    assert found.n == 2
+    assert "runs have 2, 3 iterations: all are compared at n = 2" in found.notes
+
+
+def test_baselines_are_rows_beside_the_variants(folder: Path) -> None:
+    sweep = write_sweep(folder, Made(factors=FILTERS, questions=30, iterations=2, seeds=(0,)))
+    write_run(sweep, {"baseline": "gold", "variant": "gold"}, 0, SMALL)
+    several = Made(questions=30, iterations=0, samples=4)
+    run = write_run(sweep, {"baseline": "self_consistency", "variant": "self-consistency"}, 0, several)
+    found = report(sweep)
+    rows = {cell.name: cell for cell in found.cells}
+    assert [cell.name for cell in found.cells if cell.kind == "baseline"] == ["zero-shot", "gold", "self-consistency"]
+    assert (rows["zero-shot"].n, rows["gold"].n, rows["self-consistency"].n) == (0, 2, 0)
+    assert rows["zero-shot"].correction.value == found.curves["EIE"][0].correction.value
+    lines = [json.loads(line) for line in (run / "outcomes.jsonl").read_text().splitlines()]
+    assert rows["self-consistency"].correction.value == pytest.approx(100 * mean([line["vote"] >= 1 for line in lines]))
+    by_question: dict[str, list[bool]] = {}
+    for line in lines:
+        by_question.setdefault(line["question"], []).append(line["r1"] >= 1)
+    any_of_two = [any(two) for some in by_question.values() for two in itertools.combinations(some, 2)]
+    assert found.ceilings["pass@2"].value == pytest.approx(100 * mean(any_of_two))
+    assert found.ceilings["pass@4"].value == pytest.approx(100 * mean([any(some) for some in by_question.values()]))
+    assert found.ceilings["vote@2"].value == rows["self-consistency"].correction.value
+
+
+def test_within_a_run_corrections_are_compared_with_initial_answers(folder: Path) -> None:
+    run = write_run(folder, {}, 0, SMALL)
+    found = report(run)
+    cell = found.cells[0]
+    pairs = [pair for (n, _), pair in answers(run).items() if n == 2]
+    better, worse = sum(y2 > y1 for y1, y2 in pairs), sum(y2 < y1 for y1, y2 in pairs)
+    assert cell.changed == {0: (better, worse)}
+    tail = sum(math.comb(better + worse, k) for k in range(min(better, worse) + 1)) / 2 ** (better + worse)
+    assert cell.mcnemar_p[0] == pytest.approx(min(1, 2 * tail))
+    assert cell.gain.value == pytest.approx(100 * (better - worse) / 30)
+    assert cell.transitions["wrong_right"] == pytest.approx(100 * better / 30)
+    first = mean([y1 for (n, _), (y1, _) in answers(run).items() if n == 0])
+    assert cell.over_initial.value == pytest.approx(cell.correction.value - 100 * first)
+    assert (found.effects, found.power) == ((), "")
+    assert found.headline.startswith("EIE after 2 iterations: corrections are ")
+
+
+def test_the_noise_floor_is_that_of_answers_sampled_again(folder: Path) -> None:
+    sweep = write_sweep(folder, Made(factors=FILTERS, questions=30, iterations=1, seeds=(0, 1, 2)))
+    floor = report(sweep).noise_floor
+    seeds = [answers(run) for run in sorted(sweep.glob("EIE-*"))]
+    variance = 0.0
+    for question in {question for _, question in seeds[0]}:
+        values = [100 * one[0, question][1] for one in seeds]
+        variance += sum((value - mean(values)) ** 2 for value in values) / 2
+    assert floor and floor.high == pytest.approx(1.959964 * math.sqrt(2 * variance) / 30)
+
+
+def test_the_best_iteration_on_the_test_questions_is_called_optimistic(folder: Path) -> None:
+    found = report(write_sweep(folder, Made(factors=FILTERS, questions=30, iterations=4, seeds=(0,))))
+    for name, curve in found.curves.items():
+        if name in found.optimistic:
+            assert found.optimistic[name].value == max(cell.correction.value for cell in curve[1:])
+            assert found.optimistic[name].method.startswith("optimistic")
+
+
+def test_what_was_spent_is_what_the_summaries_say(folder: Path) -> None:
+    run = write_run(folder, {}, 0, SMALL)
+    entries = json.loads((run / "summary.json").read_text())["iterations"]
+    cell = report(run).cells[0]
+    assert cell.steps == sum(entry["finetune"]["steps"] for entry in entries[1:])
+    assert cell.pairs == sum(entry["train"]["pairs"] for entry in entries[1:])
+    assert cell.seconds == pytest.approx(3 * (1.5 + 2.0))
+    assert cell.reused == 3
+
+
+def test_provenance_names_versions_commits_and_commands_and_no_path(folder: Path) -> None:
+    found = report(write_sweep(folder, SMALL))
+    assert found.provenance["commits"] == ["0123abc"]
+    assert found.provenance["versions"][0]["torch"] == "2.13.0"
+    assert found.provenance["commands"][0].startswith("python -m stasc.run --multirun init=fixed,evolving")
+    assert str(folder) not in json.dumps(export.as_json(found))
+
+
+def test_the_command_prints_the_answer_and_writes_what_it_rests_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = write_sweep(folder, SMALL)
+    main([str(sweep)])
+    text = capsys.readouterr().out
+    told = json.loads((sweep / "report.json").read_text())
+    assert told["schema"] == 1
+    assert text.startswith(told["headline"])
+    for part in ("lenient instead of strict", "init × filter × start", "zero-shot", "report.json", "outcomes.jsonl"):
+        assert part in text
+
+
+def test_the_report_of_a_run_leaves_its_outcomes_alone(folder: Path) -> None:
+    run = write_run(folder, {}, 0, SMALL)
+    before = (run / "outcomes.jsonl").read_bytes()
+    main([str(run)])
+    assert (run / "outcomes.jsonl").read_bytes() == before
+    assert (run / "report.json").exists()
+
+
+def test_what_cannot_be_reported_is_said_in_a_line(folder: Path) -> None:
+    run = write_run(folder, {}, 0, SMALL, status="running", until=0)
+    with pytest.raises(SystemExit, match=r"error: .*: no run is complete \(.*: unfinished\)"):
+        main([str(run)])
+
+
+@pytest.mark.slow
+def test_a_large_sweep_takes_seconds_and_little_memory(folder: Path) -> None:
+    """16 variants, 5 seeds, 10 iterations, 500 questions."""
+    sweep = write_sweep(folder, Made(factors=ALL16, seeds=range(5), questions=500, iterations=10))
+    begun = time.monotonic()
+    child = subprocess.Popen([sys.executable, "-c", MEASURED, str(sweep)], stdout=subprocess.PIPE, text=True)
+    out, _ = child.communicate()
+    assert child.returncode == 0
+    assert int(out) < 1500
+    assert time.monotonic() - begun < 60
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from stasc.report import export
+from stasc.report.analysis import analyse
+from stasc.report.reading import read
+sweep = read(Path(sys.argv[1]))
+export.write(sweep, analyse(sweep), sweep.folder)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
