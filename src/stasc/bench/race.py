@@ -150,7 +150,8 @@ class Contender:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout
-        line = self._process.stdout.readline()
+        while (line := self._process.stdout.readline()) and not line.startswith("{"):
+            pass  # what a library printed while it was imported
         if not line:
             said = [line for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line]
             raise ContenderError(f"it ended with status {self._process.wait()}: {said[-1] if said else 'no word'}")
