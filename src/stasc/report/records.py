@@ -5,10 +5,12 @@ Accuracies, rewards and their differences are in percentage points (pp) wherever
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stasc.records import Question
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 class Run:
     """A run's folder.
 
-    `status` is that of summary.json, `unfinished` where there is none to be read, `missing` where the sweep has no such
-    folder. `settings` are as composed, `iterations` as in summary.json.
+    `status` is that of summary.json, `unfinished` where there is none to be read, `damaged` where what it tells of is
+    not there, `missing` where the sweep has no such folder. `settings` are as composed, `iterations` as in
+    summary.json. `pairs` reads pairs.jsonl anew, as the pairs of all runs may be more than memory holds.
     """
 
     name: str
@@ -31,8 +34,13 @@ class Run:
     settings: Mapping[str, Any]
     iterations: Sequence[Mapping[str, Any]]
     outcomes: pd.DataFrame  # n, question, sample, y1, y2, r1, r2
-    pairs: pd.DataFrame  # n, question, i, k, y1, y2, r1, r2, kept
+    pairs: Callable[[], pd.DataFrame]  # n, question, i, seen, k, y1, y2, r1, r2, kept
     events: Sequence[Mapping[str, Any]]  # of the journal
+
+    @property
+    def complete(self) -> bool:
+        """Whether it did all that it was to do."""
+        return self.status in ("finished", "stopped_empty")
 
 
 @dataclass(frozen=True)
@@ -46,14 +54,21 @@ class Factor:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs of a sweep. `cells` are the combinations of the factors' levels, by the variants' names."""
+    """All runs of a sweep.
+
+    `cells` are the combinations of levels that there are or should be, by name; `settings` are all settings that vary,
+    with their levels, and `factors` those with two. `notes` say what was wrong with the folder.
+    """
 
     name: str
     folder: Path
     factors: tuple[Factor, ...]
+    settings: Mapping[str, tuple[str, ...]]
     cells: Mapping[str, Mapping[str, str]]
     runs: tuple[Run, ...]
     baselines: tuple[Run, ...]
+    notes: tuple[str, ...] = ()
+    questions: Mapping[str, Question] = field(default_factory=dict)  # by id
 
 
 @dataclass(frozen=True)
@@ -70,11 +85,14 @@ class Interval:
 class Effect:
     """What a choice, or an interaction of choices, does to an outcome at the declared iteration, in pp.
 
-    `raw` is the difference of differences of an interaction of two. `bootstrap` checks `interval`; `agree` says whether
-    their widths differ by at most a fifth. `simultaneous` holds for all effects at once.
+    `label` is short: `lenient instead of strict`, or `filter × start`. `raw` is the difference of differences of an
+    interaction of two. `bootstrap` checks `interval`; `agree` says whether their widths differ by at most a fifth.
+    `simultaneous` holds for all effects on the outcome at once. `p` is of sign flips over questions, and so
+    conditional on these training runs; `p_crossed` counts seeds as well, as `interval` does.
     """
 
     factors: tuple[str, ...]
+    label: str
     outcome: str  # correction, or gain (correction minus initial)
     interval: Interval
     raw: float | None
@@ -86,7 +104,9 @@ class Effect:
     simultaneous: Interval
     p: float
     p_adjusted: float
-    family: str  # primary or secondary
+    p_crossed: float
+    p_crossed_adjusted: float
+    family: str  # primary: choices; secondary: interactions; exploratory: comparisons
     detectable: float  # with power 0.8
     questions: int
     seeds: int
@@ -96,7 +116,10 @@ class Effect:
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant, or a baseline, at one iteration, over its seeds."""
+    """A variant, or a baseline, at one iteration, over its seeds.
+
+    `over_initial` and `over_correction` are the correction accuracy minus M_0's initial and correction accuracy.
+    """
 
     name: str
     levels: Mapping[str, str]
@@ -105,6 +128,8 @@ class Cell:
     initial: Interval
     correction: Interval
     gain: Interval
+    over_initial: Interval
+    over_correction: Interval
     transitions: Mapping[str, float]  # right_right, right_wrong, wrong_right, wrong_wrong, in %
     mcnemar_p: Mapping[int, float]  # by seed
     questions: int
@@ -126,10 +151,14 @@ class Analysis:
     declared: str  # which iteration counts, and that it was chosen beforehand
     n: int
     headline: str
+    certainty: str  # how sure it is which choice matters most; empty with fewer than two choices
+    power: str  # what the design could have detected, and what would help; empty without choices
     effects: tuple[Effect, ...]
+    comparisons: tuple[Effect, ...]  # pairs of levels or of cells, where the design is no full factorial of two levels
     cells: tuple[Cell, ...]  # at the declared iteration, baselines last
-    curves: Mapping[str, tuple[Cell, ...]]  # by variant, n = 0 first
+    curves: Mapping[str, tuple[Cell, ...]]  # by variant and baseline, n = 0 first
     optimistic: Mapping[str, Interval]  # by variant: the best iteration on the test questions, of correction accuracy
+    ceilings: Mapping[str, Interval]  # of a self-consistency baseline: majority vote and pass@k, by name
     noise_floor: Interval | None  # the same M_0 under other noise
     notes: tuple[str, ...]  # failed, missing and unfinished cells, and what was left out for them
     provenance: Mapping[str, Any]  # versions, hardware, commit, commands
