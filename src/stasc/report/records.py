@@ -94,6 +94,7 @@ class Effect:
     factors: tuple[str, ...]
     label: str
     outcome: str  # correction, or gain (correction minus initial)
+    n: int
     interval: Interval
     raw: float | None
     se_question: float
@@ -118,6 +119,7 @@ class Effect:
 class Cell:
     """A variant, or a baseline, at one iteration, over its seeds.
 
+    A self-consistency baseline's correction is the majority's answer, its initial answer the first of those that vote.
     `over_initial` and `over_correction` are the correction accuracy minus M_0's initial and correction accuracy.
     """
 
@@ -139,7 +141,7 @@ class Cell:
     kept: float
     steps: float
     tokens: float
-    seconds: float
+    seconds: float  # of computing, as if nothing had been reused
     reused: float  # stages that came from the store
 
 
@@ -154,6 +156,7 @@ class Analysis:
     certainty: str  # how sure it is which choice matters most; empty with fewer than two choices
     power: str  # what the design could have detected, and what would help; empty without choices
     effects: tuple[Effect, ...]
+    trajectories: tuple[Effect, ...]  # choices' effects on correction at every n, exploratory: not the declared one alone
     comparisons: tuple[Effect, ...]  # pairs of levels or of cells, where the design is no full factorial of two levels
     cells: tuple[Cell, ...]  # at the declared iteration, baselines last
     curves: Mapping[str, tuple[Cell, ...]]  # by variant and baseline, n = 0 first

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -234,7 +234,7 @@ def _kill(process: Popen[bytes] | None) -> None:
 PAIR_COLUMNS = ("n", "question", "y1", "y2", "r1", "r2", "kept")
 
 
-def _pair_rows(n: int, pairs: Sequence[Pair], kept: Sequence[Pair], count: int) -> list[list[object]]:
+def _pair_rows(n: int, pairs: Sequence[Pair], kept: Sequence[Pair], count: int) -> list[Iterable[object]]:
     """At most `count` rows: kept pairs, then others, each drawn evenly from the whole iteration."""
     chosen = {_key(pair) for pair in kept}
     first = _spread([pair for pair in pairs if _key(pair) in chosen], count)

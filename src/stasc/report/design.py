@@ -1,0 +1,208 @@
+"""What a sweep varies: settings with their levels, the combinations of these, and which runs belong to which."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stasc.keys import deciding
+from stasc.report.records import Factor, Run
+
+Levels = tuple[str, ...]
+
+REPLICATES = ("seed", "iterations")  # how often, and how long: not what is compared
+ORDER = {
+    "init": ("fixed", "evolving"),
+    "filter": ("strict", "maintaining", "lenient"),
+    "start": ("fixed", "evolving"),
+    "finetune": ("full", "lora", "qlora"),
+}
+_NONE = "-"  # the level of a setting that a run does not have
+_MOST_SUBSETS = 4096  # of levels that are tried for a complete design
+
+
+@dataclass(frozen=True)
+class Design:
+    """The settings that vary, and each run's levels of them, in the same order."""
+
+    settings: Mapping[str, Levels]
+    of_run: Sequence[Levels]
+
+
+def find(
+    settings: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, str]], given: Iterable[str] = ()
+) -> Design:
+    """What varies among runs, of which `settings` are as composed and `choices` the options of config groups.
+
+    A group of which several options were chosen is one setting; what is in it counts apart only where runs of the same
+    option differ in it. A setting that follows from another one does not count, unless it was `given` by name.
+    """
+    flat = [{name: _text(value) for name, value in deciding(one).items()} for one in settings]
+    options = [_options(one, chosen) for one, chosen in zip(settings, choices, strict=True)]
+    groups = [name for name in dict.fromkeys(itertools.chain(*options)) if _differ(one.get(name) for one in options)]
+    varying = {name: [one.get(name, _NONE) for one in options] for name in groups}
+    alone = {}
+    for name in dict.fromkeys(itertools.chain(*flat)):
+        values, group = [one.get(name, _NONE) for one in flat], varying.get(name.partition(".")[0])
+        if name not in REPLICATES and not name.endswith("._target_") and _splits(values, group):
+            alone[name] = values
+    given = {*given}
+    for name, values in alone.items():
+        others = [*varying.values(), *(values for other, values in alone.items() if other in given)]
+        if name in given or not any(_follows(values, other) for other in others):
+            varying[name] = values
+    names = sorted(varying, key=lambda name: [*ORDER, name].index(name))
+    levels = {name: tuple(sorted({*varying[name]}, key=lambda level: _rank(name, level))) for name in names}
+    return Design(levels, [tuple(varying[name][i] for name in names) for i in range(len(settings))])
+
+
+def _splits(values: Sequence[str], group: Sequence[str] | None) -> bool:
+    """Whether runs differ in a setting, other than by not having it; of a group that varies, those of one option."""
+    of_option: dict[str, set[str]] = {}
+    for value, option in zip(values, group or [""] * len(values), strict=True):
+        of_option.setdefault(option, set()).add(value)
+    return any(len(found - {_NONE}) > 1 for found in of_option.values())
+
+
+def _follows(values: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether the other setting's level tells the value, wherever there is one."""
+    pairs = {(level, value) for value, level in zip(values, other, strict=True) if value != _NONE}
+    return len(pairs) == len({level for level, _ in pairs})
+
+
+def _options(settings: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, str]:
+    """The options of the groups, by Hydra's word, or after the class where there is none."""
+    return {
+        name: str(chosen.get(name) or str(part["_target_"]).rpartition(".")[2].lower())
+        for name, part in settings.items()
+        if isinstance(part, Mapping) and "_target_" in part and name != "tracking"
+    }
+
+
+def _differ(values: Iterable[object]) -> bool:
+    return len({*values}) > 1
+
+
+def _text(value: object) -> str:
+    """A setting's value, as one would give it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def level(text: str) -> str:
+    """A level as given on the command line, spelt as here."""
+    try:
+        return _text(float(text)) if text.strip("+-").lower() not in ("nan", "inf", "infinity") else text
+    except ValueError:
+        return text.strip("'\"")
+
+
+def _rank(setting: str, text: str) -> tuple[int, float, str]:
+    """Where a level stands: as the choices' names have it, numbers by size, or by name."""
+    if text in ORDER.get(setting, ()):
+        return 0, ORDER[setting].index(text), ""
+    try:
+        return 1, float(text), ""
+    except ValueError:
+        return 2, 0, text
+
+
+def factors(settings: Mapping[str, Levels]) -> tuple[Factor, ...]:
+    """The settings of two levels."""
+    return tuple(Factor(name, *levels) for name, levels in settings.items() if len(levels) == 2)
+
+
+def names(design: Design, settings: Sequence[Mapping[str, Any]]) -> dict[Levels, str]:
+    """A name for every combination of levels: the variant's, and what it does not tell.
+
+    Combinations without a run are named as the variant would be, if runs tell the letters of all its choices.
+    """
+    parts = {"init": "letter", "filter": "letter", "start": "letter", "finetune": "suffix"}
+    letters: dict[tuple[str, str], str] = {}
+    for one, levels in zip(settings, design.of_run, strict=True):
+        for (group, key), text in itertools.product(parts.items(), [dict(zip(design.settings, levels, strict=True))]):
+            letters[group, text.get(group, "")] = str((one.get(group) or {}).get(key, ""))
+    variants = {levels: str(one["variant"]) for one, levels in zip(settings, design.of_run, strict=True)}
+    for levels in itertools.product(*design.settings.values()):
+        text = dict(zip(design.settings, levels, strict=True))
+        variants.setdefault(levels, "".join(letters.get((group, text.get(group, "")), "?") for group in parts))
+    if _unique(variants):
+        return variants
+    rest = [name for name in design.settings if name not in parts]
+    longer = {levels: ", ".join([variant, *_told(design, levels, rest)]) for levels, variant in variants.items()}
+    return (
+        longer
+        if _unique(longer)
+        else {levels: ", ".join(_told(design, levels, [*design.settings])) for levels in variants}
+    )
+
+
+def _unique(names: Mapping[Levels, str]) -> bool:
+    return len({*names.values()}) == len(names)
+
+
+def _told(design: Design, levels: Levels, settings: Sequence[str]) -> list[str]:
+    """`learning_rate=1e-05` and the like, with as much of the settings' names as it takes."""
+    last = {name: name.rpartition(".")[2] for name in settings}
+    count = Counter(last.values())
+    text = dict(zip(design.settings, levels, strict=True))
+    return [f"{last[name] if count[last[name]] == 1 else name}={text[name]}" for name in settings]
+
+
+@dataclass(frozen=True)
+class Complete:
+    """A full design of which every run is complete: levels of the settings that vary in it, and seeds.
+
+    `runs` are by cell and seed, `cells` give each cell's levels, in the order of all combinations.
+    """
+
+    settings: Mapping[str, Levels]
+    cells: Mapping[str, Levels]
+    seeds: tuple[int, ...]
+    runs: Mapping[tuple[str, int], Run]
+
+
+def complete(
+    settings: Mapping[str, Levels], cells: Mapping[str, Mapping[str, str]], runs: Sequence[Run]
+) -> Complete | None:
+    """The largest full design among runs that are complete; of equals, the one in which more settings vary.
+
+    A seed belongs to it if all its cells have it. None if no run is complete.
+    """
+    there: dict[Levels, tuple[str, dict[int, Run]]] = {}
+    for run in runs:
+        if run.complete:
+            levels = tuple(cells[run.cell][name] for name in settings)
+            there.setdefault(levels, (run.cell, {}))[1].setdefault(run.seed, run)
+    best: tuple[tuple[int, int, int], Complete] | None = None
+    for chosen in _subsets(settings):
+        grid = [*itertools.product(*chosen)]
+        if not all(levels in there for levels in grid):
+            continue
+        seeds = sorted(set.intersection(*({*there[levels][1]} for levels in grid)))
+        varying = sum(len(levels) > 1 for levels in chosen)
+        score = len(grid) * len(seeds), varying, len(seeds)
+        if seeds and (best is None or score > best[0]):
+            found = {(there[levels][0], seed): there[levels][1][seed] for levels in grid for seed in seeds}
+            kept = dict(zip(settings, chosen, strict=True))
+            best = score, Complete(kept, {there[levels][0]: levels for levels in grid}, tuple(seeds), found)
+    return best[1] if best else None
+
+
+def _subsets(settings: Mapping[str, Levels]) -> Iterable[tuple[Levels, ...]]:
+    """Choices of levels for all settings: every subset, or if these are too many, all levels or a single one."""
+    every = [
+        [chosen for size in range(len(levels), 0, -1) for chosen in itertools.combinations(levels, size)]
+        for levels in settings.values()
+        if len(levels) <= 12
+    ]
+    count = 1
+    for subsets in every:
+        count *= len(subsets)
+    if count > _MOST_SUBSETS or len(every) < len(settings):
+        every = [[levels, *((one,) for one in levels)] for levels in settings.values()]
+    return itertools.product(*every)

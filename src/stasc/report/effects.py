@@ -1,0 +1,161 @@
+"""Effects of choices on an outcome: estimates, intervals, p-values, for all of a family at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from stasc.report import resampling, statistics
+from stasc.report.design import Complete
+from stasc.report.records import Effect, Interval
+from stasc.report.statistics import Array
+from stasc.report.wording import sentence
+
+BOUND = 100.0  # pp: no accuracy differs by more
+WIDTHS_AGREE = 0.2
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The cells' weights that give an effect. `raw` is what turns an interaction of two into differences."""
+
+    factors: tuple[str, ...]
+    label: str
+    weights: Array
+    family: str
+    raw: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Effects, and their bootstrap draws, (draws, effects)."""
+
+    effects: tuple[Effect, ...]
+    draws: Array
+
+
+def factorial(design: Complete) -> list[Contrast]:
+    """The main effects and interactions of all settings of two levels, averaged over the levels of the others."""
+    names = list(design.settings)
+    two = [i for i, levels in enumerate(design.settings.values()) if len(levels) == 2]
+    if not two:
+        return []
+    high = [[levels[i] == design.settings[names[i]][1] for i in two] for levels in design.cells.values()]
+    found = []
+    for chosen, weights in statistics.contrasts(np.where(high, 1.0, -1.0)).items():
+        factors = tuple(names[two[i]] for i in chosen)
+        label = f"{instead(design, factors[0])}" if len(factors) == 1 else " × ".join(factors)
+        family = "primary" if len(factors) == 1 else "secondary"
+        found.append(Contrast(factors, label, weights, family, 2.0 if len(factors) == 2 else None))
+    return found
+
+
+def instead(design: Complete, factor: str) -> str:
+    """`lenient instead of strict`, with the setting's name where the levels do not tell it."""
+    low, high = design.settings[factor]
+    return told(factor, low, high)
+
+
+def told(setting: str, low: str, high: str) -> str:
+    plain = setting in ("filter", "finetune", "model", "dataset", "prompt", "reward")
+    return f"{high} instead of {low}" if plain else f"{setting} {high} instead of {low}"
+
+
+def pairwise(design: Complete) -> list[Contrast]:
+    """All pairs of levels of settings with three or more, averaged over the levels of the others."""
+    found = []
+    for i, (name, levels) in enumerate(design.settings.items()):
+        for low, high in combinations(levels, 2) if len(levels) > 2 else ():
+            chosen = [(cell[i] == high) - (cell[i] == low) for cell in design.cells.values()]
+            weights = np.array(chosen, float) * len(levels) / len(design.cells)
+            found.append(Contrast((name,), told(name, low, high), weights, "exploratory"))
+    return found
+
+
+def estimate(contrasts: Sequence[Contrast], tables: Array, outcome: str, n: int, samples: int) -> Estimates:
+    """The contrasts' effects on an outcome, of which `tables` has the values (cells, questions, seeds) in %.
+
+    p-values are adjusted within each family (Holm).
+    """
+    values = np.einsum("ec,cqs->eqs", np.stack([one.weights for one in contrasts]), tables)
+    draws = resampling.pigeonhole(values)
+    means = values.mean(axis=(1, 2))
+    reach = resampling.simultaneous(draws, means) / float(statistics.quantile(np.inf))
+    flips = resampling.sign_flip(values.mean(axis=2))
+    effects = []
+    for i, one in enumerate(contrasts):
+        found = statistics.crossed(values[i], BOUND)
+        low, high = resampling.percentiles(draws[:, i])
+        interval = Interval(found.value, found.low, found.high, found.method)
+        together = _scaled(found, max(1.0, reach))
+        effects.append(
+            Effect(
+                factors=one.factors,
+                label=one.label,
+                outcome=outcome,
+                n=n,
+                interval=interval,
+                raw=None if one.raw is None else one.raw * found.value,
+                se_question=found.se_question,
+                se_seed=found.se_seed,
+                df=found.df,
+                bootstrap=Interval(float(draws[:, i].mean()), low, high, "pigeonhole bootstrap, percentiles"),
+                agree=_agree(found, high - low),
+                simultaneous=together,
+                p=float(flips[i]),
+                p_adjusted=1.0,
+                p_crossed=found.p,
+                p_crossed_adjusted=1.0,
+                family=one.family,
+                detectable=statistics.detectable(found.se, found.df) if found.se else _three(tables.shape[1]),
+                questions=tables.shape[1],
+                seeds=tables.shape[2],
+                samples=samples,
+                sentence="",
+            )
+        )
+    return Estimates(adjusted(effects), draws)
+
+
+def adjusted(
+    effects: Sequence[Effect], rule: Callable[[Sequence[float]], list[float]] = resampling.holm
+) -> tuple[Effect, ...]:
+    """With p-values adjusted within each family, and their sentences."""
+    found = list(effects)
+    for family in {effect.family for effect in effects}:
+        members = [i for i, effect in enumerate(effects) if effect.family == family]
+        flips = rule([effects[i].p for i in members])
+        crossed = rule([effects[i].p_crossed for i in members])
+        for i, p, both in zip(members, flips, crossed, strict=True):
+            one = replace(effects[i], p_adjusted=p, p_crossed_adjusted=both)
+            found[i] = replace(one, sentence=sentence(one))
+    return tuple(found)
+
+
+def _scaled(found: statistics.Crossed, reach: float) -> Interval:
+    if found.low is None or found.high is None:
+        return Interval(found.value, None, None, found.method)
+    low, high = found.value + reach * (found.low - found.value), found.value + reach * (found.high - found.value)
+    return Interval(found.value, low, high, "simultaneous: max-|t| over all effects on the outcome")
+
+
+def _agree(found: statistics.Crossed, bootstrap: float) -> bool:
+    """Whether the two intervals' widths are within a fifth of the larger; constant data agree."""
+    width = 2 * statistics.quantile(found.df) * found.se
+    return abs(width - bootstrap) <= WIDTHS_AGREE * max(width, bootstrap)
+
+
+def _three(questions: int) -> float:
+    return BOUND * min(1.0, 3 / questions)
+
+
+def needed(effect: Effect, delta: float) -> int | None:
+    """How many questions it takes to tell an effect of `delta` pp from 0 with as many seeds; None if no number does."""
+    normal = statistics.detectable(1.0, np.inf)
+    left = delta**2 - (normal * (effect.se_seed or 0.0)) ** 2
+    if left <= 0:
+        return None
+    return max(1, statistics.questions_needed(left**0.5, effect.questions * effect.se_question**2))

@@ -1,0 +1,101 @@
+"""Numbers in sentences. None says `significant`: an estimate has its interval, its p, its seeds and its questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stasc.report.records import Effect, Interval
+from stasc.units import counted
+
+OUTCOMES = {"correction": "final correction accuracy", "gain": "correction gain"}
+
+
+def points(value: float) -> str:
+    """With a sign; zero is +0.0."""
+    return f"{round(value, 1) + 0.0:+.1f}"
+
+
+def interval_text(interval: Interval) -> str:
+    """`-3.1 pp [-5.9, -0.4]`."""
+    if interval.low is None or interval.high is None:
+        return f"{points(interval.value)} pp (no interval)"
+    return f"{points(interval.value)} pp [{points(interval.low)}, {points(interval.high)}]"
+
+
+def share_text(interval: Interval) -> str:
+    """`40.1 [32.9, 47.8]`, in percent."""
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.1f}"
+    return f"{interval.value:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
+
+
+def p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def size_text(effect: Effect) -> str:
+    """How much there is of what: `3 seeds, 162 questions`."""
+    each = f", {effect.samples} samples each" if effect.samples > 1 else ""
+    return f"{counted(effect.seeds, 'seed')}, {counted(effect.questions, 'question')}{each}"
+
+
+def excludes_zero(interval: Interval) -> bool:
+    return interval.low is not None and interval.high is not None and not interval.low <= 0 <= interval.high
+
+
+def sentence(effect: Effect) -> str:
+    """What an effect is, in one sentence."""
+    raw = f" (difference of differences {points(effect.raw)} pp)" if effect.raw is not None else ""
+    told = f"{effect.label}: {interval_text(effect.interval)}{raw}"
+    if effect.outcome == "gain":
+        told += " of correction gain"
+    told += f", adjusted p {p_text(effect.p_adjusted)}, {size_text(effect)}"
+    if effect.seeds == 1:
+        return f"{told}; conditional on one training run of each variant"
+    if effect.p_adjusted < 0.05 and not excludes_zero(effect.interval):
+        return f"{told}; p is for these training runs, while the interval counts others too, and includes 0"
+    return told
+
+
+def headline(effects: Sequence[Effect]) -> str:
+    """The answer, from the choices' effects on final correction accuracy, the largest first."""
+    first = effects[0]
+    found = f"{sentence(first)}."
+    if excludes_zero(first.interval):
+        return f"{first.factors[0]} matters most for {OUTCOMES['correction']}: {found}"
+    few = " among these training runs" if first.seeds == 1 else ""
+    return (
+        f"No choice moves {OUTCOMES['correction']} by more than chance would{few}; the largest estimate is that of "
+        f"{first.factors[0]}: {found}"
+    )
+
+
+def certainty(effects: Sequence[Effect], share: float, draws: int) -> str:
+    """How sure it is that the first of the effects is the largest, by the share of bootstrap draws."""
+    first, second = effects[0], effects[1]
+    drawn = "questions and seeds are drawn" if first.seeds > 1 else "questions are drawn"
+    return (
+        f"{first.factors[0]} has the largest effect in {100 * share:.0f} % of {draws:,} bootstrap draws, in which "
+        f"{drawn} anew; next is {second.factors[0]}: {second.label} {interval_text(second.interval)}."
+    )
+
+
+def power(effects: Sequence[Effect], cells: int, needed: int | None, half: float) -> str:
+    """What the design could have detected, and what would help. `half` of that takes `needed` questions, if any do."""
+    first = effects[0]
+    sizes = sorted(effect.detectable for effect in effects)
+    span = f"{sizes[0]:.1f}" if f"{sizes[0]:.1f}" == f"{sizes[-1]:.1f}" else f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
+    told = (
+        f"With {counted(cells, 'variant')}, {size_text(first)}, an effect of a choice is told from 0 four times in "
+        f"five if it is {span} pp."
+    )
+    if first.se_seed is None:
+        return f"{told} That holds for these training runs; how much others differ takes more seeds to tell."
+    larger = "seeds" if first.se_seed > first.se_question else "questions"
+    told += (
+        f" Of the standard error for {first.factors[0]}, questions bring {first.se_question:.1f} pp and seeds "
+        f"{first.se_seed:.1f} pp, so more {larger} would help most."
+    )
+    if needed is None:
+        return f"{told} An effect of {half:.1f} pp could not be told by more questions alone: it takes more seeds."
+    return f"{told} An effect of {half:.1f} pp would take about {needed:,} questions with as many seeds."
