@@ -90,11 +90,12 @@ def interval(value: float, half: float = 3.0) -> Interval:
     return Interval(value, value - half, value + half, "questions and seeds crossed")
 
 
-def effect(factors: tuple[str, ...], outcome: str, value: float, label: str, questions: int, seeds: int) -> Effect:
+def effect(factors: tuple[str, ...], outcome: str, value: float, label: str, questions: int, seeds: int, n: int = 3) -> Effect:
     """An effect of this size."""
     sentence = f"{label}: {value:+.1f} pp [{value - 3:+.1f}, {value + 3:+.1f}], adjusted p 0.031, {seeds} seeds"
     return Effect(
-        **{"factors": factors, "label": label, "outcome": outcome, "interval": interval(value), "raw": None},
+        **{"factors": factors, "label": label, "outcome": outcome, "n": n, "interval": interval(value)},
+        **{"raw": None},
         **{"se_question": 1.1, "se_seed": 0.8, "df": 4.2, "bootstrap": interval(value, 2.9), "agree": True},
         **{"simultaneous": interval(value, 4.5), "p": 0.01, "p_adjusted": 0.031, "p_crossed": 0.04},
         **{"p_crossed_adjusted": 0.12, "family": "primary" if len(factors) == 1 else "secondary", "detectable": 4.4},
@@ -134,6 +135,11 @@ def _analysis(
         declared=f"The final iteration, {n}, counts; it was chosen beforehand, the same for all variants.",
         certainty="It is fairly sure that init matters most: its interval is apart from the others'.",
         power="With 3 seeds and 20 questions, this design detects effects of 4.4 pp or more with probability 0.8.",
+        trajectories=tuple(
+            effect((one.name,), "correction", k + 1.0, f"{one.high} instead of {one.low}", questions, len(seeds), k)
+            for one in factors
+            for k in range(1, n + 1)
+        ),
         **{"effects": tuple(effects), "comparisons": (), "cells": tuple(curve[-1] for curve in curves.values())},
         **{"curves": curves, "optimistic": {cell: interval(55.0) for cell in cells}, "ceilings": {}},
         **{"noise_floor": interval(2.5, 1.0), "notes": ("Nothing is missing.",), "provenance": provenance},

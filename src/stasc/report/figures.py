@@ -20,6 +20,7 @@ Row = dict[str, Any]
 
 VEGA_LITE = "v" + ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 OUTCOMES = {"correction": "final correction accuracy", "gain": "gain: correction minus initial"}
+_BOUNDED = ("value", "low", "high")
 ANSWERS = ("correction", "initial")
 TRANSITIONS = {  # from below: the lower two are the correction accuracy
     "right_right": "stays right",
@@ -45,6 +46,7 @@ def specifications(sweep: Sweep, analysis: Analysis) -> dict[str, Spec]:
         "effects": _effects([effect for effect in analysis.effects if effect.family == "primary"]),
         "interactions": _effects([effect for effect in analysis.effects if effect.family == "secondary"]),
         "comparisons": _effects(analysis.comparisons),
+        "trajectories": _trajectories(analysis.trajectories),
         "curves": _curves(sweep, analysis),
         "transitions": _transitions(analysis),
     }
@@ -67,6 +69,7 @@ def config(palette: Mapping[str, str] | None = None) -> Spec:
         | {"symbolSize": 130, "labelLimit": 220, "columnPadding": 18},
         "text": {"color": ink, "fontSize": 12},
         "rule": {"color": ink},
+        **{mark: {"color": colour["first"]} for mark in ("line", "area", "point")},
         "range": {
             "category": [colour["first"], colour["second"]],
             "ordinal": [colour[name] for name in TRANSITION_COLOURS],
@@ -181,7 +184,7 @@ def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
     y = alt.Y("value:Q").title("accuracy, %").scale(zero=False)
     means, seeds = "isValid(datum.value)", "isValid(datum.seeded)"
     tips = ["cell:N", alt.Tooltip("n:Q", title="iteration"), "answer:N"]
-    tips += [alt.Tooltip(f"{name}:Q", format=".1f") for name in ("value", "low", "high")]
+    tips += [alt.Tooltip(f"{name}:Q", format=".1f") for name in _BOUNDED]
     layers = alt.layer(
         alt.Chart().transform_filter(means).mark_area(opacity=0.16).encode(x, y=alt.Y("low:Q"), y2="high:Q", color=colour),
         alt.Chart()
@@ -196,6 +199,29 @@ def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
         data=alt.Data(values=rows),
     )
     return _by_cell(layers, list(curves), _curves_text(analysis), height=150)
+
+
+def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
+    """Each choice's effect by iteration."""
+    choices = list(dict.fromkeys(map(_choice, effects)))
+    if len({effect.n for effect in effects}) < 2:
+        return None
+    rows = [
+        {"cell": _choice(one).replace("\n", ": "), "n": one.n, "value": one.interval.value, **_bounds(one.interval)}
+        for one in effects
+    ]
+    base = alt.Chart().encode(alt.X("n:Q").title("iteration").axis(tickMinStep=1, format="d", grid=False))
+    y = alt.Y("value:Q").title("effect, pp")
+    tips = [alt.Tooltip("n:Q", title="iteration"), *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in _BOUNDED)]
+    layers = alt.layer(
+        alt.Chart().mark_rule(strokeDash=[4, 3], opacity=0.4).encode(y=alt.datum(0)),
+        base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q"), y2="high:Q"),
+        base.mark_line(strokeWidth=2.4).encode(y=y),
+        base.mark_point(filled=True, size=36, opacity=1).encode(y=y, tooltip=tips),
+        data=alt.Data(values=rows),
+    )
+    names = [choice.replace("\n", ": ") for choice in choices]
+    return _by_cell(layers, names, _forest_text(effects), height=130)
 
 
 def _transitions(analysis: Analysis) -> alt.FacetChart | None:
@@ -239,7 +265,7 @@ def _by_cell(chart: alt.Chart | alt.LayerChart, names: Sequence[str], text: str,
 def _forest_text(effects: Sequence[Effect]) -> str:
     return "Forest plot of effects in percentage points with 95 % intervals. " + " ".join(
         f"{', '.join(effect.factors)}: {effect.label}, {OUTCOMES.get(effect.outcome, effect.outcome)} "
-        f"{interval_text(effect.interval, signed=True)}."
+        f"at iteration {effect.n} {interval_text(effect.interval, signed=True)}."
         for effect in effects
     )
 

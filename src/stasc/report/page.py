@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from stasc import fsx
-from stasc.report import figures, samples, words
+from stasc.report import figures, samples, wording, words
 from stasc.report.records import Analysis, Effect, Sweep
 from stasc.units import counted
 
@@ -124,7 +124,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "number": words.number,
         "interval": words.interval_text,
-        "p": words.p_text,
+        "p": wording.p_text,
         "duration": words.duration,
         "counted": counted,
         "listed": words.listed,

@@ -21,11 +21,6 @@ def interval_text(interval: Interval, *, signed: bool = False) -> str:
     return f"{text} [{number(interval.low, signed=signed)}, {number(interval.high, signed=signed)}]"
 
 
-def p_text(p: float) -> str:
-    """Three digits, as p-values are read."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def duration(seconds: float) -> str:
     """`45 s`, `12 min` or `3.4 h`."""
     if seconds < 100:

@@ -53,7 +53,7 @@ addEventListener("beforeprint", () => show("light"));
 addEventListener("afterprint", () => show(current()));
 
 // Charts: as many columns as there is room for.
-const LEAST = { effects: 250, interactions: 250, comparisons: 250, curves: 130, transitions: 130 };
+const LEAST = { effects: 250, interactions: 250, comparisons: 250, curves: 130, transitions: 130, trajectories: 190 };
 const fitted = (name, spec, room) => {
   const margin = LEAST[name] === 250 ? 190 : 62;
   const columns = Math.max(1, Math.min(spec.columns, Math.floor((room - margin + 20) / (LEAST[name] + 20))));
