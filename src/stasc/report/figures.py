@@ -178,9 +178,10 @@ def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
         for entry in run.iterations
         for answer, key in (("correction", "corr_acc"), ("initial", "init_acc"))
     ]
-    colour = alt.Color("answer:N").title(None).scale(domain=list(ANSWERS))
-    dash = alt.StrokeDash("answer:N").title(None).scale(domain=list(ANSWERS), range=[[1, 0], [5, 4]])
-    x = alt.X("n:Q").title("iteration").axis(tickMinStep=1, tickCount=5, format="d", grid=False)
+    lines = alt.Legend(title=None, symbolType="stroke", symbolOpacity=1, symbolSize=400)
+    colour = alt.Color("answer:N", legend=lines).scale(domain=list(ANSWERS))
+    dash = alt.StrokeDash("answer:N", legend=lines).scale(domain=list(ANSWERS), range=[[1, 0], [5, 4]])
+    x = _iterations({cell.n for cells in curves.values() for cell in cells})
     y = alt.Y("value:Q").title("accuracy, %").scale(zero=False)
     means, seeds = "isValid(datum.value)", "isValid(datum.seeded)"
     tips = ["cell:N", alt.Tooltip("n:Q", title="iteration"), "answer:N"]
@@ -210,7 +211,7 @@ def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
         {"cell": _choice(one).replace("\n", ": "), "n": one.n, "value": one.interval.value, **_bounds(one.interval)}
         for one in effects
     ]
-    base = alt.Chart().encode(alt.X("n:Q").title("iteration").axis(tickMinStep=1, format="d", grid=False))
+    base = alt.Chart().encode(_iterations({effect.n for effect in effects}))
     y = alt.Y("value:Q").title("effect, pp")
     tips = [alt.Tooltip("n:Q", title="iteration"), *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in _BOUNDED)]
     layers = alt.layer(
@@ -249,6 +250,12 @@ def _transitions(analysis: Analysis) -> alt.FacetChart | None:
     )
     text = "Stacked bars: for each variant and iteration, the shares of test answers that " + ", ".join(labels)
     return _by_cell(bars, list(curves), f"{text}. The tables of the variants hold the numbers.", height=130)
+
+
+def _iterations(ns: set[int]) -> alt.X:
+    """The axis, with at most six whole numbers."""
+    step = -(-len(ns) // 6)
+    return alt.X("n:Q").title("iteration").axis(values=sorted(ns)[::step], format="d", grid=False)
 
 
 def _with_iterations(analysis: Analysis) -> Mapping[str, Sequence[Any]]:

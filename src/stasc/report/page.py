@@ -91,11 +91,13 @@ def _setting(sweep: Sweep, analysis: Analysis) -> str:
     """Which model was taught on what, and what it was asked."""
     settings = next((run.settings for run in sweep.runs if run.settings), {})
     model = str((settings.get("model") or {}).get("path") or "").partition("#")[0].rstrip("/").rpartition("/")[2]
-    dataset = str((settings.get("dataset") or {}).get("_target_") or "").rpartition(".")[2]
+    dataset = str((settings.get("dataset") or {}).get("_target_") or "").rpartition(".")[2].lower()
     questions = max((cell.questions for cell in analysis.cells), default=0)
-    model = model.removesuffix(".gguf") or "a model"
-    on = f" on the {dataset} questions" if dataset else ""
-    return f"{model} was taught to correct its own answers{on}, then answered {counted(questions, 'test question')}"
+    return (
+        f"{model.removesuffix('.gguf') or 'A model'} was taught for {counted(analysis.n, 'iteration')} to correct its "
+        f"own answers{f' to the {dataset} questions' if dataset else ''}. It then answered "
+        f"{counted(questions, 'test question')} and corrected each answer."
+    )
 
 
 def correct_at(sweep: Sweep) -> float:
