@@ -47,7 +47,10 @@ def accuracies(levels: Levels, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Made:
-    """What a made-up sweep holds. `settings` are further overrides, `right` the accuracies of a variant's M_n."""
+    """What a made-up sweep holds. `settings` are further overrides, `right` the accuracies of a variant's M_n.
+
+    A baseline's run has levels such as `{"baseline": "gold", "variant": "gold"}`.
+    """
 
     factors: Mapping[str, Sequence[str]] = field(default_factory=lambda: PAPER8)
     seeds: Sequence[int] = (0, 1, 2)
@@ -133,9 +136,9 @@ def rewards(levels: Levels, seed: int, n: int, made: Made) -> np.ndarray:
 
 def settings(levels: Levels, seed: int, made: Made) -> dict[str, Any]:
     """The settings as composed, as far as the report reads them."""
-    groups = tuple((name, level) for name, level in levels.items() if (CONF / name).is_dir())
+    groups = tuple((name, level) for name, level in levels.items() if name in _chosen())
     config = copy.deepcopy(_composed(groups))
-    single = [f"{name}={level}" for name, level in levels.items() if not (CONF / name).is_dir()]
+    single = [f"{name}={level}" for name, level in levels.items() if name not in _chosen()]
     for setting in [*made.settings, *single, f"seed={seed}", f"iterations={made.iterations}"]:
         name, _, value = setting.lstrip("+").partition("=")
         *path, leaf = name.split(".")
@@ -147,14 +150,9 @@ def settings(levels: Levels, seed: int, made: Made) -> dict[str, Any]:
 def _composed(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """conf/ with these options, by its plain rules: Hydra takes seconds for what tests need by the dozen."""
     config = dict(_file("config"))
-    chosen = {
-        name: option for entry in config.pop("defaults") if isinstance(entry, dict) for name, option in entry.items()
-    }
-    config |= {
-        name: _option(name, option)
-        for name, option in {**chosen, **dict(groups)}.items()
-        if option and not name.startswith("override")
-    }
+    options = {**_chosen(), **dict(groups)}
+    config |= {name: _option(name, option) for name, option in options.items()}
+    del config["defaults"]
     del config["hydra"], config["sweep"]
     config = json.loads(json.dumps(config).replace("${oc.env:", "${env:"))
     return {name: _resolved(value, config) for name, value in config.items()}
@@ -172,6 +170,14 @@ def _resolved(value: Any, config: dict[str, Any]) -> Any:
     return re.sub(r"\$\{([\w.]+)\}", lambda found: str(look(found[1].split("."), config)), value)
 
 
+@cache
+def _chosen() -> dict[str, str]:
+    """The default options of the groups that have one."""
+    entries = [entry for entry in _file("config")["defaults"] if isinstance(entry, dict)]
+    pairs = [(name, option) for entry in entries for name, option in entry.items()]
+    return {name: option for name, option in pairs if option and not name.startswith("override")}
+
+
 def _option(group: str, option: str) -> dict[str, Any]:
     content = dict(_file(f"{group}/{option}"))
     below = [name for name in content.pop("defaults", []) if name != "_self_"]
@@ -186,8 +192,7 @@ def _file(name: str) -> dict[str, Any]:
 def _write_hydra(folder: Path, config: dict[str, Any], levels: Levels, seed: int, made: Made) -> None:
     hidden = folder / ".hydra"
     hidden.mkdir(parents=True)
-    choices = {"init": "evolving", "filter": "strict", "start": "evolving", "finetune": "full"}
-    choices |= {name: level for name, level in levels.items() if (CONF / name).is_dir()}
+    choices = _chosen() | {name: level for name, level in levels.items() if name in _chosen()}
     task = [*(f"{name}={level}" for name, level in levels.items()), f"seed={seed}", *made.settings]
     hydra = {"hydra": {"overrides": {"hydra": [], "task": task}, "runtime": {"choices": choices}}}
     (hidden / "hydra.yaml").write_text(json.dumps(hydra))  # JSON is YAML

@@ -31,9 +31,10 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Estimates:
-    """Effects, and their bootstrap draws, (draws, effects)."""
+    """Effects, their values (effects, questions, seeds), and their bootstrap draws, (draws, effects)."""
 
     effects: tuple[Effect, ...]
+    values: Array
     draws: Array
 
 
@@ -89,7 +90,7 @@ def estimate(contrasts: Sequence[Contrast], tables: Array, outcome: str, n: int,
     for i, one in enumerate(contrasts):
         found = statistics.crossed(values[i], BOUND)
         low, high = resampling.percentiles(draws[:, i])
-        interval = Interval(found.value, found.low, found.high, found.method)
+        interval = within(Interval(found.value, found.low, found.high, found.method))
         together = _scaled(found, max(1.0, reach))
         effects.append(
             Effect(
@@ -117,7 +118,7 @@ def estimate(contrasts: Sequence[Contrast], tables: Array, outcome: str, n: int,
                 sentence="",
             )
         )
-    return Estimates(adjusted(effects), draws)
+    return Estimates(adjusted(effects), values, draws)
 
 
 def adjusted(
@@ -139,7 +140,14 @@ def _scaled(found: statistics.Crossed, reach: float) -> Interval:
     if found.low is None or found.high is None:
         return Interval(found.value, None, None, found.method)
     low, high = found.value + reach * (found.low - found.value), found.value + reach * (found.high - found.value)
-    return Interval(found.value, low, high, "simultaneous: max-|t| over all effects on the outcome")
+    return within(Interval(found.value, low, high, "simultaneous: max-|t| over all effects on the outcome"))
+
+
+def within(interval: Interval, lowest: float = -BOUND) -> Interval:
+    """With bounds that an accuracy, or a difference of accuracies, can have."""
+    if interval.low is None or interval.high is None:
+        return interval
+    return replace(interval, low=max(lowest, interval.low), high=min(BOUND, interval.high))
 
 
 def _agree(found: statistics.Crossed, bootstrap: float) -> bool:
@@ -150,12 +158,3 @@ def _agree(found: statistics.Crossed, bootstrap: float) -> bool:
 
 def _three(questions: int) -> float:
     return BOUND * min(1.0, 3 / questions)
-
-
-def needed(effect: Effect, delta: float) -> int | None:
-    """How many questions it takes to tell an effect of `delta` pp from 0 with as many seeds; None if no number does."""
-    normal = statistics.detectable(1.0, np.inf)
-    left = delta**2 - (normal * (effect.se_seed or 0.0)) ** 2
-    if left <= 0:
-        return None
-    return max(1, statistics.questions_needed(left**0.5, effect.questions * effect.se_question**2))

@@ -72,6 +72,7 @@ def read_run(folder: Path) -> Found:
     _read_summary(found)
     if found.iterations:
         _read_outcomes(found)
+    found.notes = [note.replace(f"{folder.parent}/", "") for note in found.notes]
     return found
 
 

@@ -133,7 +133,8 @@ class Cell:
     over_initial: Interval
     over_correction: Interval
     transitions: Mapping[str, float]  # right_right, right_wrong, wrong_right, wrong_wrong, in %
-    mcnemar_p: Mapping[int, float]  # by seed
+    changed: Mapping[int, tuple[int, int]]  # by seed: corrections for the better, and for the worse; one sample only
+    mcnemar_p: Mapping[int, float]  # by seed; cannot be below .05 with fewer than six changed answers
     questions: int
     seeds: tuple[int, ...]
     samples: int
@@ -156,7 +157,9 @@ class Analysis:
     certainty: str  # how sure it is which choice matters most; empty with fewer than two choices
     power: str  # what the design could have detected, and what would help; empty without choices
     effects: tuple[Effect, ...]
-    trajectories: tuple[Effect, ...]  # choices' effects on correction at every n, exploratory: not the declared one alone
+    trajectories: tuple[
+        Effect, ...
+    ]  # choices' effects on correction at every n, exploratory: not the declared one alone
     comparisons: tuple[Effect, ...]  # pairs of levels or of cells, where the design is no full factorial of two levels
     cells: tuple[Cell, ...]  # at the declared iteration, baselines last
     curves: Mapping[str, tuple[Cell, ...]]  # by variant and baseline, n = 0 first

@@ -34,7 +34,7 @@ def score(run: Run, questions: pd.Index, n: int) -> Scores:
     """What a run's answers come to, in iterations 0 to n."""
     frame, size = run.outcomes[run.outcomes["n"] <= n], len(questions)
     correct_at = float(run.settings["correct_at"])
-    r1, r2 = ((frame[name] >= correct_at).to_numpy(float) for name in ("r1", "r2"))
+    r1, r2 = ((frame[name].to_numpy() >= correct_at).astype(float) for name in ("r1", "r2"))
     place = frame["n"].to_numpy() * size + questions.get_indexer(pd.Index(frame["question"]))
 
     def mean(weights: Array) -> Array:
@@ -49,7 +49,7 @@ def score(run: Run, questions: pd.Index, n: int) -> Scores:
 
 
 def vote(run: Run, k: int) -> Run:
-    """The run as if its correction were the answer that most of k initial answers of M_0 give, of which y1 is the first.
+    """The run as if its correction were what most of k initial answers of M_0 say, of which y1 is the first.
 
     Its answers are split into groups of k, each a sample. Answers agree if they are the same once normalised as rewards
     do; of as many votes, the answer that was given first counts.

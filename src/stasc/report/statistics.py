@@ -161,9 +161,7 @@ def crossed(table: Array, bound: float = 1.0) -> Crossed:
     rest = table - rows[:, None] - columns[None, :] + value
     ms_rest = float((rest**2).sum()) / max(1, (n - 1) * (seeds - 1))
     total = max(ms_question + ms_seed - ms_rest, ms_question, ms_seed)
-    spread = ms_question**2 / max(1, n - 1) + ms_seed**2 / (seeds - 1)
-    spread += ms_rest**2 / max(1, (n - 1) * (seeds - 1))
-    df = max(seeds - 1.0, total**2 / spread)
+    df = _satterthwaite(total, ms_question, ms_seed, ms_rest, n, seeds)
     se = math.sqrt(total / (n * seeds))
     low, high, method = _bounds(value, se, df, n, bound, "crossed: questions and seeds")
     from_seeds = math.sqrt(max(0.0, ms_seed - ms_rest) / (n * seeds))
@@ -199,6 +197,40 @@ def contrasts(signs: Array) -> Mapping[tuple[int, ...], Array]:
 def detectable(se: float, df: float) -> float:
     """The effect that would be told from 0, two-sided at 5 %, with a power of 80 %."""
     return (quantile(df) + float(stats.t.ppf(POWER, df))) * se
+
+
+@dataclass(frozen=True)
+class Components:
+    """The variances of an entry of a table of questions x seeds: of its question, its seed, and the rest."""
+
+    question: float
+    seed: float
+    rest: float
+
+
+def components(table: Array) -> Components:
+    """As estimated from the mean squares. With one seed, all that is not the question's counts as its own."""
+    n, seeds = table.shape
+    if n < 2 or seeds < 2:
+        return Components(float(table.var(ddof=1)) if n > 1 else 0.0, 0.0, 0.0)
+    rows, columns = table.mean(axis=1), table.mean(axis=0)
+    rest = float(((table - rows[:, None] - columns[None, :] + table.mean()) ** 2).sum()) / ((n - 1) * (seeds - 1))
+    question = max(0.0, float(rows.var(ddof=1)) - rest / seeds)
+    return Components(question, max(0.0, float(columns.var(ddof=1)) - rest / n), rest)
+
+
+def foreseen(parts: Components, n: int, seeds: int) -> float:
+    """The effect that n questions and so many seeds would tell from 0, as `detectable` has it of `crossed`."""
+    if seeds == 1:
+        return detectable(math.sqrt(parts.question / n), n - 1.0)
+    ms_question, ms_seed = seeds * parts.question + parts.rest, n * parts.seed + parts.rest
+    total = ms_question + ms_seed - parts.rest
+    return detectable(math.sqrt(total / (n * seeds)), _satterthwaite(total, ms_question, ms_seed, parts.rest, n, seeds))
+
+
+def _satterthwaite(total: float, question: float, seed: float, rest: float, n: int, seeds: int) -> float:
+    spread = question**2 / max(1, n - 1) + seed**2 / (seeds - 1) + rest**2 / max(1, (n - 1) * (seeds - 1))
+    return max(seeds - 1.0, total**2 / spread) if spread else seeds - 1.0
 
 
 def questions_needed(delta: float, omega2: float, sigma2: float = 0.0, samples: int = 1) -> int:

@@ -59,43 +59,41 @@ def sentence(effect: Effect) -> str:
 
 def headline(effects: Sequence[Effect]) -> str:
     """The answer, from the choices' effects on final correction accuracy, the largest first."""
-    first = effects[0]
-    found = f"{sentence(first)}."
+    first, found = effects[0], f"{sentence(effects[0])}."
+    choice, outcome = first.factors[0], OUTCOMES["correction"]
+    among = " among these training runs" if first.seeds == 1 else ""
+    if excludes_zero(first.interval) and first.p_adjusted < 0.05:
+        return f"{choice} matters most for {outcome}{among}: {found}"
     if excludes_zero(first.interval):
-        return f"{first.factors[0]} matters most for {OUTCOMES['correction']}: {found}"
-    few = " among these training runs" if first.seeds == 1 else ""
-    return (
-        f"No choice moves {OUTCOMES['correction']} by more than chance would{few}; the largest estimate is that of "
-        f"{first.factors[0]}: {found}"
-    )
+        return f"{choice} may matter most for {outcome}{among}, not surely once all choices are allowed for: {found}"
+    if first.p_adjusted < 0.05:
+        return f"{choice} matters most for {outcome} among these training runs, not surely in others: {found}"
+    return f"No choice moves {outcome} by more than chance would{among}. The largest estimate: {found}"
 
 
 def certainty(effects: Sequence[Effect], share: float, draws: int) -> str:
     """How sure it is that the first of the effects is the largest, by the share of bootstrap draws."""
     first, second = effects[0], effects[1]
-    drawn = "questions and seeds are drawn" if first.seeds > 1 else "questions are drawn"
+    drawn = "questions and seeds" if first.seeds > 1 else "questions"
     return (
-        f"{first.factors[0]} has the largest effect in {100 * share:.0f} % of {draws:,} bootstrap draws, in which "
-        f"{drawn} anew; next is {second.factors[0]}: {second.label} {interval_text(second.interval)}."
+        f"{first.factors[0]} has the largest effect in {100 * share:.0f} % of {draws:,} bootstrap draws of {drawn}; "
+        f"next is {second.factors[0]}: {second.label} {interval_text(second.interval)}."
     )
 
 
-def power(effects: Sequence[Effect], cells: int, needed: int | None, half: float) -> str:
-    """What the design could have detected, and what would help. `half` of that takes `needed` questions, if any do."""
+def power(effects: Sequence[Effect], cells: int, doubled: tuple[float, float] | None) -> str:
+    """What the design could have detected, and for the first effect, what twice the questions or the seeds could."""
     first = effects[0]
     sizes = sorted(effect.detectable for effect in effects)
     span = f"{sizes[0]:.1f}" if f"{sizes[0]:.1f}" == f"{sizes[-1]:.1f}" else f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
     told = (
-        f"With {counted(cells, 'variant')}, {size_text(first)}, an effect of a choice is told from 0 four times in "
-        f"five if it is {span} pp."
+        f"With {counted(cells, 'variant')}, {size_text(first)}, a choice's effect is told from 0 four times in five if "
+        f"it is {span} pp."
     )
-    if first.se_seed is None:
+    if first.se_seed is None or not doubled:
         return f"{told} That holds for these training runs; how much others differ takes more seeds to tell."
-    larger = "seeds" if first.se_seed > first.se_question else "questions"
-    told += (
-        f" Of the standard error for {first.factors[0]}, questions bring {first.se_question:.1f} pp and seeds "
-        f"{first.se_seed:.1f} pp, so more {larger} would help most."
+    return (
+        f"{told} For {first.factors[0]}, that is {first.detectable:.1f} pp; twice the questions would make it "
+        f"{doubled[0]:.1f} pp, twice the seeds {doubled[1]:.1f} pp (standard error: {first.se_question:.1f} pp from "
+        f"questions, {first.se_seed:.1f} pp from seeds)."
     )
-    if needed is None:
-        return f"{told} An effect of {half:.1f} pp could not be told by more questions alone: it takes more seeds."
-    return f"{told} An effect of {half:.1f} pp would take about {needed:,} questions with as many seeds."

@@ -1,0 +1,119 @@
+"""`python -m stasc.report FOLDER`: what a sweep, or a run, comes to, as text and as files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stasc.report import export
+from stasc.report.analysis import analyse
+from stasc.report.reading import read
+from stasc.report.records import Analysis
+from stasc.report.wording import interval_text, p_text, points, share_text
+
+WIDE = 1000  # columns: what is no terminal is not 80 columns wide
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads, computes, prints, writes."""
+    parser = argparse.ArgumentParser(prog="python -m stasc.report", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="multirun/NAME, or the folder of a run")
+    folder: Path = parser.parse_args(arguments).folder
+    try:
+        sweep = read(folder)
+        analysis = analyse(sweep)
+        show(analysis, Console())
+        written = export.write(sweep, analysis, folder)
+        # page.write(sweep, analysis, folder)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"written: {', '.join(os.path.relpath(folder / name) for name in written)}")
+
+
+def show(analysis: Analysis, out: Console) -> None:
+    """Prints the answer, the choices' effects, the variants, and what was left out."""
+    out = out if out.is_terminal else Console(file=out.file, width=WIDE)
+    _say(out, analysis.headline, analysis.certainty, analysis.power)
+    if analysis.effects:
+        out.print(effects_table(analysis))
+    out.print(cells_table(analysis))
+    for name, ceiling in analysis.ceilings.items():
+        _say(out, f"{name}: {share_text(ceiling)} %")
+    if (floor := analysis.noise_floor) and floor.high is not None:
+        _say(out, f"The same M_0 under other noise: {floor.high:.1f} pp apart at most, in 95 % of pairs of seeds.")
+    _say(out, *(f"Note: {note}." for note in analysis.notes))
+
+
+def _say(out: Console, *texts: str) -> None:
+    for text in texts:
+        if text:
+            out.print(text, markup=False, highlight=False, emoji=False, soft_wrap=not out.is_terminal)
+
+
+def effects_table(analysis: Analysis) -> Table:
+    """The choices' effects, and below them the interactions, on both outcomes."""
+    table = _table(f"effects at n = {analysis.n}, in pp with 95 % intervals", "effect")
+    for name in ("correction", "adjusted p", "gain", "adjusted p"):
+        table.add_column(name, justify="right")
+    gains = {effect.factors: effect for effect in analysis.effects if effect.outcome == "gain"}
+    for effect in (effect for effect in analysis.effects if effect.outcome == "correction"):
+        gain = gains[effect.factors]
+        texts = [interval_text(one.interval).replace(" pp", "") for one in (effect, gain)]
+        _add(table, effect.label, texts[0], p_text(effect.p_adjusted), texts[1], p_text(gain.p_adjusted))
+    return table
+
+
+def cells_table(analysis: Analysis) -> Table:
+    """The variants and baselines, one a row."""
+    table = _table("accuracies in % with 95 % intervals, at the last iteration", "variant")
+    for name in (
+        "n",
+        "seeds",
+        "initial",
+        "correction",
+        "gain",
+        "over M_0's\ncorrection",
+        "wrong→\nright",
+        "right→\nwrong",
+    ):
+        table.add_column(name, justify="right")
+    for name in ("kept", "steps"):
+        table.add_column(name, justify="right")
+    for cell in analysis.cells:
+        _add(
+            table,
+            cell.name,
+            str(cell.n),
+            str(len(cell.seeds)),
+            share_text(cell.initial),
+            share_text(cell.correction),
+            points(cell.gain.value),
+            points(cell.over_correction.value),
+            f"{cell.transitions['wrong_right']:.1f}",
+            f"{cell.transitions['right_wrong']:.1f}",
+            f"{cell.kept:.0f}",
+            f"{cell.steps:.0f}",
+        )
+    return table
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False)
+    table.add_column(first, overflow="fold")
+    return table
+
+
+def _add(table: Table, *texts: str) -> None:
+    table.add_row(*map(Text, texts))
+
+
+if __name__ == "__main__":
+    main()

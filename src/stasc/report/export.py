@@ -1,0 +1,67 @@
+"""The report's numbers as files: report.json, and all outcomes of a sweep in one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stasc import fsx
+from stasc.report.files import is_run
+from stasc.report.records import Analysis, Run, Sweep
+
+SCHEMA = 1  # of report.json
+
+
+def as_json(analysis: Analysis) -> dict[str, Any]:
+    """What report.json holds: the fields of `records.Analysis`, and the version of this form."""
+    return {"schema": SCHEMA, **_plain(asdict(analysis))}
+
+
+def _plain(value: Any) -> Any:
+    """Keys as text. Raises: ValueError for a number that JSON has not."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def tidy(run: Run) -> pd.DataFrame:
+    """A line for each pair of a run's test answers: whether each was right, and their rewards."""
+    outcomes, correct_at = run.outcomes, float(run.settings["correct_at"])
+    return pd.DataFrame(
+        {
+            "cell": run.cell,
+            "baseline": run.settings.get("baseline"),
+            "seed": run.seed,
+            "complete": run.complete,
+            "iteration": outcomes["n"],
+            "question": outcomes["question"],
+            "sample": outcomes["sample"],
+            "initial": (outcomes["r1"] >= correct_at).astype(int),
+            "corrected": (outcomes["r2"] >= correct_at).astype(int),
+            "initial_reward": outcomes["r1"],
+            "reward": outcomes["r2"],
+        }
+    )
+
+
+def write(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
+    """Writes report.json and, of a sweep, outcomes.jsonl, which a run has anyway. Returns: the files' names."""
+    content = json.dumps(as_json(analysis), indent=1, ensure_ascii=False, allow_nan=False)
+    fsx.write(folder / "report.json", content.encode() + b"\n")
+    if is_run(folder):
+        return ["report.json"]
+    runs = [run for run in (*sweep.runs, *sweep.baselines) if len(run.outcomes)]
+    fsx.write(folder / "outcomes.jsonl", b"".join(map(_lines, runs)))
+    return ["report.json", "outcomes.jsonl"]
+
+
+def _lines(run: Run) -> bytes:
+    lines = str(tidy(run).to_json(orient="records", lines=True, double_precision=6))
+    return lines.replace("\\/", "/").encode()  # which pandas escapes
