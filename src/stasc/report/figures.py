@@ -146,7 +146,9 @@ def _effect_row(effect: Effect) -> Row:
 
 
 def _choice(effect: Effect) -> str:
-    return effect.label if len(effect.factors) != 1 else f"{effect.factors[0]}\n{effect.label}"
+    if len(effect.factors) != 1:
+        return effect.label
+    return f"{effect.factors[0]}\n{effect.label.removeprefix(f'{effect.factors[0]} ')}"
 
 
 def _weight(effect: Effect, effects: Sequence[Effect]) -> float:

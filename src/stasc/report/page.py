@@ -6,7 +6,6 @@ import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -131,7 +130,6 @@ def _environment() -> Environment:
         "counted": counted,
         "listed": words.listed,
     }
-    environment.tests["nested"] = lambda value: isinstance(value, Mapping)
     return environment
 
 
