@@ -128,7 +128,7 @@ def _environment() -> Environment:
         "p": wording.p_text,
         "duration": words.duration,
         "counted": counted,
-        "listed": words.listed,
+        "prose": words.prose,
     }
     return environment
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from markupsafe import Markup, escape
+
 from stasc.report.records import Interval
 
 MINUS = "−"
@@ -31,3 +35,10 @@ def duration(seconds: float) -> str:
 def listed(items: list[str]) -> str:
     """`a, b and c`."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def prose(text: str) -> Markup:
+    """A sentence for the page: true minus signs, M_0 as the paper prints it, and no number apart from its unit."""
+    printed = re.sub(r"(?<![\w.])-(?=\d)", MINUS, str(escape(text)))
+    printed = re.sub(r"\bM_(\w)\b", r"M<sub>\1</sub>", printed)
+    return Markup(re.sub(r"(?<=\d) (?=(pp|%)(?!\w))", "\N{NO-BREAK SPACE}", printed))

@@ -169,7 +169,7 @@ function browse(form) {
     });
     const about = element("div", "asked", element("p", "question", q.text ?? q.id));
     if (q.references?.length) about.append(element("p", "muted", `Expected: ${q.references.join(" | ")}`));
-    about.append(element("p", "muted", `${q.id} · `, only));
+    about.append(element("p", "muted", q.text ? `${q.id} · ` : "", only));
     const place = element("div", "place", element("strong", "", cells[rows.cell[i]]), ` seed ${seed}, iteration ${n}`);
     if (kind === "train") {
       const label = rows.kept[i] ? "kept" : "not kept";
