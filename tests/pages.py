@@ -19,7 +19,9 @@ FACTORS = (
     Factor("start", "fixed", "evolving"),
     Factor("finetune", "full", "lora"),
 )
-WORDS = np.array([f"{a}{b}{c}" for a, b, c in itertools.product(("ka", "lo", "mi", "nu"), ("r", "st", "v"), ("en", "a"))])
+WORDS = np.array(
+    [f"{a}{b}{c}" for a, b, c in itertools.product(("ka", "lo", "mi", "nu"), ("r", "st", "v"), ("en", "a"))]
+)
 SETTINGS = {
     "correct_at": 1.0,
     "filter": {"_target_": "stasc.filter.Strict", "margin": 0.0},
@@ -66,7 +68,9 @@ def _run(cell: str, seed: int, i: int, n: int, questions: int, words: int, text:
         {"n": k, "test": {"init_acc": 0.4 + 0.03 * k + 0.01 * seed, "corr_acc": 0.35 + 0.07 * k - 0.01 * seed}}
         for k in range(n + 1)
     ]
-    return Run(f"{cell}-seed{seed}", None, cell, seed, "finished", "", SETTINGS, iterations, outcomes, lambda: pairs, ())
+    return Run(
+        f"{cell}-seed{seed}", None, cell, seed, "finished", "", SETTINGS, iterations, outcomes, lambda: pairs, ()
+    )
 
 
 def _answers(
@@ -90,7 +94,9 @@ def interval(value: float, half: float = 3.0) -> Interval:
     return Interval(value, value - half, value + half, "questions and seeds crossed")
 
 
-def effect(factors: tuple[str, ...], outcome: str, value: float, label: str, questions: int, seeds: int, n: int = 3) -> Effect:
+def effect(
+    factors: tuple[str, ...], outcome: str, value: float, label: str, questions: int, seeds: int, n: int = 3
+) -> Effect:
     """An effect of this size."""
     sentence = f"{label}: {value:+.1f} pp [{value - 3:+.1f}, {value + 3:+.1f}], adjusted p 0.031, {seeds} seeds"
     return Effect(
@@ -126,12 +132,19 @@ def _analysis(
         for i, (cell, levels) in enumerate(cells.items())
     }
     provenance: dict[str, Any] = {
-        "commands": ["python -m stasc.run --multirun init=fixed,evolving seed=0,1,2", "python -m stasc.report multirun/x"],
+        "commands": [
+            "python -m stasc.run --multirun init=fixed,evolving seed=0,1,2",
+            "python -m stasc.report multirun/x",
+        ],
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "hardware": {"processor": "Example CPU", "threads": 2},
     }
     return Analysis(
-        **{"name": "made-up", "n": n, "headline": "init matters most: evolving instead of fixed adds 5.2 pp [2.2, 8.2]."},
+        **{
+            "name": "made-up",
+            "n": n,
+            "headline": "init matters most: evolving instead of fixed adds 5.2 pp [2.2, 8.2].",
+        },
         declared=f"The final iteration, {n}, counts; it was chosen beforehand, the same for all variants.",
         certainty="It is fairly sure that init matters most: its interval is apart from the others'.",
         power="With 3 seeds and 20 questions, this design detects effects of 4.4 pp or more with probability 0.8.",
@@ -146,14 +159,13 @@ def _analysis(
     )
 
 
-def _cell(
-    name: str, levels: Mapping[str, str], n: int, value: float, seeds: Sequence[int], questions: int
-) -> Cell:
+def _cell(name: str, levels: Mapping[str, str], n: int, value: float, seeds: Sequence[int], questions: int) -> Cell:
     shares = {"right_right": value - 8.0, "right_wrong": 6.0, "wrong_right": 8.0, "wrong_wrong": 94.0 - value}
     return Cell(
         **{"name": name, "levels": levels, "kind": "variant", "n": n, "initial": interval(value - 2.0)},
         **{"correction": interval(value), "gain": interval(2.0), "over_initial": interval(value - 40.0)},
-        **{"over_correction": interval(value - 38.0), "transitions": shares, "mcnemar_p": {seed: 0.2 for seed in seeds}},
+        **{"over_correction": interval(value - 38.0), "transitions": shares, "mcnemar_p": dict.fromkeys(seeds, 0.2)},
+        changed=dict.fromkeys(seeds, (8, 6)),
         **{"questions": questions, "seeds": tuple(seeds), "samples": 1, "pairs": 384.0 * n, "kept": 20.0 * n},
         **{"steps": 5.0 * n, "tokens": 300.0 * n, "seconds": 90.0 * n, "reused": 4.0},
     )

@@ -229,6 +229,4 @@ def _question(name: str) -> Question:
 def _pair(made: Made, question: str, i: int, k: int, right: np.ndarray) -> Pair:
     words = ("wrong", "right")
     y1, y2 = (Answer(made.answer.format(question=question, word=words[int(one)]), 9) for one in right)
-    return Pair(
-        _question(question), i, i, k, y1, y2, float(right[0]), float(right[1])
-    )
+    return Pair(_question(question), i, i, k, y1, y2, float(right[0]), float(right[1]))

@@ -276,7 +276,7 @@ def visit(browser: Any) -> Iterator[Any]:
 
 def found(shown: Any, count: int | str) -> None:
     """Waits until the browser of answers has found so many pairs."""
-    shown.wait_for_function(f"document.getElementById('found').textContent.startsWith('{count} ')")
+    shown.locator("#found", has_text=re.compile(rf"^{count} of")).wait_for()
 
 
 def to_samples(shown: Any) -> None:
@@ -313,10 +313,9 @@ def test_tables_are_sorted_by_a_click_on_a_head(visit: Any, written: Path) -> No
     shown = visit(written)
     column = "[...document.querySelectorAll('#variants table tbody tr')].map(row => row.cells[5].dataset.order)"
     head = shown.locator("#variants table").first.locator("thead th").nth(5)
-    head.click()
-    values = [float(value) for value in shown.evaluate(column)[:8]]
-    assert values == sorted(values)
-    head.click()
+    for order in ("ascending", "descending"):
+        head.click()
+        shown.wait_for_selector(f"#variants th[aria-sort={order}]")
     values = [float(value) for value in shown.evaluate(column)[:8]]
     assert values == sorted(values, reverse=True)
 

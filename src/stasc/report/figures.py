@@ -64,7 +64,13 @@ def config(palette: Mapping[str, str] | None = None) -> Spec:
         "view": {"stroke": None},
         "axis": {**faint, "tickOpacity": 0.35, "labelColor": ink, "titleColor": ink, "labelFontSize": 12}
         | {"titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8, "labelLimit": 260},
-        "header": {"labelColor": ink, "labelFontSize": 13, "labelFontWeight": 600, "labelPadding": 6, "titleColor": ink},
+        "header": {
+            "labelColor": ink,
+            "labelFontSize": 13,
+            "labelFontWeight": 600,
+            "labelPadding": 6,
+            "titleColor": ink,
+        },
         "legend": {"labelColor": ink, "titleColor": ink, "orient": "top", "labelFontSize": 12, "symbolStrokeWidth": 2.5}
         | {"symbolSize": 130, "labelLimit": 220, "columnPadding": 18},
         "text": {"color": ink, "fontSize": 12},
@@ -189,7 +195,10 @@ def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
     tips = ["cell:N", alt.Tooltip("n:Q", title="iteration"), "answer:N"]
     tips += [alt.Tooltip(f"{name}:Q", format=".1f") for name in _BOUNDED]
     layers = alt.layer(
-        alt.Chart().transform_filter(means).mark_area(opacity=0.16).encode(x, y=alt.Y("low:Q"), y2="high:Q", color=colour),
+        alt.Chart()
+        .transform_filter(means)
+        .mark_area(opacity=0.16)
+        .encode(x, y=alt.Y("low:Q"), y2="high:Q", color=colour),
         alt.Chart()
         .transform_filter(seeds)
         .mark_line(strokeWidth=0.8, opacity=0.45)
@@ -247,7 +256,12 @@ def _transitions(analysis: Analysis) -> alt.FacetChart | None:
             alt.Y("share:Q").title("share of test answers, %").scale(domain=[0, 100]).stack("zero"),
             alt.Color("transition:O").title(None).scale(domain=labels).sort(labels),
             order="order:Q",
-            tooltip=["cell:N", alt.Tooltip("n:O", title="iteration"), "transition:N", alt.Tooltip("share:Q", format=".1f")],
+            tooltip=[
+                "cell:N",
+                alt.Tooltip("n:O", title="iteration"),
+                "transition:N",
+                alt.Tooltip("share:Q", format=".1f"),
+            ],
         )
     )
     text = "Stacked bars: for each variant and iteration, the shares of test answers that " + ", ".join(labels)
@@ -265,7 +279,7 @@ def _with_iterations(analysis: Analysis) -> Mapping[str, Sequence[Any]]:
     return {name: cells for name, cells in analysis.curves.items() if len(cells) > 1}
 
 
-def _by_cell(chart: alt.Chart | alt.LayerChart, names: Sequence[str], text: str, height: int) -> alt.FacetChart:
+def _by_cell(chart: Any, names: Sequence[str], text: str, height: int) -> alt.FacetChart:
     facet = alt.Facet("cell:N").title(None).sort(names)
     sized = chart.properties(width=170, height=height)
     return sized.facet(facet=facet, columns=min(4, len(names))).properties(description=text)

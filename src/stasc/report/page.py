@@ -35,23 +35,27 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> None:
         "samples": packed.index,
         "correct_at": correct_at(sweep),
     }
-    html = _environment().get_template("page.html").render(
-        sweep=sweep,
-        analysis=analysis,
-        told=tell(sweep, analysis),
-        style=Markup(_text("style.css")),
-        tables_style=Markup(_tables("dt_bundle.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        libraries={"vega": packed_text(figures.library()), "datatables": packed_text(_tables("dt_bundle.js"))},
-        data=Markup(as_json(data)),
-        blocks={"-".join(map(str, name)): block for name, block in packed.blocks.items()},
-        left_out=packed.left_out,
-        drawn={name: base64.b64encode(svg.encode()).decode() for name, svg in drawn.items()},
-        charts={name: spec["description"] for name, spec in specs.items()},
-        methods=sorted({one.method for cell in analysis.cells for one in (cell.correction, cell.gain)}),
-        transitions=figures.TRANSITIONS,
-        outcomes=figures.OUTCOMES,
+    html = (
+        _environment()
+        .get_template("page.html")
+        .render(
+            sweep=sweep,
+            analysis=analysis,
+            told=tell(sweep, analysis),
+            style=Markup(_text("style.css")),
+            tables_style=Markup(_tables("dt_bundle.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            libraries={"vega": packed_text(figures.library()), "datatables": packed_text(_tables("dt_bundle.js"))},
+            data=Markup(as_json(data)),
+            blocks={"-".join(map(str, name)): block for name, block in packed.blocks.items()},
+            left_out=packed.left_out,
+            drawn={name: base64.b64encode(svg.encode()).decode() for name, svg in drawn.items()},
+            charts={name: spec["description"] for name, spec in specs.items()},
+            methods=sorted({one.method for cell in analysis.cells for one in (cell.correction, cell.gain)}),
+            transitions=figures.TRANSITIONS,
+            outcomes=figures.OUTCOMES,
+        )
     )
     fsx.write(folder / PAGE, html.encode())
 

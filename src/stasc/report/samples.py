@@ -38,10 +38,9 @@ def pack(sweep: Sweep, n: int, budget: int = PAGE_BYTES) -> Packed:
     runs = [run for run in (*sweep.runs, *sweep.baselines) if run.iterations]
     names = _Numbers()
     packed = Packed({})
-    room = budget
-    for kind, share in (("test", TEST_SHARE), ("train", 1.0)):
-        limit = room - round(budget * (1 - share)) if kind == "test" else room
-        room -= _fill(packed, kind, runs, names, n, limit)
+    kept_free = round(budget * (1 - TEST_SHARE))
+    room = budget - _fill(packed, "test", runs, names, n, budget - kept_free)
+    _fill(packed, "train", runs, names, n, room)
     packed.index = {
         "cells": list(dict.fromkeys(run.cell for run in runs)),
         "questions": [_question(sweep, name) for name in names.questions],
@@ -62,7 +61,8 @@ class _Numbers:
 def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: int, limit: int) -> int:
     """Adds blocks until the limit is reached. Returns: the bytes that they take."""
     cells = list(dict.fromkeys(run.cell for run in runs))
-    size, missing, cut = 0, [], False
+    size, cut = 0, False
+    missing: list[tuple[int, int]] = []
     for seed in sorted({run.seed for run in runs}):
         own = [run for run in runs if run.seed == seed]
         frames, thinned = (pd.DataFrame(), False) if missing else _frames(kind, own, cells)
@@ -76,9 +76,9 @@ def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: i
                 size += len(block)
     what, file = ("test answers", "outcomes.jsonl") if kind == "test" else ("training pairs", "pairs.jsonl")
     if missing:
-        packed.left_out.append(f"{what} of {_places(missing)} ({file} of the runs has them)")
+        packed.left_out.append(f"{what} of {_places(missing)} (each run's {file} has them)")
     if cut:
-        packed.left_out.append(f"{what} of some questions, in every iteration ({file} of the runs has all)")
+        packed.left_out.append(f"{what} of some questions, in every iteration (each run's {file} has all)")
     return size
 
 
@@ -168,7 +168,7 @@ def _question(sweep: Sweep, name: str) -> dict[str, Any]:
 
 
 def _places(missing: Sequence[tuple[int, int]]) -> str:
-    return listed([f"seed {seed}, {_iterations(group)}" for seed, group in _by_seed(missing)])
+    return "; ".join(f"seed {seed}, {_iterations(group)}" for seed, group in _by_seed(missing))
 
 
 def _by_seed(missing: Sequence[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
