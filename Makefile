@@ -50,8 +50,9 @@ bench: $(READY) $(PEERS) ## measure beside transformers, trl and vLLM, and write
 		&& .bench/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec \
 		&& touch $@ || rm -r .bench/vllm
 
-sweep: $(READY) ## run the paper's eight variants, one after another
-	$(BIN)/python -m stasc.run --multirun init=fixed,evolving filter=strict,lenient start=fixed,evolving sweep.name=paper8
+sweep: $(READY) ## run the ablation and its baselines, one run after another
+	$(BIN)/python -m stasc.run experiment=ablation
+	$(BIN)/python -m stasc.run experiment=baselines
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache build dist

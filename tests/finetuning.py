@@ -39,6 +39,8 @@ def make(method: str, **changes: Any) -> Full | Lora:
         "learning_rate": 0.05,
         "epochs": 1,
         "batch_size": 4,
+        "max_steps": None,
+        "steps_match": None,
         "micro_batch_size": None,
         "micro_batch_tokens": None,
         "packing": True,

@@ -143,8 +143,15 @@ def settings(levels: Levels, seed: int, made: Made) -> dict[str, Any]:
     for setting in [*made.settings, *single, f"seed={seed}", f"iterations={made.iterations}"]:
         name, _, value = setting.lstrip("+").partition("=")
         *path, leaf = name.split(".")
-        functools.reduce(lambda inner, key: inner.setdefault(key, {}), path, config)[leaf] = yaml.safe_load(value)
+        functools.reduce(lambda inner, key: inner.setdefault(key, {}), path, config)[leaf] = _value(value)
     return config
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # 1e-4 is a number in JSON, and text in YAML
+        return yaml.safe_load(text)
 
 
 @cache
@@ -155,7 +162,7 @@ def _composed(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     config |= {name: _option(name, option) for name, option in options.items()}
     del config["defaults"]
     del config["hydra"], config["sweep"]
-    config = json.loads(json.dumps(config).replace("${oc.env:", "${env:"))
+    config = json.loads(re.sub(r"\$\{oc\.env:\w+,'([^']*)'\}", r"\1", json.dumps(config)))
     return {name: _resolved(value, config) for name, value in config.items()}
 
 
@@ -163,7 +170,7 @@ def _resolved(value: Any, config: dict[str, Any]) -> Any:
     """With `${group.setting}` put in."""
     if isinstance(value, dict):
         return {name: _resolved(inner, config) for name, inner in value.items()}
-    if not isinstance(value, str) or "${env:" in value:
+    if not isinstance(value, str):
         return value
     look = functools.partial(functools.reduce, lambda inner, key: inner[key])
     if whole := re.fullmatch(r"\$\{([\w.]+)\}", value):
@@ -176,7 +183,8 @@ def _chosen() -> dict[str, str]:
     """The default options of the groups that have one."""
     entries = [entry for entry in _file("config")["defaults"] if isinstance(entry, dict)]
     pairs = [(name, option) for entry in entries for name, option in entry.items()]
-    return {name: option for name, option in pairs if option and not name.startswith("override")}
+    whole = ("baseline", "experiment")  # these set what is in others
+    return {name: option for name, option in pairs if name not in whole and not name.startswith("override")}
 
 
 def _option(group: str, option: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ TRUTH_TABLE = {
     "strict": ("I", (False, True, False, False)),
     "lenient": ("N", (False, True, False, True)),
     "maintaining": ("M", (False, False, False, True)),
+    "all": ("A", (True, True, True, True)),
 }
 
 

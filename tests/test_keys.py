@@ -37,6 +37,7 @@ from stasc.preparation import Prepared, prepare
 from stasc.prompt import Prompt
 from stasc.records import Question
 from stasc.reward import F1
+from stasc.target import Correction
 from stasc.tracking import Off
 
 # Every setting is classified
@@ -47,9 +48,12 @@ def settings_in(group: str, file: Path) -> set[str]:
     return set(keys.leaves({**yaml.safe_load(file.read_text())}, f"{group}." if group else ""))
 
 
+GATHERED = ("hydra", "experiment", "baseline")  # what is there sets settings of other files
+
+
 @functools.cache
 def settings_in_conf() -> frozenset[str]:
-    files = [(file.parent.name, file) for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra"]
+    files = [(file.parent.name, file) for file in CONF.glob("*/*.yaml") if file.parent.name not in GATHERED]
     names = set().union(*(settings_in(group, file) for group, file in files), settings_in("", CONF / "config.yaml"))
     return frozenset(name for name in names if not re.search(r"^hydra\.|(^|\.)defaults$", name))
 
@@ -75,11 +79,22 @@ CHAIN: list[tuple[str, tuple[int, ...]]] = [
     *(("initial", (6,)), ("correction", (6, 10)), ("filter", (10, 11)), ("finetune", (6, 12))),  # n = 2
     *(("initial", (13,)), ("correction", (13, 14)), ("evaluation", (14, 15))),  # M_2 on the test questions
 ]
+GOLD: list[tuple[str, tuple[int, ...]]] = [  # the same with target=gold, which samples nothing on train
+    *(("initial", ()), ("correction", (0,)), ("evaluation", (0, 1))),  # M_0 on the test questions
+    *(("filter", ()), ("finetune", (3,))),  # n = 1
+    *(("initial", (4,)), ("correction", (4, 5)), ("evaluation", (5, 6))),  # M_1 on the test questions
+    *(("filter", ()), ("finetune", (4, 8))),  # n = 2
+    *(("initial", (9,)), ("correction", (9, 10)), ("evaluation", (10, 11))),  # M_2 on the test questions
+]
 
 
 @dataclass(frozen=True)
 class Other(Strict):
     """Options of one's own: a name and code that are not those of the option before."""
+
+
+class OtherTarget(Correction):
+    pass
 
 
 class OtherF1(F1):
@@ -130,6 +145,8 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "reward_errors": ((), "zero"),
     "init._target_": ((), "stasc.init.Fixed"),
     "start._target_": ((), "stasc.start.Fixed"),
+    "target._target_": ((), "test_keys.OtherTarget"),
+    "target.marker": (["target=gold", "filter=all", "prompt=cot"], "Answer:"),
     "filter._target_": ((), "test_keys.Other"),
     "filter.margin": ((), 0.1),
     "filter.correct_at": (["filter=lenient"], 0.5),
@@ -172,6 +189,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "sampling.top_p": ((), 0.9),
     "sampling.max_new_tokens": ((), 5),
     "evaluation.split": ((), "validation"),
+    "evaluation.n_init": ((), 2),
     "evaluation.temperature": ((), 0.0),
     "evaluation.top_p": ((), 0.9),
     "evaluation.max_new_tokens": ((), 5),
@@ -183,6 +201,8 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "finetune.learning_rate": ((), 1e-4),
     "finetune.epochs": ((), 2),
     "finetune.batch_size": ((), 8),
+    "finetune.max_steps": ((), 1),
+    "finetune.steps_match": ((), 3),
     "finetune.micro_batch_size": ((), 2),
     "finetune.micro_batch_tokens": ((), 100),
     "finetune.packing": ((), False),
@@ -203,6 +223,8 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "finetune.dora": (["finetune=lora"], True),
     "finetune.rslora": (["finetune=lora"], True),
     **{f"{group}.letter": ((), "X") for group in ("init", "filter", "start")},
+    "target.suffix": ((), "-other"),
+    "baseline": ((), "mine"),
     "finetune.suffix": ((), "-other"),
     "variant": ((), "mine"),
     "sweep.name": ((), "mine"),
@@ -297,10 +319,10 @@ def changed(cfg: DictConfig, leaf: str, value: object) -> DictConfig:
     return cfg
 
 
-def following(first: set[int]) -> set[int]:
-    """The stages of CHAIN in `first`, and all that follow from them."""
+def following(first: set[int], chain: Sequence[tuple[str, tuple[int, ...]]] = CHAIN) -> set[int]:
+    """The stages of a chain in `first`, and all that follow from them."""
     found: set[int] = set()
-    for step, (_, parents) in enumerate(CHAIN):
+    for step, (_, parents) in enumerate(chain):
         if step in first or found & set(parents):
             found.add(step)
     return found
@@ -320,12 +342,13 @@ def test_a_setting_changes_the_stages_it_describes_and_what_follows_from_them(
         sources, "snapshot", lambda name, revision: sources.fetch(f"tiny:{int(revision == 'v2')}", here / "hub")
     )
     choices, value = CHANGES[leaf]
+    chain = GOLD if "target=gold" in choices else CHAIN
     if leaf == "model.device":
         choices = (*choices, "model.device=cpu")
     before = composed_once(*choices)
     after = changed(before, leaf, value)
     one, other = prepared_once(*choices), prepare(build_experiment(after))
-    assert [step.kind for step in one.steps] == [kind for kind, _ in CHAIN]
+    assert [step.kind for step in one.steps] == [kind for kind, _ in chain]
 
     same_folder = keys.settings_digest(settings(before)) == keys.settings_digest(settings(after))
     assert same_folder == (leaf in keys.INERT)
@@ -336,8 +359,8 @@ def test_a_setting_changes_the_stages_it_describes_and_what_follows_from_them(
     assert [step.kind for step in other.steps] == [step.kind for step in one.steps]
     pairs = [(a.key, b.key) for a, b in zip(one.steps, other.steps, strict=True)]
     described = {step for step, (a, b) in enumerate(pairs) if told.own(a) != told.own(b)}
-    assert {CHAIN[step][0] for step in described} == set(keys.DECIDING.get(leaf, ()))
-    assert {step for step, (a, b) in enumerate(pairs) if a != b} == following(described)
+    assert {chain[step][0] for step in described} == set(keys.DECIDING.get(leaf, ()))
+    assert {step for step, (a, b) in enumerate(pairs) if a != b} == following(described, chain)
     assert (one.key == other.key) == (leaf in keys.INERT)
 
 
@@ -629,6 +652,7 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
         "stasc.pairing": SCORED,
         "stasc.reward": SCORED,
         "stasc.filter": {"filter"},
+        "stasc.target": {"finetune"},
         "stasc.finetune": {"finetune"},
         "stasc.trainer": {"finetune"},
     }

@@ -148,3 +148,20 @@ def test_in_float32_999_of_1000_answers_are_the_same_in_any_batch_and_order() ->
     assert len(expected) == 1200
     found = sampler(shuffled(questions), 48)
     assert sum(found[name] == pair for name, pair in expected.items()) >= 0.999 * len(expected)
+
+
+@pytest.mark.slow
+def test_matched_steps_that_are_killed_begin_anew_and_end_with_the_same_bits(command: Zygote) -> None:
+    """In the middle of a fine-tuning, of adapters with dropout."""
+    given = (*LORA, "finetune.steps_match=9", "finetune.schedule=cosine")
+    with tempfile.TemporaryDirectory(dir=MEMORY) as scratch:
+        expected = run_whole(command, Path(scratch) / "whole", *given)
+        told = [stage for stage in stages(Path(scratch) / "whole" / "run") if not stage["reused"]]
+        into, training = next((place, stage) for place, stage in enumerate(told) if phase(stage) == "training")
+        here = Path(scratch) / "killed"
+        kill = Kill(str(here / "run" / "journal.jsonl"), into, training["seconds"] / 2)
+        assert command.run(here, *GIVEN, *given, kill=kill).returncode == -9
+        assert len(stages(here / "run")) == into
+        ran = command.run(here, *GIVEN, *given)
+        assert ran.returncode == 0, ran.stderr
+        assert results(here / "run") == expected

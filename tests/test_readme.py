@@ -22,7 +22,8 @@ def test_every_run_command_composes(line: str) -> None:
     words = shlex.split(line)
     overrides = words[words.index("stasc.run" if "stasc.run" in words else "stasc") + 1 :]
     settings = [word for word in overrides if not word.startswith("--")]
-    for job in itertools.product(*(values(word) if "--multirun" in overrides else [word] for word in settings)):
+    swept = "--multirun" in overrides or "experiment=" in line
+    for job in itertools.product(*(values(word) if swept else [word] for word in settings)):
         assert composed(*job).variant
 
 
@@ -43,7 +44,7 @@ def test_the_option_table_is_conf() -> None:
     conf = {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in CONF.iterdir()
-        if folder.is_dir() and folder.name != "hydra" and any(folder.glob("*.yaml"))
+        if folder.is_dir() and folder.name not in ("hydra", "experiment") and any(folder.glob("*.yaml"))
     }
     assert {group: sorted(options) for group, options in table.items() if group in conf} == conf
 

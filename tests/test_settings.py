@@ -13,6 +13,7 @@ LOOP: dict[str, Any] = {"seed": 0, "iterations": 3, "patience": 1, "correct_at":
 SAMPLING: dict[str, Any] = {"n_init": 2, "n_corr": 3, "temperature": 1.0, "top_p": 0.95, "max_new_tokens": 20}
 EVALUATION: dict[str, Any] = {
     "split": "test",
+    "n_init": 1,
     "temperature": None,
     "top_p": None,
     "max_new_tokens": None,
@@ -30,6 +31,7 @@ RANGES = [  # class, its settings, the prefix of their names, one of them, value
     (Sampling, SAMPLING, "sampling.", "top_p", (1e-9, 0.5, 1), (0.0, -0.1, 1.01, math.nan)),
     (Sampling, SAMPLING, "sampling.", "max_new_tokens", (1, 4096), (0, -1)),
     (Evaluation, EVALUATION, "evaluation.", "split", ("test", "validation"), ("train", "", "Test")),
+    (Evaluation, EVALUATION, "evaluation.", "n_init", (1, 16), (0, -1)),
     (Evaluation, EVALUATION, "evaluation.", "temperature", (None, 0, 0.7), (-0.1, math.nan)),
     (Evaluation, EVALUATION, "evaluation.", "top_p", (None, 1e-9, 1), (0.0, 1.01, math.nan)),
     (Evaluation, EVALUATION, "evaluation.", "max_new_tokens", (None, 1), (0, -1)),
@@ -69,6 +71,11 @@ def test_no_setting_has_a_default_in_code(kind: type) -> None:
 def test_an_evaluation_asks_for_one_answer_and_one_correction_whatever_training_asks_for() -> None:
     sampling = Evaluation(**EVALUATION).sampling(Sampling(**SAMPLING))
     assert (sampling.n_init, sampling.n_corr) == (1, 1)
+
+
+def test_an_evaluation_may_ask_for_more_initial_answers() -> None:
+    sampling = Evaluation(**EVALUATION | {"n_init": 16}).sampling(Sampling(**SAMPLING))
+    assert (sampling.n_init, sampling.n_corr) == (16, 1)
 
 
 def test_an_evaluation_inherits_from_sampling_what_is_null() -> None:

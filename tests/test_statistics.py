@@ -273,12 +273,6 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_answer(k: int) -> Non
         assert pass_at_k(np.array([right]), 5, k)[0] == pytest.approx(share)
 
 
-def test_the_majority_is_the_first_given_of_those_that_agree_most() -> None:
-    assert statistics.majority(["rome", "paris", "paris"]) == 1
-    assert statistics.majority(["rome", "paris"]) == 0
-    assert statistics.majority(["a", "b", "c", "c", "b"]) == 1
-
-
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize("seed_sd", [0.0, 0.01, 0.03])
 def test_the_crossed_interval_covers_the_truth_as_often_as_it_says(seeds: int, seed_sd: float) -> None:

@@ -87,6 +87,102 @@ def test_the_number_of_steps_is_known_before(examples: int, batch: int, epochs: 
     assert steps(make("full", batch_size=batch, epochs=epochs), examples) == expected
 
 
+@pytest.mark.parametrize(
+    ("examples", "max_steps", "steps_match", "expected"),
+    [
+        (6, 1, None, 1),
+        (6, 2, None, 2),
+        (6, 3, None, 3),
+        (6, 4, None, 4),
+        (6, 99, None, 4),
+        (6, None, 9, 9),
+        (1, None, 3, 3),
+    ],
+)
+def test_steps_are_limited_or_given(examples: int, max_steps: int | None, steps_match: int | None, expected: int):
+    """6 examples in batches of 4 are 2 steps, twice."""
+    settings = make("full", batch_size=4, epochs=2, max_steps=max_steps, steps_match=steps_match)
+    assert steps(settings, examples) == expected
+
+
+def test_a_limit_and_a_number_of_steps_are_not_given_both():
+    with pytest.raises(ValueError, match=r"^finetune\.max_steps=3: expected null where finetune\.steps_match says"):
+        make("full", max_steps=3, steps_match=3)
+    for name in ("max_steps", "steps_match"):
+        with pytest.raises(ValueError, match=rf"^finetune\.{name}=0: expected null or at least 1"):
+            make("full", **{name: 0})
+
+
+def stepped(
+    monkeypatch: pytest.MonkeyPatch, base: str, folder: Path, settings: Full | Lora, examples: Sequence[Example]
+) -> tuple[list[list[str]], Training]:
+    """The examples of each step, by their ids."""
+    seen: list[list[str]] = []
+    run_step = trainer.CompletionTrainer.training_step
+
+    def noted(self: Any, model: Any, inputs: dict[str, Any], *args: Any) -> Tensor:
+        seen.append([example.id for example in inputs["examples"]])
+        return run_step(self, model, inputs, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.CompletionTrainer, "training_step", noted)
+        _, training = train(settings, make_live(base), folder, examples=examples)
+    return seen, training
+
+
+@pytest.mark.parametrize("shuffle", ["examples", "prompts"])
+@pytest.mark.parametrize(("kept", "number"), [(1, 3), (2, 3), (3, 4), (6, 1), (6, 2), (6, 3), (6, 7)])
+def test_matched_steps_are_as_many_as_said_each_of_a_whole_batch_in_turn_through_all_examples(
+    kept: int, number: int, shuffle: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With more and with fewer examples than the steps hold, each is trained on as often as any other, or once more."""
+    examples = EXAMPLES[:kept]
+    settings = make("full", batch_size=4, steps_match=number, epochs=5, shuffle=shuffle)
+    seen, training = stepped(monkeypatch, base, tmp_path / "1", settings, examples)
+    assert [len(ids) for ids in seen] == [4] * number
+    assert training.steps == number and training.examples == kept
+    flat = [example for ids in seen for example in ids]
+    for epoch in range(0, len(flat) - kept + 1, kept):
+        assert sorted(flat[epoch : epoch + kept]) == [example.id for example in examples]
+    trained = {example.id: len(example.completion) for example in examples}
+    assert training.tokens == sum(trained[example] for example in flat)
+
+
+def test_matched_steps_go_through_the_examples_in_another_order_each_time(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen, _ = stepped(monkeypatch, base, tmp_path / "1", make("full", batch_size=6, steps_match=5), EXAMPLES)
+    assert len(set(map(tuple, seen))) > 1
+
+
+def test_a_limit_ends_the_epochs_early(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    limited = make("full", batch_size=4, epochs=3, max_steps=3)
+    seen, training = stepped(monkeypatch, base, tmp_path / "1", limited, EXAMPLES)
+    assert [len(ids) for ids in seen] == [4, 2, 4]
+    assert training.steps == 3
+    whole, _ = stepped(monkeypatch, base, tmp_path / "2", make("full", batch_size=4, epochs=3), EXAMPLES)
+    assert [len(ids) for ids in whole] == [4, 2] * 3
+    assert whole[:3] == seen
+
+
+@pytest.mark.parametrize("shorter", [{"steps_match": 4}, {"max_steps": 4, "epochs": 9}])
+def test_the_schedule_and_the_warmup_are_those_of_the_steps_that_are_taken(
+    base: str, tmp_path: Path, shorter: dict[str, int]
+):
+    settings = make("full", batch_size=1, learning_rate=1e-6, schedule="linear", warmup_ratio=0.5, **shorter)
+    sizes = step_sizes(base, tmp_path / "1", settings, EXAMPLES[:1])
+    assert [size / max(sizes) for size in sizes] == pytest.approx([0, 1 / 2, 1, 1 / 2], abs=1e-4)
+
+
+def test_matched_steps_give_the_same_weights_each_time(base: str, tmp_path: Path):
+    results = []
+    for name in ("1", "2"):
+        live = make_live(base)
+        model, _ = train(make("lora", steps_match=5, dropout=0.2), live, tmp_path / name, seed=3)
+        results.append(weights(live.load(model)))
+    assert_same(*results)
+
+
 def test_each_step_is_told(base: str, tmp_path: Path):
     told: list[None] = []
     settings = make("full", batch_size=4, micro_batch_size=1, epochs=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("init", "filter", "start", "finetune", "model", "dataset", "prompt", "reward", "engine", "tracking")
+GROUPS = (
+    *("init", "filter", "start", "target", "finetune", "model"),
+    *("dataset", "prompt", "reward", "engine", "tracking"),
+)
 CALLED_WITH = {  # parts that may be anybody's function
     "init": ("m_0", "m_prev"),
     "filter": ("r1", "r2"),
@@ -147,20 +150,24 @@ def build_experiment(cfg: DictConfig) -> Experiment:
     from stasc.records import Split
     from stasc.reward import ZeroOnError
     from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
+    from stasc.target import Nothing
 
-    singles = [*(field.name for field in fields(Loop)), "pairing", "reward_errors", "variant"]
+    singles = [*(field.name for field in fields(Loop)), "pairing", "reward_errors", "baseline", "variant"]
     check_known(
         plain(cfg, resolve=False), [*GROUPS, *singles, "sampling", "evaluation", "store", "sweep", "sweep.name"]
     )
     check_name("sweep.name", cfg.sweep.name)
-    loop = OmegaConf.create({field.name: cfg[field.name] for field in fields(Loop)})
+    loop = build_part(OmegaConf.create({field.name: cfg[field.name] for field in fields(Loop)}), "", Loop)
     if cfg.pairing not in PAIRINGS:
         raise ValueError(f"pairing={cfg.pairing}: expected one of {', '.join(PAIRINGS)}")
     if cfg.reward_errors not in ("fail", "zero"):
         raise ValueError(f"reward_errors={cfg.reward_errors}: expected fail or zero")
     evaluation = build_part(cfg.evaluation, "evaluation.", Evaluation)
-    parts = {group: build(cfg, group) for group in ("init", "start", "finetune", "model", "prompt", "reward")}
+    parts = {group: build(cfg, group) for group in ("init", "start", "target", "finetune", "model", "prompt", "reward")}
     parts |= {"keep": build(cfg, "filter"), "engine": build(cfg, "engine"), "tracking": build(cfg, "tracking")}
+    if cfg.baseline is not None:
+        check_name("baseline", cfg.baseline)
+    _check_target(parts["target"], parts["keep"], cfg)
     if cfg.reward_errors == "zero":
         parts["reward"] = ZeroOnError(parts["reward"])
     dataset = build(cfg, "dataset")
@@ -174,7 +181,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
             raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
     check_disjoint(train.questions, test.questions)
     return Experiment(
-        loop=build_part(loop, "", Loop),
+        loop=replace(loop, iterations=0) if isinstance(parts["target"], Nothing) else loop,
         sampling=build_part(cfg.sampling, "sampling.", Sampling),
         evaluation=evaluation,
         store=build_part(cfg.store, "store.", StoreConfig),
@@ -185,6 +192,22 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         settings=plain(cfg, resolve=True),
         **parts,
     )
+
+
+def _check_target(target: Any, keep: Callable[[float, float], bool], cfg: DictConfig) -> None:
+    """Checks that what is not trained on corrections can keep something. Raises: ValueError naming the setting."""
+    from stasc.target import Correction
+
+    if isinstance(target, Correction):
+        return
+    name = type(target).__name__.lower()
+    if cfg.pairing != "own":
+        raise ValueError(f"pairing={cfg.pairing} pairs corrections, of which target={name} has none: take pairing=own")
+    if not keep(1.0, 1.0):
+        raise ValueError(
+            f"filter={type(keep).__name__.lower()} keeps nothing with target={name}, in whose pairs y2 is y1: take "
+            "filter=lenient for the right ones, or filter=all"
+        )
 
 
 def plain(cfg: DictConfig, resolve: bool) -> dict[str, Any]:

@@ -229,13 +229,25 @@ def verdict(summary: Mapping[str, Any], split: str = "test") -> str:
     if len(summary["iterations"]) == 1:
         return (
             f"Without training: initial accuracy {_percent(first['init_acc'])}, correction accuracy "
-            f"{_percent(first['corr_acc'])}, {_questions(first, split)}."
+            f"{_percent(first['corr_acc'])}, {_questions(first, split)}.{_votes(first)}"
         )
     return (
         f"Correction accuracy {_percent(first['corr_acc'])} -> {_percent(last['corr_acc'])} "
         f"({_points(last['corr_acc'] - first['corr_acc'])} over M_0's correction, "
         f"{_points(last['corr_acc'] - first['init_acc'])} over M_0's initial answer), "
         f"{_questions(last, split)}."
+    )
+
+
+def _votes(evaluated: Mapping[str, Any]) -> str:
+    """What several initial answers to a question come to."""
+    if "vote_k" not in evaluated:
+        return ""
+    k, samples = evaluated["vote_k"], evaluated["samples"]
+    return (
+        f" The majority of {k} initial answers, the tokens of an answer and its correction, is right for "
+        f"{_percent(evaluated['vote_acc'])}, that of {samples} for {_percent(evaluated['vote_all_acc'])}; one of "
+        f"{samples} is right for {_percent(evaluated['pass_acc'])}."
     )
 
 

@@ -21,7 +21,9 @@ from stasc.model import M_0, Model
 from stasc.preparation import Experiment, Prepared, loop, naming_store, open_store, prepare
 from stasc.records import Advance
 from stasc.store import Store, digest
+from stasc.target import Correction
 from stasc.tracking import Journal, RunInfo, scrub
+from stasc.vote import words_of
 
 if TYPE_CHECKING:
     from stasc.stages import Stages
@@ -94,7 +96,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
         tracker = experiment.tracking.start(
             RunInfo(name, group, experiment.variant, settings.seed, path, experiment.config)
         )
-        folder = RunFolder(path, summary, journal, tracker, settings.correct_at)
+        folder = RunFolder(path, summary, journal, tracker, settings.correct_at, words_of(experiment.reward))
         try:
             try:
                 folder.begin(
@@ -146,6 +148,7 @@ def stages(prepared: Prepared) -> Stages:
         prompt=experiment.prompt,
         reward=experiment.reward,
         pairing=experiment.pairing,
+        target=experiment.target,
         tune=experiment.finetune,
         sampling=prepared.recipes.sampling,
         seed=experiment.loop.seed,
@@ -180,10 +183,11 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
 
 def _nothing_kept(experiment: Experiment, entry: dict[str, Any]) -> str:
     train, option = entry["train"], type(experiment.keep).__name__.lower()
+    samples = "n_corr" if isinstance(experiment.target, Correction) else "n_init"
     return (
         f"iteration {entry['n']}: filter={option} kept 0 of {train['pairs']} pairs "
         f"(mean r1 {train['init_reward']:.2f}, r2 {train['corr_reward']:.2f}), nothing to train on; "
-        "raise sampling.n_corr or dataset.n_train" + (", or try filter=lenient" if option == "strict" else "")
+        f"raise sampling.{samples} or dataset.n_train" + (", or try filter=lenient" if option == "strict" else "")
     )
 
 

@@ -55,5 +55,15 @@ class Maintaining:
         return r1 >= self.correct_at and r2 >= self.correct_at
 
 
+@dataclass(frozen=True)
+class All:
+    """Not in the paper: keep every pair, as a run without a filter would."""
+
+    letter: str
+
+    def __call__(self, r1: float, r2: float) -> bool:
+        return True
+
+
 def _check_margin(margin: float) -> None:
     expect("filter.margin", margin, 0 <= margin < 1, "0 <= margin < 1, as rewards lie in [0, 1]")

@@ -79,6 +79,8 @@ class Optimization:
     learning_rate: float
     epochs: int
     batch_size: int
+    max_steps: int | None
+    steps_match: int | None
     micro_batch_size: int | None
     micro_batch_tokens: int | None
     packing: bool
@@ -103,6 +105,10 @@ class Optimization:
         expect("finetune.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
         expect("finetune.epochs", self.epochs, self.epochs >= 1, "at least 1")
         expect("finetune.batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        for name, limit in (("max_steps", self.max_steps), ("steps_match", self.steps_match)):
+            expect(f"finetune.{name}", limit, limit is None or limit >= 1, "null or at least 1")
+        one = self.max_steps is None or self.steps_match is None
+        expect("finetune.max_steps", self.max_steps, one, "null where finetune.steps_match says how many there are")
         some = self.micro_batch_size is None or self.micro_batch_size >= 1
         expect("finetune.micro_batch_size", self.micro_batch_size, some, "null or at least 1")
         enough = self.micro_batch_tokens is None or self.micro_batch_tokens >= 1
@@ -319,4 +325,7 @@ def loss_weights(examples: Sequence[Example], per: str) -> list[float]:
 
 def steps(settings: Optimization, examples: int) -> int:
     """Optimizer steps of a fine-tuning on so many examples."""
-    return settings.epochs * math.ceil(examples / settings.batch_size)
+    if settings.steps_match is not None:
+        return settings.steps_match
+    steps = settings.epochs * math.ceil(examples / settings.batch_size)
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)

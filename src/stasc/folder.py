@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stasc import fsx, tracking
+from stasc import fsx, tracking, vote
 from stasc.metrics import describe
 from stasc.records import Iteration, Pair, Split
+from stasc.reward import normalise
 from stasc.store import file_sha256
 from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
 
@@ -30,8 +31,16 @@ class RunFolder:
     what they do not have yet.
     """
 
-    def __init__(self, path: Path, summary: dict[str, Any], journal: Journal, tracker: Tracker, correct_at: float):
-        self.path, self.summary = path, summary
+    def __init__(
+        self,
+        path: Path,
+        summary: dict[str, Any],
+        journal: Journal,
+        tracker: Tracker,
+        correct_at: float,
+        words: vote.Words = normalise,
+    ) -> None:
+        self.path, self.summary, self._words = path, summary, words
         self._journal, self._tracker, self._correct_at = journal, tracker, correct_at
         self._began = time.perf_counter()
         events = list(tracking.read(path / "journal.jsonl"))
@@ -61,9 +70,10 @@ class RunFolder:
     ) -> None:
         """Records an iteration: its summary, its pairs and its test outcomes."""
         now = time.perf_counter()
+        votes = vote.describe(iteration.test, self._correct_at, self._words)
         entry = {
             "n": iteration.n,
-            "test": describe(iteration.test, self._correct_at),
+            "test": describe(iteration.test, self._correct_at) | votes,
             "train": self._describe_train(iteration),
             "finetune": training,
             "seconds": {**seconds, "total": now - self._began},
@@ -72,7 +82,11 @@ class RunFolder:
         kept = set(map(id, iteration.kept))
         pairs = [{"n": iteration.n, **_line(pair), "kept": id(pair) in kept} for pair in iteration.pairs]
         _append(self.path / "pairs.jsonl", pairs)
-        _append(self.path / "outcomes.jsonl", (self._outcome(iteration.n, pair) for pair in iteration.test))
+        outcomes = [self._outcome(iteration.n, pair) for pair in iteration.test]
+        if votes:
+            rewards = vote.voted(iteration.test, int(votes["vote_k"]), self._words)
+            outcomes = [{**line, "vote": r} for line, r in zip(outcomes, rewards, strict=True)]
+        _append(self.path / "outcomes.jsonl", outcomes)
         self.summary["iterations"].append(entry)
         if self._recorded.get(iteration.n) != _timeless(entry):
             self._journal.write("iteration", **entry)

@@ -45,6 +45,8 @@ def _settings(group: str, names: str, *stages: str) -> dict[str, tuple[str, ...]
 DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("", "seed", *MODEL),
     **_settings("", "iterations patience init._target_ start._target_", "run"),
+    **_settings("", "target._target_", "finetune"),  # one that samples less has fewer stages as well
+    **_settings("", "target.marker", "filter", "finetune"),
     **_settings("", "pairing filter._target_ filter.margin filter.correct_at", "filter"),
     **_settings("", "correct_at", "evaluation"),
     **_settings("", "reward_errors prompt.marker reward._target_ reward.scope reward.marker", *SCORED),
@@ -58,6 +60,7 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("", "prompt.correction sampling.n_corr", "correction"),
     **_settings("", "sampling.n_init", "initial"),
     **_settings("sampling.", "temperature top_p max_new_tokens", *SAMPLED),
+    **_settings("", "evaluation.n_init", "initial"),
     **_settings("evaluation.", "temperature top_p max_new_tokens batch", *SAMPLED),
     **_settings("evaluation.", "split", *HELD_OUT),
     **_settings("engine.", "_target_ batch_size prefill_tokens", *SAMPLED),
@@ -67,11 +70,12 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("finetune.", "micro_batch_tokens packing shuffle loss_per", "finetune"),
     **_settings("finetune.", "warmup_ratio weight_decay max_grad_norm gradient_checkpointing", "finetune"),
     **_settings("finetune.", "on_nonfinite max_skipped_steps", "finetune"),
+    **_settings("finetune.", "max_steps steps_match", "finetune"),
     **_settings("finetune.", "rank alpha dropout target_modules dora rslora", "finetune"),
 }
 INERT = frozenset(
     {
-        *("variant", "init.letter", "filter.letter", "start.letter", "finetune.suffix"),
+        *("variant", "baseline", "init.letter", "filter.letter", "start.letter", "target.suffix", "finetune.suffix"),
         "dataset.on_bad_row",  # decides whether there is a run; what is left out shows in the questions
         *("sweep.name", "store.dir", "store.explain", "store.keep_models", "store.resume", "model.cache_dir"),
         *(f"tracking.{name}" for name in ("_target_", "project", "entity", "mode", "tags", "sample_pairs")),
@@ -112,7 +116,7 @@ class Recipes:
     rendered: Mapping[str, str]  # digests of the two turns, asked of no question in particular
     sampling: Mapping[str, Sampling]  # by split name
     batch: Mapping[str, int]  # answers sampled together, by split name
-    parts: Mapping[str, object]  # reward, filter, finetune, engine, prompt: for their code
+    parts: Mapping[str, object]  # reward, filter, target, finetune, engine, prompt: for their code
 
     def m_0(self) -> Description:
         return {"weights": self.base, "four_bit": self.four_bit}
@@ -142,6 +146,7 @@ class Recipes:
             "pairs": filter_,
             "n": n,
             "seed": self.settings["seed"],
+            "target": self._part("target"),
             "finetune": self._part("finetune"),
             "template": self.template,
             "numerics": self.numerics,

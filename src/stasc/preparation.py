@@ -23,6 +23,7 @@ from stasc.records import Iteration, Split
 from stasc.reward import ZeroOnError
 from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
 from stasc.store import Store, digest
+from stasc.target import Correction, Gold, Initial
 from stasc.tracking import Off, Wandb, redact
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Experiment:
     init: Init
     keep: Callable[[float, float], bool]
     start: Callable[[Model, Model], Model]
+    target: Correction | Initial | Gold
     finetune: Full | Lora
     pairing: Pairing
     reward: Reward
@@ -112,6 +114,7 @@ def prepare(experiment: Experiment) -> Prepared:
         parts={
             "reward": experiment.reward.reward if isinstance(experiment.reward, ZeroOnError) else experiment.reward,
             "filter": experiment.keep,
+            "target": experiment.target,
             "finetune": experiment.finetune,
             "engine": experiment.engine,
             "prompt": experiment.prompt,
@@ -187,13 +190,14 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
 
 def loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterator[Iteration[Any]]:
     """Algorithm 1 with the experiment's choices."""
+    sample, correct = experiment.target.stages(steps.sample, steps.correct)
     return stasc(
         m_0,
         experiment.train,
         experiment.test,
         init=experiment.init,
-        sample=steps.sample,
-        correct=steps.correct,
+        sample=sample,
+        correct=correct,
         score=steps.score,
         keep=experiment.keep,
         start=experiment.start,

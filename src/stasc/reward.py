@@ -59,9 +59,13 @@ class Reward(ABC):
             )
 
     def __call__(self, answer: str, references: Sequence[str]) -> float:
-        scored = after_last(self.marker, answer) if self.scope == "final" and self.marker else answer
-        words = normalise(scored or "")
+        words = self.words(answer)
         return max((self.score(words, normalise(gold)) for gold in references), default=0.0) if words else 0.0
+
+    def words(self, answer: str) -> list[str]:
+        """The words of what is scored of an answer."""
+        scored = after_last(self.marker, answer) if self.scope == "final" and self.marker else answer
+        return normalise(scored or "")
 
     @abstractmethod
     def score(self, words: list[str], gold: list[str]) -> float:

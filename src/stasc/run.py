@@ -202,6 +202,8 @@ def _config_error(error: Exception) -> str | None:
         way_out = "; give variant=NAME" if error.full_key == "variant" else ""
         return f"{error.full_key or 'settings'}: {str(error.msg or error).splitlines()[0]}{way_out}"
     if isinstance(error, HydraException):
+        if found := re.match(r"Multiple values for (\w+)\.", str(error)):
+            return f"{found[1]} is a group with an option chosen already: give {found[1]}=..., without the +, and once"
         found = re.match(r"Could not override '([\w.]+)'\.", str(error))
         if found and (unknown := _unknown(found[1], frames)):
             return unknown

@@ -52,9 +52,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How held-out questions are answered: one initial answer, one correction. Null inherits from `sampling`."""
+    """How held-out questions are answered: initial answers, one correction each. Null inherits from `sampling`."""
 
     split: str
+    n_init: int
     temperature: float | None
     top_p: float | None
     max_new_tokens: int | None
@@ -62,13 +63,14 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         expect("evaluation.split", self.split, self.split in ("test", "validation"), "test or validation")
+        expect("evaluation.n_init", self.n_init, self.n_init >= 1, "at least 1")
         _check_decoding("evaluation", self.temperature, self.top_p, self.max_new_tokens)
         expect("evaluation.batch", self.batch, self.batch is None or self.batch >= 1, "null or at least 1")
 
     def sampling(self, train: Sampling) -> Sampling:
         """The sampling settings of an evaluation, given those of training."""
         return Sampling(
-            n_init=1,
+            n_init=self.n_init,
             n_corr=1,
             temperature=train.temperature if self.temperature is None else self.temperature,
             top_p=train.top_p if self.top_p is None else self.top_p,

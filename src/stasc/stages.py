@@ -15,6 +15,7 @@ from stasc.model import LiveModel, Model
 from stasc.prompt import Message, Prompt
 from stasc.records import Advance, Answer, Pair, Question, Split
 from stasc.settings import Sampling
+from stasc.target import Correction, Gold, Initial
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Stages:
     prompt: Prompt
     reward: pairing.Reward
     pairing: pairing.Pairing
+    target: Correction | Initial | Gold
     tune: Full | Lora
     sampling: Mapping[str, Sampling]
     seed: int
@@ -80,12 +82,13 @@ class Stages:
         self, split: Split, y1: Sequence[Sequence[Answer]], y2: Sequence[Sequence[Sequence[Answer]]]
     ) -> list[Pair]:
         """The pairs of initial answers and corrections, with their rewards."""
-        return pairing.score(split, y1, y2, self.reward, self.pairing)
+        pair = self.pairing if split.name == "train" else pairing.own  # a test is of one answer and its correction
+        return pairing.score(split, y1, y2, self.reward, pair)
 
     def finetune(
         self, start: Model, kept: Sequence[Pair], n: int, folder: Path, advance: Advance
     ) -> tuple[Model, Training]:
-        """M_n, `start` trained on the kept corrections and written to `folder`."""
+        """M_n, `start` trained on what was kept and written to `folder`."""
         examples = [self.example(pair) for pair in kept]
         seed = noise.noise_key(self.seed, "finetune", n) % 2**32
         return self.tune(self.live, start, examples, folder, seed, advance)
@@ -95,11 +98,11 @@ class Stages:
         return steps(self.tune, len(kept))
 
     def example(self, pair: Pair) -> Example:
-        """What is trained for a pair: its correction, in the conversation that it was sampled in."""
-        conversation = self.prompt.ask_to_correct(pair.question.text, pair.y1.text)
-        completion = self.chat.completion(conversation, pair.y2.text, ended=not pair.y2.truncated)
+        """What is trained for a pair: an answer of it, in the conversation that it was sampled in."""
+        conversation, answer = self.target.example(self.prompt, pair)
+        completion = self.chat.completion(conversation, answer.text, ended=not answer.truncated)
         if not completion:
-            raise ValueError(f"{pair.id}: {pair.y2.text!r} has no token to train on")
+            raise ValueError(f"{pair.id}: {answer.text!r} has no token to train on")
         return Example(pair.id, self.chat.prompt(conversation), completion)
 
     def _request(self, conversation: Sequence[Message], keys: Sequence[int]) -> Request:

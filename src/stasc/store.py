@@ -141,11 +141,17 @@ class Store:
         """Of all that stands in the place of an artifact of this kind."""
         return sorted(path.name for path in (self.root / kind).glob("*") if KEY.fullmatch(path.name))
 
+    def find(self, kind: str, key: str) -> Artifact | None:
+        """An artifact that looks sound, its files unread; None if there is none."""
+        with suppress(Damaged, OtherVersion):
+            return committed(self.root / kind / key)
+        return None
+
     def every(self, kind: str) -> Iterator[Artifact]:
         """All sound-looking artifacts of a kind, their files unread."""
         for key in self.keys(kind):
-            with suppress(Damaged, OtherVersion):
-                yield committed(self.root / kind / key)
+            if artifact := self.find(kind, key):
+                yield artifact
 
     def set_aside(self, kind: str, key: str, reason: object) -> bool:
         """Keeps a damaged artifact for inspection, where it is never read again. Returns: False if it has gone."""

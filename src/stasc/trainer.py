@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -25,6 +26,7 @@ from stasc.finetune import (
     Training,
     collate,
     loss_weights,
+    steps,
     token_losses,
 )
 from stasc.records import Advance
@@ -56,7 +58,7 @@ def train(
             list(examples),
             settings,
             live.dtype,
-            args=_arguments(settings, live, seed, scratch, network),
+            args=_arguments(settings, live, seed, scratch, network, steps(settings, len(examples))),
             data_collator=lambda batch: {"examples": list(batch)},
             callbacks=[Told(advance)],
         )
@@ -100,12 +102,14 @@ class Arguments(TrainingArguments):
         return device
 
 
-def _arguments(settings: Optimization, live: LiveModel, seed: int, scratch: str, network: Network) -> Arguments:
+def _arguments(
+    settings: Optimization, live: LiveModel, seed: int, scratch: str, network: Network, steps: int
+) -> Arguments:
     return Arguments(
         run_device=str(live.device),
         output_dir=scratch,
         seed=seed,
-        num_train_epochs=settings.epochs,
+        max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
@@ -146,9 +150,16 @@ class CompletionTrainer(Trainer):
         self._micro_batches: list[tuple[Tensor, Sequence[Example]]] = []  # of the step at hand, with their summed loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        if self.settings.shuffle == "examples":
+        examples = cast("list[Example]", self.train_dataset)
+        if self.settings.shuffle == "prompts":
+            shuffled = Shuffled([example.prompt for example in examples], self.args.seed)
+        elif self.settings.steps_match is None:
             return super()._get_train_sampler(train_dataset)
-        return Shuffled([example.prompt for example in cast("list[Example]", self.train_dataset)], self.args.seed)
+        else:
+            shuffled = Shuffled(range(len(examples)), self.args.seed)
+        if self.settings.steps_match is None:
+            return shuffled
+        return Cycled(shuffled, self.settings.steps_match * self.settings.batch_size)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: object = None) -> Tensor:
         """Adds up the gradient of a step, micro-batch by micro-batch; in smaller ones if memory does not suffice."""
@@ -252,6 +263,19 @@ class Shuffled(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         for group in torch.randperm(len(self._groups), generator=self._generator).tolist():
             yield from self._groups[group]
+
+
+class Cycled(Sampler[int]):
+    """The first `count` of one epoch after the other, so that every step has as many examples as any other."""
+
+    def __init__(self, epoch: Sampler[int], count: int) -> None:
+        self._epoch, self._count = epoch, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(chain.from_iterable(repeat(self._epoch)), self._count)
 
 
 class Told(TrainerCallback):

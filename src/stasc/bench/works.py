@@ -129,6 +129,7 @@ class Maker:
             prompt=experiment.prompt,
             reward=experiment.reward,
             pairing=experiment.pairing,
+            target=experiment.target,
             tune=experiment.finetune,
             sampling={name: experiment.sampling},
             seed=experiment.loop.seed,

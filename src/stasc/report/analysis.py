@@ -97,28 +97,32 @@ def _baselines(
     for name in dict.fromkeys(run.cell for run in sweep.baselines):
         runs = [run for run in sweep.baselines if run.cell == name]
         done = [run for run in runs if run.complete]
-        if done and done[0].settings["baseline"] == "self_consistency":
-            k = round(np.mean([scores.votes_for_one_correction(run) for run in done]))
-            ceilings = _ceilings(done, questions, k)
+        if done and done[0].settings["baseline"] == "self_consistency" and "vote_k" in done[0].iterations[0]["test"]:
+            ceilings = _ceilings(done, questions)
+            ks = dict.fromkeys(str(run.iterations[0]["test"]["vote_k"]) for run in done)
             told.append(
-                f"{name} is the majority of {k} initial answers, which have about as many tokens as an initial answer "
-                "and its correction"
+                f"{name} is the majority of {' or '.join(ks)} initial answers of M_0, which have about as many tokens "
+                "as an initial answer and its correction"
             )
-            runs = [scores.vote(run, k) for run in done]
+            runs = [scores.voted(run) for run in done]
         rows.append(cells.row(name, {}, "baseline", runs, questions, n))
     return [row for row in rows if row], ceilings, told
 
 
-def _ceilings(runs: Sequence[Run], questions: pd.Index, k: int) -> dict[str, Interval]:
-    """The vote of k answers and of all, and pass@k."""
-    found = {}
+def _ceilings(runs: Sequence[Run], questions: pd.Index) -> dict[str, Interval]:
+    """What sampling M_0 holds: the vote of as many answers as a correction costs, that of all, and pass@k."""
+    tests = [run.iterations[0]["test"] for run in runs]
+    votes = [scores.score(scores.voted(run), questions, 0).correction[0] for run in runs]
+    several = tests[0]["samples"]
+    every = 100 * float(np.mean([test["vote_all_acc"] for test in tests]))
+    found = {
+        f"vote@{tests[0]['vote_k']}": cells.accuracy(np.stack(votes, axis=1), several),
+        f"vote@{several}": Interval(every, None, None, "the mean over seeds"),
+    }
     passes = [scores.passes(run, questions) for run in runs]
-    for votes in dict.fromkeys((k, max(passes[0]))):
-        voted = [scores.score(scores.vote(run, votes), questions, 0) for run in runs]
-        found[f"vote@{votes}"] = cells.accuracy(np.stack([one.correction[0] for one in voted], axis=1), 2)
-    for size in set.intersection(*({*one} for one in passes)):
-        found[f"pass@{size}"] = cells.accuracy(np.stack([one[size] for one in passes], axis=1), 2)
-    return dict(sorted(found.items(), key=lambda item: (item[0][:4], int(item[0].partition("@")[2]))))
+    for k in sorted(set.intersection(*({*one} for one in passes))):
+        found[f"pass@{k}"] = cells.accuracy(np.stack([one[k] for one in passes], axis=1), several)
+    return found
 
 
 def _at(row: Row, n: int) -> int:

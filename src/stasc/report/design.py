@@ -40,7 +40,7 @@ def find(
     A group of which several options were chosen is one setting; what is in it counts apart only where runs of the same
     option differ in it. A setting that follows from another one does not count, unless it was `given` by name.
     """
-    flat = [{name: _text(value) for name, value in deciding(one).items()} for one in settings]
+    flat = [texts(one) for one in settings]
     options = [_options(one, chosen) for one, chosen in zip(settings, choices, strict=True)]
     groups = [name for name in dict.fromkeys(itertools.chain(*options)) if _differ(one.get(name) for one in options)]
     varying = {name: [one.get(name, _NONE) for one in options] for name in groups}
@@ -57,6 +57,11 @@ def find(
     names = sorted(varying, key=lambda name: [*ORDER, name].index(name))
     levels = {name: tuple(sorted({*varying[name]}, key=lambda level: _rank(name, level))) for name in names}
     return Design(levels, [tuple(varying[name][i] for name in names) for i in range(len(settings))])
+
+
+def texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that decide results, as one would give them."""
+    return {name: _text(value) for name, value in deciding(settings).items()}
 
 
 def _splits(values: Sequence[str], group: Sequence[str] | None) -> bool:

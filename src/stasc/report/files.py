@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,8 @@ from stasc.tracking import COMPLETE
 log = logging.getLogger(__name__)
 
 _ANSWERS = {"y1": pa.string(), "y2": pa.string(), "r1": pa.float64(), "r2": pa.float64()}
-OUTCOMES = pa.schema({"n": pa.int32(), "question": pa.string(), "sample": pa.int32(), **_ANSWERS})
+OUTCOMES = pa.schema({"n": pa.int32(), "question": pa.string(), "sample": pa.int32(), **_ANSWERS, "vote": pa.float64()})
+_OPTIONAL = ("vote",)  # where each question has several samples
 PAIRS = pa.schema(
     {
         **{"n": pa.int32(), "question": pa.string(), "i": pa.int32(), "seen": pa.int32(), "k": pa.int32()},
@@ -115,7 +116,7 @@ def _read_hydra(found: Found) -> None:
     if found.settings or not path.exists():
         return
     try:
-        found.settings = dict(_settings(path))
+        found.settings = _settings(path)
     except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError) as error:
         found.notes.append(f"{path} is damaged ({_first(error)})")
     if (log_file := found.folder / "run.log").exists():
@@ -126,15 +127,20 @@ def _read_hydra(found: Found) -> None:
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of 80 runs, the plain one takes seconds
 
 
-def _settings(path: Path) -> Iterator[tuple[str, Any]]:
+def _settings(path: Path) -> dict[str, Any]:
     """Composed settings as their file has them, interpolations resolved where that can be done without Hydra."""
     config = OmegaConf.load(path)
-    for name in config:
+
+    def resolved(value: Any, name: str) -> Any:
+        if isinstance(value, dict):
+            return {key: resolved(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items()}
         try:
-            value = OmegaConf.select(config, str(name))
-            yield str(name), OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        except OmegaConfBaseException:
-            yield str(name), None
+            return OmegaConf.select(config, name) if isinstance(value, str) and "${" in value else value
+        except OmegaConfBaseException:  # a time, or what only Hydra knows
+            return value
+
+    settings: dict[str, Any] = resolved(OmegaConf.to_container(config), "")
+    return settings
 
 
 def _read_summary(found: Found) -> None:
@@ -203,7 +209,7 @@ def _lines(path: Path, content: bytes, schema: pa.Schema) -> tuple[pd.DataFrame,
 
 def _row(line: bytes, schema: pa.Schema) -> dict[str, Any]:
     row = json.loads(line)
-    found = {name: row[name] for name in schema.names}
+    found = {name: row.get(name) if name in _OPTIONAL else row[name] for name in schema.names}
     for name in ("y1", "y2"):
         found[name] = found[name].encode("utf-8", "replace").decode()  # half a character has no place in a table
     pa.RecordBatch.from_pylist([found], schema)  # fails if a value is of another type

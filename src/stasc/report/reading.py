@@ -45,7 +45,9 @@ def read(folder: Path) -> Sweep:
     baselines = [_run(one, str(one.settings["variant"])) for one in found if one.settings.get("baseline")]
     runs, baselines = _once(runs, notes), _once(baselines, notes)
     _check_questions([*runs, *baselines])
-    expected, missing = _expected(varying, [run.seed for run in runs], _swept(task), notes)
+    swept = _swept(task)
+    expected = _expected(varying, [run.seed for run in runs], swept)
+    notes += _unseen(ordinary, swept)
     there = {(run.cell, run.seed) for run in runs}
     gone = [(names[levels], seed) for levels, seed in expected if (names[levels], seed) not in there]
     absent = {(run.cell, run.seed) for run in baselines}
@@ -57,7 +59,7 @@ def read(folder: Path) -> Sweep:
         settings=varying.settings,
         cells=cells,
         runs=(*runs, *(_missing(cell, seed) for cell, seed in gone)),
-        baselines=(*baselines, *(_missing(*one) for one in _baselines(missing, baselines) if one not in absent)),
+        baselines=(*baselines, *(_missing(*one) for one in _baselines(swept, baselines) if one not in absent)),
         notes=tuple(notes),
         questions=_questions(found),
     )
@@ -152,10 +154,8 @@ def _parted(override: str) -> tuple[str, str]:
     return name.lstrip("+~"), value
 
 
-def _expected(
-    varying: Design, seeds: Iterable[int], swept: Mapping[str, Levels], notes: list[str]
-) -> tuple[list[tuple[Levels, int]], dict[str, Levels]]:
-    """The cells and seeds that there should be, and what the command asked for beside them.
+def _expected(varying: Design, seeds: Iterable[int], swept: Mapping[str, Levels]) -> list[tuple[Levels, int]]:
+    """The cells and seeds that there should be.
 
     These are the cells that have a run, with all seeds; what the last command swept; and all combinations of levels, if
     more than half of them have a run: with fewer, no full factorial was meant.
@@ -169,12 +169,19 @@ def _expected(
     asked = [[one for one in swept.get(name, levels) if one in levels] for name, levels in known.items()]
     if swept and all(name in swept for name in known) and "baseline" not in swept:
         expected |= dict.fromkeys(itertools.product(itertools.product(*asked), asked_seeds or every_seed))
-    for name, levels in swept.items():
-        if name not in ("seed", "baseline") and len(levels) > 1:
-            for one in levels:
-                if one not in known.get(name, ()) and (name in known or name in design.ORDER):
-                    notes.append(f"there is no run with {name}={one}, which the sweep asked for")
-    return [(levels, seed) for levels in grid for seed in every_seed if (levels, seed) in expected], dict(swept)
+    return [(levels, seed) for levels in grid for seed in every_seed if (levels, seed) in expected]
+
+
+def _unseen(found: Sequence[Found], swept: Mapping[str, Levels]) -> list[str]:
+    """Levels that the command gave to a setting, and no run has: what these cells would be called, none can tell."""
+    there = [{**design.texts(one.settings), **one.choices} for one in found]
+    return [
+        f"there is no run with {name}={level}, which the sweep asked for"
+        for name, levels in swept.items()
+        if name not in ("seed", "iterations", "baseline") and any(name in one for one in there)
+        for level in levels
+        if len(levels) > 1 and level not in {one.get(name) for one in there}
+    ]
 
 
 def _baselines(swept: Mapping[str, Levels], there: Sequence[Run]) -> list[tuple[str, int]]:

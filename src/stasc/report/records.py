@@ -33,7 +33,7 @@ class Run:
     error: str
     settings: Mapping[str, Any]
     iterations: Sequence[Mapping[str, Any]]
-    outcomes: pd.DataFrame  # n, question, sample, y1, y2, r1, r2
+    outcomes: pd.DataFrame  # n, question, sample, y1, y2, r1, r2, vote (the reward of a majority, or NaN)
     pairs: Callable[[], pd.DataFrame]  # n, question, i, seen, k, y1, y2, r1, r2, kept
     events: Sequence[Mapping[str, Any]]  # of the journal
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stasc.report.records import Run
-from stasc.report.statistics import Array, majority, pass_at_k
-from stasc.reward import after_last, normalise
+from stasc.report.statistics import Array, pass_at_k
 
 TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")
 
@@ -48,39 +45,9 @@ def score(run: Run, questions: pd.Index, n: int) -> Scores:
     return Scores(mean(r1), mean(r2), np.stack(shares, axis=1), samples)
 
 
-def vote(run: Run, k: int) -> Run:
-    """The run as if its correction were what most of k initial answers of M_0 say, of which y1 is the first.
-
-    Its answers are split into groups of k, each a sample. Answers agree if they are the same once normalised as rewards
-    do; of as many votes, the answer that was given first counts.
-    """
-    frame = run.outcomes[run.outcomes["n"] == 0].sort_values(["question", "sample"], kind="stable")
-    words = _votes(frame["y1"], run.settings.get("reward") or {})
-    rows = []
-    for start in _groups(frame, k):
-        chosen = start + majority(words[start : start + k])
-        rows.append((start, chosen))
-    first, then = (frame.iloc[[row[side] for row in rows]].reset_index(drop=True) for side in (0, 1))
-    voted = first.assign(sample=first["sample"] // k, y2=then["y1"], r2=then["r1"])
-    return replace(run, outcomes=voted)
-
-
-def _groups(frame: pd.DataFrame, k: int) -> list[int]:
-    """Where each whole group of k answers to the same question begins."""
-    sizes = frame.groupby("question", sort=False).size().to_numpy()
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    return [int(begin) + k * i for begin, size in zip(starts, sizes, strict=True) for i in range(size // k)]
-
-
-def _votes(answers: pd.Series[Any], reward: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    marker = reward.get("marker") if reward.get("scope") == "final" else None
-    return [tuple(normalise((after_last(marker, text) or "") if marker else text)) for text in answers]
-
-
-def votes_for_one_correction(run: Run) -> int:
-    """How many initial answers have as many tokens as one of them and its correction, to the nearest number."""
-    test = run.iterations[0]["test"]
-    return max(1, round(1 + test["corr_tokens"] / test["init_tokens"])) if test["init_tokens"] else 1
+def voted(run: Run) -> Run:
+    """The run as if each correction were the majority of the k answers that begin with its initial answer."""
+    return replace(run, outcomes=run.outcomes.assign(r2=run.outcomes["vote"]))
 
 
 def passes(run: Run, questions: pd.Index) -> dict[int, Array]:

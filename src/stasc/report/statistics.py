@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -249,11 +248,3 @@ def pass_at_k(right: Array, n: int, k: int) -> Array:
     i = np.arange(n - k + 1, n + 1)
     missed = np.prod(np.clip(1 - right[:, None] / i, 0, 1), axis=1)  # C(n - c, k) / C(n, k)
     return np.where(n - right < k, 1.0, 1 - missed)
-
-
-def majority(votes: Sequence[Any]) -> int:
-    """The number of the first answer among those that agree most; of several such, the first given."""
-    counts: dict[Any, int] = {}
-    for vote in votes:
-        counts[vote] = counts.get(vote, 0) + 1
-    return list(votes).index(max(counts, key=counts.__getitem__))
