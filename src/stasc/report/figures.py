@@ -282,7 +282,8 @@ def _with_iterations(analysis: Analysis) -> Mapping[str, Sequence[Any]]:
 def _by_cell(chart: Any, names: Sequence[str], text: str, height: int) -> alt.FacetChart:
     facet = alt.Facet("cell:N").title(None).sort(names)
     sized = chart.properties(width=170, height=height)
-    return sized.facet(facet=facet, columns=min(4, len(names))).properties(description=text)
+    faceted: alt.FacetChart = sized.facet(facet=facet, columns=min(4, len(names)))
+    return faceted.properties(description=text)
 
 
 def _forest_text(effects: Sequence[Effect]) -> str:
