@@ -21,7 +21,7 @@ import yaml
 
 from stasc.folder import SCHEMA, RunFolder
 from stasc.keys import settings_digest
-from stasc.records import Answer, Iteration, Pair, Question
+from stasc.records import Answer, Iteration, Pair, Question, Split
 from stasc.tracking import Journal
 from stasc.tracking.tracker import Nothing
 
@@ -104,6 +104,7 @@ def write_run(
         }
         run = RunFolder(folder, summary, journal, Nothing(), correct_at=1.0)
         run.begin(
+            _splits(made),
             name=f"{variant}-seed{seed}",
             group=sweep.name,
             key="0" * 64,
@@ -223,9 +224,17 @@ def _iteration(levels: Levels, seed: int, n: int, made: Made) -> Iteration[None]
     return Iteration(n, None, train, kept, test)
 
 
+def _splits(made: Made) -> list[Split]:
+    names = {"train": [f"{made.data}/train/{q}" for q in range(made.train_questions)]}
+    names["test"] = [f"{made.data}/{q}" for q in range(made.questions)]
+    return [Split(split, tuple(_question(name) for name in asked)) for split, asked in names.items()]
+
+
+def _question(name: str) -> Question:
+    return Question(name, f"What is {name}?", ("right",))
+
+
 def _pair(made: Made, question: str, i: int, k: int, right: np.ndarray) -> Pair:
     words = ("wrong", "right")
     y1, y2 = (Answer(made.answer.format(question=question, word=words[int(one)]), 9) for one in right)
-    return Pair(
-        Question(question, f"What is {question}?", ("right",)), i, i, k, y1, y2, float(right[0]), float(right[1])
-    )
+    return Pair(_question(question), i, i, k, y1, y2, float(right[0]), float(right[1]))

@@ -155,6 +155,16 @@ def test_the_folder_holds_every_pair_and_every_outcome(tmp_path: Path) -> None:
     assert not (folder / "models").exists()
 
 
+def test_the_folder_holds_the_questions_that_pairs_and_outcomes_name(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_tiny(folder, "iterations=1", "filter=lenient")
+    questions = lines(folder / "questions.jsonl")
+    for split, file in (("train", "pairs.jsonl"), ("test", "outcomes.jsonl")):
+        named = {line["question"] for line in lines(folder / file)}
+        assert named == {line["id"] for line in questions if line["split"] == split}
+    assert all(line["question"] and line["references"] for line in questions)
+
+
 def test_the_journal_has_the_run_from_start_to_end(tmp_path: Path) -> None:
     summary = run_tiny(tmp_path / "run", "iterations=1")
     events = list(read(tmp_path / "run" / "journal.jsonl"))

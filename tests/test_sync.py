@@ -29,7 +29,7 @@ def recorded(folder: Path, last: int = 2, config: Mapping[str, Any] | None = Non
     folder.mkdir(parents=True)
     with Journal(folder / "journal.jsonl") as journal:
         run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, Nothing(), 1.0)
-        run.begin(name="EIE-seed3", group="sweep", config=config or {"seed": 3, "tracking": {"_target_": "Off"}})
+        run.begin((), name="EIE-seed3", group="sweep", config=config or {"seed": 3, "tracking": {"_target_": "Off"}})
         pairs = pairs_of(3)
         for n in range(last + 1):
             trained = pairs if n else []

@@ -100,6 +100,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
         try:
             try:
                 folder.begin(
+                    (experiment.train, experiment.test),
                     name=name,
                     group=group,
                     key=prepared.key,

@@ -12,7 +12,7 @@ from typing import Any
 
 from stasc import fsx, tracking, vote
 from stasc.metrics import describe
-from stasc.records import Iteration, Pair
+from stasc.records import Iteration, Pair, Split
 from stasc.reward import normalise
 from stasc.store import file_sha256
 from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1  # of summary.json and the files beside it
 RESULTS = ("outcomes.jsonl", "pairs.jsonl")
+QUESTIONS = "questions.jsonl"  # what the others' question ids stand for
 
 
 class RunFolder:
@@ -49,8 +50,14 @@ class RunFolder:
         for name in RESULTS:
             fsx.write(path / name, b"")
 
-    def begin(self, **provenance: object) -> None:
-        """Records what the run is made of, before anything is sampled."""
+    def begin(self, splits: Iterable[Split], **provenance: object) -> None:
+        """Records what the run is made of and asks, before anything is sampled."""
+        lines = (
+            {"split": split.name, "id": x.id, "question": x.text, "references": x.references}
+            for split in splits
+            for x in split.questions
+        )
+        fsx.write(self.path / QUESTIONS, _jsonl(lines))
         self._journal.write("run_started", variant=self.summary["variant"], seed=self.summary["seed"], **provenance)
         self._write_summary()
 
@@ -212,4 +219,8 @@ def _line(pair: Pair) -> dict[str, object]:
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
-    fsx.append(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    fsx.append(path, _jsonl(lines))
+
+
+def _jsonl(lines: Iterable[Mapping[str, object]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()

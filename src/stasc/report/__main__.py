@@ -16,7 +16,7 @@ from rich.text import Text
 from stasc.report import export
 from stasc.report.analysis import analyse
 from stasc.report.reading import read
-from stasc.report.records import Analysis
+from stasc.report.records import Analysis, Sweep
 from stasc.report.wording import interval_text, p_text, points, share_text
 
 WIDE = 1000  # columns: what is no terminal is not 80 columns wide
@@ -32,10 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         analysis = analyse(sweep)
         show(analysis, Console())
         written = export.write(sweep, analysis, folder)
-        # page.write(sweep, analysis, folder)
+        written += _page(sweep, analysis, folder)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"written: {', '.join(os.path.relpath(folder / name) for name in written)}")
+
+
+def _page(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
+    """Writes report.html. Returns: its name, or nothing where what draws it is not installed."""
+    try:
+        from stasc.report import page
+    except ModuleNotFoundError as error:
+        print(f"no page: {error.name} is not installed; pip install 'stasc[report]'", file=sys.stderr)
+        return []
+    page.write(sweep, analysis, folder)
+    return [page.PAGE]
 
 
 def show(analysis: Analysis, out: Console) -> None:

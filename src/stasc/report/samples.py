@@ -1,0 +1,184 @@
+"""The answers that the page can show, packed: a block per seed and iteration, each read only when it is looked at.
+
+What does not fit is left out, whole blocks at a time, and said.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+from stasc.report.records import Run, Sweep
+from stasc.report.words import listed
+
+Kind = Literal["test", "train"]
+
+PAGE_BYTES = 16_000_000  # of all blocks, as they stand on the page
+TEST_SHARE = 0.8  # of that, at most; training pairs get what is left
+BLOCK_CHARACTERS = 8_000_000  # of a block's answers: what a browser unpacks at once
+
+
+@dataclass
+class Packed:
+    """`blocks` are gzip in base64, by kind, seed and iteration. `index` is what their numbers stand for."""
+
+    index: dict[str, Any]
+    blocks: dict[tuple[Kind, int, int], str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def pack(sweep: Sweep, n: int, budget: int = PAGE_BYTES) -> Packed:
+    """The test answers and training pairs of a sweep. The first seeds come first, and of a seed iteration `n`."""
+    runs = [run for run in (*sweep.runs, *sweep.baselines) if run.iterations]
+    names = _Numbers()
+    packed = Packed({})
+    kept_free = round(budget * (1 - TEST_SHARE))
+    room = budget - _fill(packed, "test", runs, names, n, budget - kept_free)
+    _fill(packed, "train", runs, names, n, room)
+    packed.index = {
+        "cells": list(dict.fromkeys(run.cell for run in runs)),
+        "questions": [_question(sweep, name) for name in names.questions],
+        "why": list(names.reasons),
+        "blocks": [list(block) for block in packed.blocks],
+    }
+    return packed
+
+
+@dataclass
+class _Numbers:
+    """What blocks name by number, in order of appearance."""
+
+    questions: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: int, limit: int) -> int:
+    """Adds blocks until the limit is reached. Returns: the bytes that they take."""
+    cells = list(dict.fromkeys(run.cell for run in runs))
+    size, cut = 0, False
+    missing: list[tuple[int, int]] = []
+    for seed in sorted({run.seed for run in runs}):
+        own = [run for run in runs if run.seed == seed]
+        frames, thinned = (pd.DataFrame(), False) if missing else _frames(kind, own, cells)
+        cut |= thinned
+        for one in _order({entry["n"] for run in own for entry in run.iterations}, n, kind):
+            block = "" if missing else _block(frames, one, names)
+            if missing or size + len(block) > limit:
+                missing.append((seed, one))
+            elif block:
+                packed.blocks[kind, seed, one] = block
+                size += len(block)
+    what, file = ("test answers", "outcomes.jsonl") if kind == "test" else ("training pairs", "pairs.jsonl")
+    if missing:
+        packed.left_out.append(f"{what} of {_places(missing)} (each run's {file} has them)")
+    if cut:
+        packed.left_out.append(f"{what} of some questions, in every iteration (each run's {file} has all)")
+    return size
+
+
+def _order(iterations: set[int], n: int, kind: Kind) -> list[int]:
+    """The declared iteration and the untrained model first: these are compared."""
+    rest = sorted(iterations - {n, 0})
+    return [one for one in (n, 0, *rest) if one in iterations and (one or kind == "test")]
+
+
+def _frames(kind: Kind, runs: Sequence[Run], cells: Sequence[str]) -> tuple[pd.DataFrame, bool]:
+    """The answers of these runs, question by question, and whether some had to be left out."""
+    parts, thinned = [], False
+    for run in runs:
+        frame = run.outcomes if kind == "test" else run.pairs()
+        if not frame.empty:
+            part, whole = _thinned(frame, BLOCK_CHARACTERS // len(runs))
+            thinned |= not whole
+            parts.append(part.assign(cell=cells.index(run.cell), why=_reasons(run, part) if kind == "train" else ""))
+    return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()), thinned
+
+
+def _thinned(frame: pd.DataFrame, characters: int) -> tuple[pd.DataFrame, bool]:
+    """Of the first questions, as many as an iteration's share of characters has room for."""
+    length = frame["y1"].str.len() + frame["y2"].str.len()
+    by_question = length.groupby([frame["question"], frame["n"]], sort=False).sum().groupby(level=0, sort=False).max()
+    fits = by_question.cumsum() <= characters
+    return (frame, True) if fits.all() else (frame[frame["question"].isin(fits[fits].index)], False)
+
+
+def _block(frames: pd.DataFrame, n: int, names: _Numbers) -> str:
+    """One iteration's answers by columns, each text once."""
+    if frames.empty or (rows := frames[frames["n"] == n]).empty:
+        return ""
+    question = _numbered(rows["question"], names.questions)
+    rows = rows.assign(question=question).sort_values(["question", "cell"], kind="stable")
+    codes, texts = pd.factorize(pd.concat([rows["y1"], rows["y2"]]))
+    content: dict[str, Any] = {
+        **{name: rows[name].tolist() for name in ("cell", "question", "r1", "r2")},
+        **{"y1": codes[: len(rows)].tolist(), "y2": codes[len(rows) :].tolist(), "texts": texts.tolist()},
+    }
+    if "kept" in rows:
+        content |= {"kept": rows["kept"].astype(int).tolist(), "why": _numbered(rows["why"], names.reasons).tolist()}
+    raw = json.dumps(content, separators=(",", ":"), default=str).encode()
+    return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode()
+
+
+def _numbered(names: pd.Series, known: dict[str, int]) -> pd.Series:
+    for name in names.unique():
+        known.setdefault(name, len(known))
+    return names.map(known)
+
+
+def _reasons(run: Run, frame: pd.DataFrame) -> pd.Series:
+    """For each pair, why it was kept or not."""
+    facts = frame[["r1", "r2", "kept"]]
+    told = {
+        (r1, r2, kept): reason(run.settings, r1, r2, kept)
+        for r1, r2, kept in facts.drop_duplicates().itertuples(index=False)
+    }
+    return pd.Series([told[row] for row in facts.itertuples(index=False, name=None)], index=frame.index, dtype=object)
+
+
+def reason(settings: Mapping[str, Any], r1: float, r2: float, kept: bool) -> str:
+    """Why a pair was kept or not, in the terms of the run's filter."""
+    chosen = settings.get("filter") or {}
+    option = str(chosen.get("_target_", "")).removeprefix("stasc.filter.")
+    change = f"r2 − r1 = {r2 - r1:.3g}"
+    known = not settings.get("baseline") and option in ("Strict", "Lenient", "Maintaining")
+    if not known:
+        return "kept" if kept else "left out by the run's own rule"
+    margin, correct_at = float(chosen.get("margin") or 0), float(chosen.get("correct_at") or 1)
+    better = option != "Maintaining" and r2 - r1 > margin
+    if kept:
+        return f"the correction is better: {change}" if better else "right, and still right"
+    if option == "Strict":
+        return f"not better by more than {margin:g}: {change}"
+    if r1 < correct_at:
+        return "the first answer is not right" if option == "Maintaining" else f"wrong, and not better: {change}"
+    return f"right, and made worse: {change}"
+
+
+def _question(sweep: Sweep, name: str) -> dict[str, Any]:
+    question = sweep.questions.get(name)
+    if not question:
+        return {"id": name}
+    return {"id": name, "text": question.text, "references": list(question.references[:8])}
+
+
+def _places(missing: Sequence[tuple[int, int]]) -> str:
+    return "; ".join(f"seed {seed}, {_iterations(group)}" for seed, group in _by_seed(missing))
+
+
+def _by_seed(missing: Sequence[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
+    for seed in dict.fromkeys(seed for seed, _ in missing):
+        yield seed, sorted(n for one, n in missing if one == seed)
+
+
+def _iterations(ns: Sequence[int]) -> str:
+    if len(ns) == 1:
+        return f"iteration {ns[0]}"
+    if list(ns) == list(range(ns[0], ns[-1] + 1)):
+        return f"iterations {ns[0]} to {ns[-1]}"
+    return "iterations " + listed([str(n) for n in ns])
