@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     err = Console(stderr=True)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    began = datetime.datetime.now(datetime.UTC)
+    began, commit = datetime.datetime.now(datetime.UTC), provenance.commit()  # before the page is written
     arena = race.Arena(args.folder.absolute(), torch.get_num_threads(), _options(args.set))
     peers = [peer for peer in race.PEERS if peer.name in args.peers]
     works, left_out = _make(args, err)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def tables(grown: Sequence[race.Outcome]) -> list[report.Table]:
         made = report.tables(outcomes, grown, left_out)
         if write:  # after each work: it takes hours
-            fsx.write(args.page, report.page(made, _facts(began, arena.threads, args.repetitions)).encode())
+            fsx.write(args.page, report.page(made, _facts(began, commit, arena.threads, args.repetitions)).encode())
             err.print(f"written: {args.page}")
         return made
 
@@ -106,12 +106,12 @@ def _make(args: argparse.Namespace, err: Console) -> tuple[list[Work], dict[str,
     return works, left_out
 
 
-def _facts(began: datetime.datetime, threads: int, repetitions: int) -> dict[str, str]:
+def _facts(began: datetime.datetime, commit: str | None, threads: int, repetitions: int) -> dict[str, str]:
     machine = provenance.machine(torch.device("cpu"))
     ended = datetime.datetime.now(datetime.UTC)
     return {
         "date": f"{began:%Y-%m-%d}, {(ended - began).total_seconds() / 60:.0f} minutes in all",
-        "commit": provenance.commit() or "not known",
+        "commit": commit or "not known",
         "processor": f"{machine['processor']}, {threads} threads for every contender",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "repetitions": f"{repetitions} of each pair, after a warm-up",
