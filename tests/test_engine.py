@@ -679,7 +679,7 @@ def test_however_prompts_are_computed_their_answers_are_the_same(
                 going = [index for index in range(len(rows)) if index >= gone or (index % 2 and gone < 4)]
                 batch.select(torch.tensor(going))
                 rows = [(*rows[index], 7 + (index + step) % 2) for index in going]
-                logits_BV = batch.step(network, torch.tensor([row[-1] for row in rows]))
+                logits_BV = batch.forward(network, torch.tensor([row[-1] for row in rows])).logits[:, -1]
                 for row, whole in zip(logits_BV, rows, strict=True):
                     torch.testing.assert_close(row, next_logits(network, whole), **close)
 
@@ -719,6 +719,12 @@ def test_another_attention_than_a_softmax_of_scores_is_not_imitated(folder: str)
         assert prefill._traits(network).mask is None
     alone = [HF(1)(network, [request], decoding(max_new_tokens=6))[0] for request in requests]
     assert found == alone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_prompts_are_shared_in_every_dtype(folder: str, dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        assert prefill._traits(load(folder, dtype)).mask == torch.bool
 
 
 def test_the_model_keeps_its_own_attention(model: LlamaForCausalLM) -> None:

@@ -64,7 +64,7 @@ def sample_batch(
             live = [row for row in live if not ended[row]]
             ids_B, keys_B = ids_B[going], keys_B[going]
             batch.select(going)
-        logits_BV = batch.step(model, ids_B)
+        logits_BV = batch.forward(model, ids_B).logits[:, -1]
     advance(len(ended) - sum(ended))
     return [Completion(tuple(ids), not end) for ids, end in zip(sampled, ended, strict=True)]
 

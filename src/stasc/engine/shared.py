@@ -44,17 +44,17 @@ class SharedPrompts:
         self._answers = RoomyCache(len(prompts.layers), room)
         self._place()
 
-    def step(self, model: Network, ids_B: Tensor) -> Tensor:
-        """Next-token logits (B, V) behind one more token of each row."""
+    def forward(self, model: Network, ids_B: Tensor, **more: bool) -> Any:
+        """What the model gives for one more token of each row."""
         positions_B = self._first.get_seq_length() + self._lengths_P[self._prompt_B] + self._answers.get_seq_length()
         with _attending(model, self):
-            logits_B1V: Tensor = model(
+            return model(
                 input_ids=ids_B.unsqueeze(1),
                 position_ids=positions_B.unsqueeze(1),
                 past_key_values=self._answers,
                 use_cache=True,
-            ).logits
-        return logits_B1V[:, -1]
+                **more,
+            )
 
     def select(self, rows: Tensor) -> None:
         """Goes on with these rows alone."""

@@ -105,7 +105,7 @@ def _read_journal(found: Found) -> None:
 def _read_hydra(found: Found) -> None:
     """The options of groups, and of a run that did not get as far as its journal, the settings and what went wrong."""
     try:
-        hydra = yaml.load((found.folder / ".hydra" / "hydra.yaml").read_bytes(), _Loader)["hydra"]  # noqa: S506, a safe one
+        hydra = _Loader((found.folder / ".hydra" / "hydra.yaml").read_bytes()).get_single_data()["hydra"]
         found.choices = {name: option for name, option in hydra["runtime"]["choices"].items() if option}
         found.overrides = tuple(hydra["overrides"]["task"])
     except FileNotFoundError:
