@@ -56,7 +56,9 @@ def model(folder: str) -> LlamaForCausalLM:
 
 @pytest.fixture
 def shapes(model: LlamaForCausalLM) -> Iterator[list[tuple[int, ...]]]:
-    """The shape of the token ids of each forward pass."""
+    """The shape of the token ids of each forward pass, but for those that try what the model can do."""
+    with torch.inference_mode():
+        prefill.shares(model)
     seen: list[tuple[int, ...]] = []
     hook = model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -721,6 +723,20 @@ def test_another_attention_than_a_softmax_of_scores_is_not_imitated(folder: str)
     assert found == alone
 
 
+def test_memory_that_runs_out_in_a_probe_is_no_verdict(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = load(folder, torch.float32)
+    with monkeypatch.context() as played, torch.inference_mode():
+
+        def raises(*args: object, **kwargs: object) -> None:
+            raise torch.OutOfMemoryError("played")
+
+        played.setattr(type(network), "forward", raises)
+        with pytest.raises(torch.OutOfMemoryError):
+            prefill.shares(network)
+    with torch.inference_mode():
+        assert prefill.shares(network)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_prompts_are_shared_in_every_dtype(folder: str, dtype: torch.dtype) -> None:
     with torch.inference_mode():
@@ -790,15 +806,42 @@ def test_a_single_answer_that_does_not_fit_ends_with_a_way_out(
         HF(2)(model, [Request((1, 2), (0, 1))], decoding())
 
 
-def test_rows_are_as_many_as_free_memory_holds(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_as_many_as_free_memory_holds_at_the_time(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model: 2 layers, and keys and values in float64; each prompt counts once."""
     config = model.config
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 12 + 2 * config.vocab_size
-    assert memory.row_bytes(model, 12) == 8 * numbers
-    monkeypatch.setattr(memory, "free_bytes", lambda device: round(8 * numbers * 4.5 / 0.8))
+    token = 2 * 2 * config.num_key_value_heads * config.head_dim * 8
+    need = 2 * 3 * token + 9 * (10 * token + 2 * config.vocab_size * 8)
+    some = [(1, 2, 3)] * 5 + [(4, 5, 6)] * 4
+    assert memory.batch_bytes(model, some, 10) == need
     told: list[int] = []
     limit = Limit(told.append)
-    assert limit.of(model, [(1, 2)] * 4, 10) == 4 and not told
-    assert limit.of(model, [(1, 2)] * 9, 10) == 3, "three parts of like size"
-    assert told == [4]
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
-    assert limit.of(model, [(1, 2)] * 9, 10) == 1
+
+    def rows(free: float) -> int:
+        monkeypatch.setattr(memory, "free_bytes", lambda device: free / 0.8)
+        return limit.of(model, some, 10)
+
+    assert rows(need + 1) == 9 and not told
+    assert rows(need / 2.5) == 3, "three parts"
+    assert rows(need / 1.5) == 5 and told == [3]
+    assert rows(0) == 1
+    assert rows(need + 1) == 9, "what was short is free again"
+    limit.lower(2)
+    assert rows(need + 1) == 2
+
+
+def test_a_last_part_of_one_answer_may_not_fit(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = decode.sample_batch
+
+    def sample_batch(model: LlamaForCausalLM, prompts: Sequence[tuple[int, ...]], *rest: Any) -> list[Completion]:
+        if len(prompts[-1]) > 4:
+            raise torch.OutOfMemoryError("played")
+        return whole(model, prompts, *rest)
+
+    monkeypatch.setattr(decode, "sample_batch", sample_batch)
+    requests = [Request(prompt, (0,)) for prompt in ((1, 2), (1, 3), (1, 2, 3, 4, 5))]
+    told: list[int] = []
+    with pytest.raises(ValueError, match="a prompt of 5 tokens"):
+        HF(3).sample(model, requests, [(0, 0), (1, 0), (2, 0)], decoding(), limit=Limit(told.append))
+    assert told == [1]

@@ -6,13 +6,21 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from finetuning import END, assert_same, make, make_live, nll, read, train, weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    Llama4TextConfig,
+    PreTrainedModel,
+)
 
 from stasc import packing
 from stasc.finetune import Batch, Example, collate, loss_weights, token_losses
@@ -238,6 +246,15 @@ def test_a_model_that_attends_by_other_means_than_the_mask_is_computed_in_rows(
 
     monkeypatch.setattr(type(network), "forward", causal)
     assert packing.mask_dtype(network, torch.float64) is None
+
+
+def test_a_window_by_another_name_is_seen() -> None:
+    """GPT-Neo's and Llama 4's count columns, which in a tree are not positions."""
+    local = GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=16)
+    chunks = Llama4TextConfig(num_hidden_layers=2, attention_chunk_size=8)
+    for config in (local, chunks):
+        network: Any = SimpleNamespace(config=config)
+        assert not packing.sees_all(network, 9)
 
 
 def test_a_model_whose_window_is_shorter_than_an_example_is_computed_in_rows(

@@ -214,6 +214,23 @@ def test_weights_that_are_not_those_of_the_network_are_not_put_into_it(
         assert not sources.swap_weights(network, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     assert not sources.swap_weights(network, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "another.safetensors")
+    assert not sources.swap_weights(network, tmp_path)
+
+
+def test_files_beside_the_weights_are_not_put_into_a_network(base: str, weights: Path, tmp_path: Path) -> None:
+    whole = {key: value.contiguous() for key, value in load_file(weights / "model.safetensors").items()}
+    for copy in ("a.safetensors", "model.fp16.safetensors", "zzz.safetensors"):
+        save_file({key: value + 1 for key, value in whole.items()}, tmp_path / copy)
+    names = sorted(whole)
+    halves = {f"model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
+    for file, some in halves.items():
+        save_file({name: whole[name] for name in some}, tmp_path / file)
+    index = {"weight_map": {name: file for file, some in halves.items() for name in some}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    network = AutoModelForCausalLM.from_pretrained(base)
+    assert sources.swap_weights(network, tmp_path)
+    assert torch.equal(logits(network), plain_logits(weights))
 
 
 def test_what_was_trained_in_memory_is_not_read_again(base: str, weights: Path, reads: Reads) -> None:

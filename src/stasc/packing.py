@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,7 +96,7 @@ def mask_dtype(network: Network, dtype: torch.dtype) -> torch.dtype | None:
     was_training = network.training
     network.eval()
     try:
-        with torch.no_grad(), suppress(RuntimeError, ValueError, TypeError):
+        with torch.no_grad(), Unable():
             packed, rows = (
                 (batch.weights * token_losses(network, batch)).sum()
                 for batch in (
@@ -108,10 +109,25 @@ def mask_dtype(network: Network, dtype: torch.dtype) -> torch.dtype | None:
     return None
 
 
+class Unable(suppress):
+    """Passes over what a network raises that cannot do what is tried; that memory ran out says nothing of that."""
+
+    def __init__(self) -> None:
+        super().__init__(RuntimeError, ValueError, TypeError, AttributeError, LookupError)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        out_of_memory = kind is not None and issubclass(kind, torch.OutOfMemoryError)
+        return not out_of_memory and super().__exit__(kind, error, trace)
+
+
 def sees_all(network: Network, longest: int) -> bool:
     """Whether no window of attention is shorter than so many tokens."""
-    window = getattr(network.config.get_text_config(), "sliding_window", None)
-    return window is None or window >= longest
+    from stasc.engine import cache
+
+    local = "local" in getattr(network.config.get_text_config(), "attention_layers", ())  # GPT-Neo's name for one
+    return not local and cache.sees_all(network.config, longest)
 
 
 def worthwhile(network: Network) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 import shutil
 import struct
@@ -170,19 +171,34 @@ def swap_weights(network: PreTrainedModel, folder: Path) -> bool:
     import torch
     from safetensors import SafetensorError, safe_open
 
+    files = _weight_files(folder)
     own = network.state_dict()
     places = {tensor.data_ptr() for tensor in own.values()}  # fewer than names where weights are tied
     try:
-        for path in folder.glob("*.safetensors"):
+        for path in files:
             with safe_open(path, framework="pt", device=str(network.device)) as file, torch.no_grad():
                 for name in file.keys():  # noqa: SIM118 - it is no dictionary
                     if name not in own or list(own[name].shape) != file.get_slice(name).get_shape():
                         return False
-                    own[name].copy_(file.get_tensor(name))
-                    places.discard(own[name].data_ptr())
+                    tensor, place = file.get_tensor(name), own[name].data_ptr()
+                    if place not in places and not torch.equal(own[name], tensor.to(own[name].dtype)):
+                        return False  # what is tied here differs there
+                    own[name].copy_(tensor)
+                    places.discard(place)
     except SafetensorError:
         return False
     return not places
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that transformers reads: a single one, or those of an index; others may stand beside them."""
+    if (single := folder / "model.safetensors").is_file():
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    names: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+    return [folder / name for name in sorted(set(names.values()))]
 
 
 def _tiny(seed: int, folder: Path) -> None:

@@ -96,19 +96,20 @@ class HF:
             rows = limit.of(model, prompts, decoding.max_new_tokens) if batch else 0
             while len(done) < len(batch):
                 part = slice(len(done), len(done) + rows)
+                size = len(prompts[part])
                 told = Counted(advance)
                 try:
                     done += sample_batch(model, prompts[part], keys[part], decoding, told, self.prefill_tokens)
                     continue
                 except torch.OutOfMemoryError as error:
-                    if rows == 1:
+                    if size == 1:
                         raise ValueError(
                             f"a prompt of {len(prompts[len(done)])} tokens and its answer do not fit into the memory "
                             f"of {model.device}: lower sampling.max_new_tokens, set model.dtype=bfloat16, or take a "
                             "smaller model"
                         ) from error
                 told.back()  # here, where the error no longer holds what was computed
-                rows = limit.lower(len(prompts[part]) // 2)
+                rows = limit.lower(size // 2)
         return done
 
 

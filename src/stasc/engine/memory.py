@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from stasc.engine import prefill
+
 if TYPE_CHECKING:
     from stasc.model import Network
 
@@ -20,39 +22,47 @@ _SHARE = 0.8  # of the free memory; the rest is for what a forward pass needs
 
 @dataclass
 class Limit:
-    """The most rows at once. `told` hears of every number that is lower than the one before."""
+    """The most rows at once, after memory ran out. `told` hears of every number lower than those before."""
 
     told: Callable[[int], None] = lambda rows: None
     rows: int | None = None
+    _told: int | None = None
 
     def lower(self, rows: int) -> int:
-        """Notes that no more fit."""
-        if self.rows is None or rows < self.rows:
-            self.rows = rows
-            log.warning("memory is short: sampling goes on with %d answers at once", rows)
-            self.told(rows)
-        return self.rows
+        """Notes for good that no more fit."""
+        self.rows = rows
+        self._tell(rows)
+        return rows
 
     def of(self, model: Network, prompts: Sequence[tuple[int, ...]], room: int) -> int:
         """How many of these rows to sample at once, each a prompt and an answer of so many tokens.
 
-        Parts are of like size. That prompts are held once for all their answers is left out of account.
+        Parts are of like size, and as many as what is free now asks for.
         """
-        most = int(_SHARE * free_bytes(model.device)) // row_bytes(model, max(map(len, prompts)) + room)
-        if most < len(prompts):
-            self.lower(max(1, most))
-        if self.rows is None or self.rows >= len(prompts):
-            return len(prompts)
-        return math.ceil(len(prompts) / math.ceil(len(prompts) / self.rows))
+        need, free = batch_bytes(model, prompts, room), _SHARE * free_bytes(model.device)
+        parts = len(prompts) if need >= free * len(prompts) else max(1, math.ceil(need / free))
+        if self.rows is not None:
+            parts = max(parts, math.ceil(len(prompts) / self.rows))
+        rows = math.ceil(len(prompts) / parts)
+        if parts > 1:
+            self._tell(rows)
+        return rows
+
+    def _tell(self, rows: int) -> None:
+        if self._told is None or rows < self._told:
+            self._told = rows
+            log.warning("memory is short: sampling goes on with %d answers at once", rows)
+            self.told(rows)
 
 
-def row_bytes(model: Network, tokens: int) -> int:
-    """What keys, values and logits of a row take."""
+def batch_bytes(model: Network, prompts: Sequence[tuple[int, ...]], room: int) -> int:
+    """What keys, values and logits of rows take, each a prompt and an answer of so many tokens."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * config.num_hidden_layers * heads * size * tokens
-    return int(model.dtype.itemsize * (cached + 2 * config.vocab_size))
+    held = sum(map(len, set(prompts) if prefill.shares(model) else prompts)) + room * len(prompts)
+    numbers = 2 * config.num_hidden_layers * heads * size * held + 2 * len(prompts) * config.vocab_size
+    return int(model.dtype.itemsize * numbers)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -10,7 +10,6 @@ rows of one forward pass with W tokens each, T tokens of a tree, E ends of promp
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -221,6 +220,11 @@ class _Traits(NamedTuple):
 _known: WeakKeyDictionary[Network, dict[torch.dtype, _Traits]] = WeakKeyDictionary()
 
 
+def shares(model: Network) -> bool:
+    """Whether prompts are held once for all their answers."""
+    return _traits(model).mask is not None
+
+
 def _traits(model: Network) -> _Traits:
     """Those of this network, which are looked at once."""
     known = _known.setdefault(model, {})
@@ -245,7 +249,7 @@ def _shares(model: Network, traits: _Traits) -> bool:
         lambda: _plain(model, prompts, prompt_B),
     )
     found: list[Tensor] = []
-    with suppress(RuntimeError, ValueError, TypeError, AttributeError, LookupError):
+    with packing.Unable():
         for make in batches:
             _, batch = make()
             for ids in ([6, 7, 8], [9, 6, 6]):

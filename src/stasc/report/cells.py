@@ -108,6 +108,6 @@ def _spent(run: Run, n: int) -> dict[str, float]:
         "kept": sum((entry["train"] or {}).get("kept", 0) for entry in done),
         "steps": sum((entry["finetune"] or {}).get("steps", 0) for entry in done),
         "tokens": sum((entry["finetune"] or {}).get("tokens", 0) for entry in done),
-        "seconds": sum(s for entry in done for name, s in entry["seconds"].items() if name != "total"),
+        "seconds": sum(s for entry in done for name, s in entry["seconds"].items() if name not in ("total", "loading")),
         "reused": sum(bool(event["reused"]) for event in stages),
     }
