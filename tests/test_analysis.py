@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from sweeps import ALL16, Made, write_run, write_sweep
 
-from stasc.report import export
+from stasc.report import export, wording
 from stasc.report.__main__ import main
 from stasc.report.analysis import analyse
 from stasc.report.reading import read
-from stasc.report.records import Analysis, Effect
+from stasc.report.records import Analysis, Effect, Interval
 
 SMALL = Made(questions=30, iterations=2, seeds=(0, 1))
 FILTERS = {"filter": ("strict", "lenient")}
@@ -116,7 +116,76 @@ def test_where_nothing_matters_the_headline_says_so(folder: Path) -> None:
     made = Made(questions=60, iterations=1, seeds=(0, 1, 2), right=lambda levels, n: (0.5, 0.5), seed_sd=0.3)
     found = report(write_sweep(folder, made))
     assert not any((effect.interval.low or 0) > 0 for effect in found.effects if effect.family == "primary")
-    assert "not surely" in found.headline or found.headline.startswith("No choice moves")
+    assert "not surely" in found.headline or found.headline.startswith("No choice's effect on ")
+
+
+def test_one_choice_changed_at_a_time_is_not_told_as_a_factorial(folder: Path) -> None:
+    made = Made(questions=60, iterations=1, seeds=(0, 1, 2))
+    base = {"init": "evolving", "filter": "strict", "start": "evolving"}
+    for change in ({}, {"init": "fixed"}, {"filter": "lenient"}, {"start": "fixed"}):
+        for seed in made.seeds:
+            write_run(folder / "one", {**base, **change}, seed, made)
+    found = report(folder / "one")
+    assert found.headline.startswith("With ") and " alone: " in found.headline and "most" not in found.headline
+    assert all(one.simultaneous.low is None for one in found.comparisons)
+
+
+def made_effect(name: str, value: float, half: float, p: float, crossed: float) -> Effect:
+    about = Interval(value, value - half, value + half, "")
+    return Effect(
+        factors=(name,),
+        label=f"{name} label",
+        outcome="correction",
+        n=1,
+        interval=about,
+        raw=None,
+        se_question=1.0,
+        se_seed=1.0,
+        df=2.0,
+        bootstrap=about,
+        agree=True,
+        simultaneous=about,
+        p=p,
+        p_adjusted=p,
+        p_crossed=crossed,
+        p_crossed_adjusted=crossed,
+        family="primary",
+        detectable=1.0,
+        questions=100,
+        seeds=3,
+        samples=1,
+        sentence="",
+    )
+
+
+def test_the_headline_names_the_choice_that_is_sure_though_another_estimate_is_larger() -> None:
+    told = wording.headline([made_effect("init", 5.1, 12, 0.4, 0.4), made_effect("filter", -5, 3, 0.01, 0.01)])
+    assert told.startswith("filter matters for final correction accuracy: filter label: -5.0 pp [-8.0, -2.0]")
+    assert "The largest estimate can't be told from 0: init label: +5.1 pp" in told
+
+
+def test_a_choice_matters_only_if_seeds_counted_as_samples_allow_it() -> None:
+    sure, unsure = made_effect("init", 5, 3, 0.01, 0.01), made_effect("init", 5, 3, 0.01, 0.2)
+    other = made_effect("filter", 0, 3, 0.9, 0.9)
+    assert wording.headline([sure, other]).startswith("init matters most for final correction accuracy: ")
+    assert "not surely in others" in wording.headline([unsure, other])
+
+
+def test_an_interaction_larger_than_every_effect_is_told_with_the_answer() -> None:
+    main_effects = [made_effect("init", 5, 3, 0.01, 0.01), made_effect("filter", 0, 3, 0.9, 0.9)]
+    crossing = made_effect("init × filter", 22, 5, 0.01, 0.01)
+    assert "But it depends on another choice: init × filter label: +22.0 pp" in wording.headline(
+        main_effects, [crossing]
+    )
+    weak = made_effect("init × filter", 4, 3, 0.01, 0.01)
+    assert "depends" not in wording.headline(main_effects, [weak])
+
+
+def test_settings_that_only_a_baseline_has_are_told(folder: Path) -> None:
+    sweep = write_sweep(folder, Made(factors=FILTERS, questions=20, iterations=1, seeds=(0,)))
+    other = Made(questions=20, iterations=1, settings=("sampling.temperature=0.1",))
+    write_run(sweep, {"baseline": "gold", "variant": "gold"}, 0, other)
+    assert "gold has settings that no variant has: sampling.temperature=0.1" in report(sweep).notes
 
 
 def test_nothing_is_called_significant(folder: Path) -> None:
@@ -223,8 +292,8 @@ def test_runs_of_other_lengths_are_compared_where_all_are(folder: Path) -> None:
 def test_baselines_are_rows_beside_the_variants(folder: Path) -> None:
     sweep = write_sweep(folder, Made(factors=FILTERS, questions=30, iterations=2, seeds=(0,)))
     write_run(sweep, {"baseline": "gold", "variant": "gold"}, 0, SMALL)
-    several = Made(questions=30, iterations=0, samples=4)
-    run = write_run(sweep, {"baseline": "self_consistency", "variant": "self-consistency"}, 0, several)
+    several = Made(questions=30, iterations=2, samples=4)  # the run has n = 0 alone, whatever its settings ask for
+    run = write_run(sweep, {"baseline": "self_consistency", "variant": "self-consistency"}, 0, several, until=0)
     found = report(sweep)
     rows = {cell.name: cell for cell in found.cells}
     assert [cell.name for cell in found.cells if cell.kind == "baseline"] == ["zero-shot", "gold", "self-consistency"]
@@ -232,6 +301,12 @@ def test_baselines_are_rows_beside_the_variants(folder: Path) -> None:
     assert rows["zero-shot"].correction.value == found.curves["EIE"][0].correction.value
     lines = [json.loads(line) for line in (run / "outcomes.jsonl").read_text().splitlines()]
     assert rows["self-consistency"].correction.value == pytest.approx(100 * mean([line["vote"] >= 1 for line in lines]))
+    own = 100 * mean([line["r2"] >= 1 for line in lines])
+    vote = rows["self-consistency"].correction.value
+    assert vote != pytest.approx(own) and rows["self-consistency"].over_correction.value == pytest.approx(vote - own)
+    assert len(found.curves["self-consistency"]) == 1
+    tidy = next(export.tidy(run) for run in read(sweep).baselines if run.cell == "self-consistency")
+    assert 100 * mean([float(reward >= 1) for reward in tidy["vote"]]) == pytest.approx(vote)
     by_question: dict[str, list[bool]] = {}
     for line in lines:
         by_question.setdefault(line["question"], []).append(line["r1"] >= 1)

@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from stasc.keys import deciding
 from stasc.report import cells, design, effects, resampling, scores, statistics, wording
 from stasc.report.cells import Row
 from stasc.report.design import Complete
@@ -19,6 +20,7 @@ from stasc.report.statistics import Array
 from stasc.units import counted
 
 OUTCOMES = ("correction", "gain")
+_OF_BASELINES = ("init", "filter", "start", "target", "pairing", "seed")  # groups that make a baseline, or a variant
 
 
 def analyse(sweep: Sweep) -> Analysis:
@@ -42,9 +44,9 @@ def analyse(sweep: Sweep) -> Analysis:
     at_end = [curves[row.name][n] for row in variants] + [cells.cell(row, _at(row, n)) for row in baselines]
     return Analysis(
         name=sweep.name,
-        declared=_declared(n),
+        declared=_declared(n, main),
         n=n,
-        headline=_headline(main, at_end, n),
+        headline=_headline(main, found.get("correction"), _held(sweep, full), at_end, n),
         certainty=_certainty(found["correction"], main) if len(main) > 1 else "",
         power=_power(found["correction"], main, full) if full and main else "",
         effects=tuple(effect for one in found.values() if one for effect in one.effects),
@@ -55,7 +57,7 @@ def analyse(sweep: Sweep) -> Analysis:
         optimistic={name: _optimistic(curve) for name, curve in curves.items() if n},
         ceilings=ceilings,
         noise_floor=_noise_floor(variants),
-        notes=(*_states(sweep), *_notes(sweep, full, n), *told, *sweep.notes),
+        notes=(*_states(sweep), *_notes(sweep, full, n), *_unlike(sweep), *_checked(found), *told, *sweep.notes),
         provenance=provenance(sweep),
     )
 
@@ -66,14 +68,20 @@ def _last(sweep: Sweep) -> int:
     return min(asked or [max(int(run.settings["iterations"]) for run in sweep.baselines if run.complete)])
 
 
-def _declared(n: int) -> str:
+def _declared(n: int, main: Sequence[Effect]) -> str:
     if n == 0:
         return "There was no training: all figures are of M_0."
-    return (
+    told = (
         f"What counts is the last iteration that was asked for, n = {n}, the same for all variants and whatever the "
-        f"curves look like. Primary are the choices' main effects on final correction accuracy, with p-values adjusted "
-        "for their number (Holm); interactions and the correction gain are adjusted apart. p-values are of sign flips "
-        "over questions and hold for these training runs; intervals count questions and seeds."
+        "curves look like."
+    )
+    if not main:
+        return told
+    sampled = "questions and seeds" if main[0].seeds > 1 else "questions alone, for there is one seed"
+    return (
+        f"{told} Primary are the choices' main effects on final correction accuracy, with p-values adjusted for their "
+        "number (Holm); interactions and the correction gain are adjusted apart. p-values are of sign flips over "
+        f"questions and hold for these training runs; intervals count {sampled}."
     )
 
 
@@ -104,7 +112,11 @@ def _baselines(
                 f"{name} is the majority of {' or '.join(ks)} initial answers of M_0, which have about as many tokens "
                 "as an initial answer and its correction"
             )
-            runs = [scores.voted(run) for run in done]
+            voted = cells.row(name, {}, "baseline", [scores.voted(run) for run in done], questions, n)
+            own = cells.row(name, {}, "baseline", done, questions, n)
+            assert voted and own
+            rows.append(replace(voted, m_0=own.scores))
+            continue
         rows.append(cells.row(name, {}, "baseline", runs, questions, n))
     return [row for row in rows if row], ceilings, told
 
@@ -127,8 +139,8 @@ def _ceilings(runs: Sequence[Run], questions: pd.Index) -> dict[str, Interval]:
 
 def _at(row: Row, n: int) -> int:
     """The iteration at which a baseline counts: zero-shot, and one that does not train, at n = 0."""
-    trained = row.kind == "variant" or (row.name != "zero-shot" and int(row.runs[0].settings["iterations"]))
-    return n if trained else 0
+    trained = any(entry["n"] for run in row.runs for entry in run.iterations)
+    return n if row.kind == "variant" or (row.name != "zero-shot" and trained) else 0
 
 
 def _tables(full: Complete, rows: Mapping[str, Row], outcome: str, n: int) -> Array:
@@ -196,12 +208,24 @@ def _comparisons(full: Complete | None, rows: Mapping[str, Row], n: int) -> tupl
         )
         samples = min(one.scores[0].samples, other.scores[0].samples)
         found += effects.estimate([contrast], np.stack(tables), "correction", n, samples).effects
-    return effects.adjusted(found)
+    alone = [
+        replace(effect, simultaneous=Interval(effect.interval.value, None, None, "not computed for comparisons"))
+        for effect in found
+    ]
+    return effects.adjusted(alone)
 
 
-def _headline(main: Sequence[Effect], at_end: Sequence[Cell], n: int) -> str:
-    if main:
-        return wording.headline(main)
+def _held(sweep: Sweep, full: Complete | None) -> list[str]:
+    """Settings of which the design has one level of several."""
+    kept = full.settings if full else {}
+    return [f"{name}={kept[name][0]}" for name, levels in sweep.settings.items() if len(kept.get(name, levels)) == 1]
+
+
+def _headline(
+    main: Sequence[Effect], found: Estimates | None, held: Sequence[str], at_end: Sequence[Cell], n: int
+) -> str:
+    if main and found:
+        return wording.headline(main, [effect for effect in found.effects if effect.family == "secondary"], held)
     cell = max(at_end, key=lambda cell: (cell.kind == "variant", cell.correction.value))
     one = sum(other.kind == "variant" for other in at_end) == 1
     sizes = f"{counted(cell.questions, 'question')}, {counted(len(cell.seeds), 'seed')}"
@@ -302,8 +326,8 @@ def _notes(sweep: Sweep, full: Complete | None, n: int) -> list[str]:
         kept = full.settings[name]
         if len(kept) == 1:
             notes.append(
-                f"effects are of runs with {name}={kept[0]} only, which leaves the most runs: there is no complete "
-                f"design with {', '.join(level for level in levels if level not in kept)}"
+                f"effects are of runs with {name}={kept[0]} only, which leaves the most runs: a complete design "
+                f"with {', '.join(level for level in levels if level not in kept)} too has fewer, or there is none"
             )
         elif len(kept) < len(levels):
             notes.append(f"effects leave out {name}={', '.join(level for level in levels if level not in kept)}")
@@ -319,6 +343,40 @@ def _notes(sweep: Sweep, full: Complete | None, n: int) -> list[str]:
             f"{len(full.cells)} variants have; left out: {_listed(dropped)}"
         )
     return notes
+
+
+def _unlike(sweep: Sweep) -> list[str]:
+    """Settings of baselines that are not those of any variant, but for what makes them baselines."""
+    variants = [deciding(run.settings) for run in sweep.runs if run.complete]
+    notes = []
+    for name in dict.fromkeys(run.cell for run in sweep.baselines):
+        run = next((run for run in sweep.baselines if run.cell == name and run.complete), None)
+        if run is None or not variants:
+            continue
+        others = {
+            setting: value
+            for setting, value in deciding(run.settings).items()
+            if setting.partition(".")[0] not in _OF_BASELINES
+            and setting != "evaluation.n_init"
+            and value not in [variant.get(setting, value) for variant in variants]
+        }
+        if others:
+            told = ", ".join(f"{setting}={value}" for setting, value in others.items())
+            notes.append(f"{name} has settings that no variant has: {told}")
+    return notes
+
+
+def _checked(found: Mapping[str, Estimates | None]) -> list[str]:
+    """The effects whose interval the bootstrap does not confirm."""
+    effects = [effect for one in found.values() if one for effect in one.effects]
+    apart = [effect for effect in effects if not effect.agree]
+    if not apart:
+        return []
+    labels = dict.fromkeys(f"{effect.label} ({wording.OUTCOMES[effect.outcome]})" for effect in apart)
+    return [
+        f"for {len(apart)} of {len(effects)} effects the bootstrap's interval is more than a fifth wider or narrower "
+        f"than the one shown, mostly narrower as it knows no t quantile for few seeds: {'; '.join(labels)}"
+    ]
 
 
 def _listed(numbers: Sequence[int]) -> str:

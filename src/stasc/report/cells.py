@@ -25,15 +25,17 @@ class Row:
     kind: str
     runs: tuple[Run, ...]
     scores: tuple[Scores, ...]
+    m_0: tuple[Scores, ...] = ()  # where M_0's own answers are not those at n = 0, as of a vote
 
     def table(self, outcome: str, n: int) -> Array:
         """An outcome in %, (questions, seeds)."""
+        before = dict(zip(map(id, self.scores), self.m_0 or self.scores, strict=True))
         tables = {
             "initial": lambda one: one.initial[n],
             "correction": lambda one: one.correction[n],
             "gain": lambda one: one.correction[n] - one.initial[n],
-            "over_initial": lambda one: one.correction[n] - one.initial[0],
-            "over_correction": lambda one: one.correction[n] - one.correction[0],
+            "over_initial": lambda one: one.correction[n] - before[id(one)].initial[0],
+            "over_correction": lambda one: one.correction[n] - before[id(one)].correction[0],
         }
         return np.stack([tables[outcome](one) for one in self.scores], axis=1)
 
@@ -60,7 +62,9 @@ def cell(row: Row, n: int) -> Cell:
         correction=accuracy(row.table("correction", n), row.scores[0].samples),
         gain=difference(row.table("gain", n)),
         over_initial=difference(row.table("over_initial", n)),
-        over_correction=difference(row.table("over_correction", n)) if n else Interval(0.0, 0.0, 0.0, "M_0 itself"),
+        over_correction=difference(row.table("over_correction", n))
+        if n or row.m_0
+        else Interval(0.0, 0.0, 0.0, "M_0 itself"),
         transitions={name: float(share) for name, share in zip(TRANSITIONS, transitions, strict=True)},
         changed={seed: (one.b, one.c) for seed, one in changes.items()},
         mcnemar_p={seed: one.p for seed, one in changes.items()},

@@ -34,6 +34,7 @@ def _plain(value: Any) -> Any:
 def tidy(run: Run) -> pd.DataFrame:
     """A line for each pair of a run's test answers: whether each was right, and their rewards."""
     outcomes, correct_at = run.outcomes, float(run.settings["correct_at"])
+    voted = {"vote": outcomes["vote"]} if "vote" in outcomes and outcomes["vote"].notna().any() else {}
     return pd.DataFrame(
         {
             "cell": run.cell,
@@ -47,6 +48,7 @@ def tidy(run: Run) -> pd.DataFrame:
             "corrected": (outcomes["r2"] >= correct_at).astype(int),
             "initial_reward": outcomes["r1"],
             "reward": outcomes["r2"],
+            **voted,
         }
     )
 

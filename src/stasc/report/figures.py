@@ -13,6 +13,7 @@ import altair as alt
 import vl_convert
 
 from stasc.report.records import Analysis, Effect, Interval, Sweep
+from stasc.report.wording import p_text
 from stasc.report.words import interval_text
 
 Spec = dict[str, Any]
@@ -147,7 +148,7 @@ def _effect_row(effect: Effect) -> Row:
         "wide_low": interval.value if wide.low is None else wide.low,
         "wide_high": interval.value if wide.high is None else wide.high,
         "text": interval_text(interval, signed=True),
-        "p": f"{effect.p_adjusted:.3f}",
+        "p": p_text(effect.p_adjusted),
     }
 
 

@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -69,6 +70,7 @@ class Told:
     main: list[list[Effect]]
     others: list[Effect]
     seeds: int
+    combinations: str
     incomplete: list[str]
     notes: list[str]
 
@@ -85,8 +87,21 @@ def tell(sweep: Sweep, analysis: Analysis) -> Told:
         main=sorted(by_factor.values(), key=lambda effects: -abs(effects[0].interval.value)),
         others=[effect for effect in analysis.effects if effect.family != "primary"],
         seeds=len({run.seed for run in sweep.runs}),
+        combinations=_combinations(sweep),
         incomplete=[f"{run.name}: {run.status}" for run in (*sweep.runs, *sweep.baselines) if not run.complete],
         notes=list(dict.fromkeys([*sweep.notes, *analysis.notes])),
+    )
+
+
+def _combinations(sweep: Sweep) -> str:
+    """How many combinations of the settings' levels the sweep has."""
+    every = math.prod(map(len, sweep.settings.values()))
+    if len(sweep.settings) < 2:
+        return "each"
+    return (
+        "in every combination, each"
+        if len(sweep.cells) == every
+        else f"in {len(sweep.cells)} of {every} combinations, each"
     )
 
 
@@ -96,10 +111,11 @@ def _setting(sweep: Sweep, analysis: Analysis) -> str:
     model = str((settings.get("model") or {}).get("path") or "").partition("#")[0].rstrip("/").rpartition("/")[2]
     dataset = str((settings.get("dataset") or {}).get("_target_") or "").rpartition(".")[2].lower()
     questions = max((cell.questions for cell in analysis.cells), default=0)
+    split = (settings.get("evaluation") or {}).get("split") or "test"
     return (
         f"{model.removesuffix('.gguf') or 'A model'} was taught for {counted(analysis.n, 'iteration')} to correct its "
         f"own answers{f' to the {dataset} questions' if dataset else ''}. It then answered "
-        f"{counted(questions, 'test question')} and corrected each answer."
+        f"{counted(questions, f'{split} question')} and corrected each answer."
     )
 
 

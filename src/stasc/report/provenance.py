@@ -46,7 +46,7 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def _commands(folder: Path, runs: Iterable[Run]) -> list[str]:
-    """The commands that ran these: the sweep's last, or of runs on their own, each one's."""
+    """The command that ran these: the folder's last, all that Hydra keeps; of runs on their own, each one's."""
     if (task := _task(folder / "multirun.yaml")) is not None:
         return [shlex.join(["python", "-m", "stasc.run", "--multirun", *task])]
     tasks = [_task(run.folder / ".hydra" / "hydra.yaml") for run in runs if run.folder]

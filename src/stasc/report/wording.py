@@ -57,18 +57,46 @@ def sentence(effect: Effect) -> str:
     return told
 
 
-def headline(effects: Sequence[Effect]) -> str:
-    """The answer, from the choices' effects on final correction accuracy, the largest first."""
+def surely(effect: Effect) -> bool:
+    """Whether an effect can be told from 0, by its interval and by p-values adjusted for the number of choices.
+
+    With several seeds, one of these p-values counts them as samples, as the interval does.
+    """
+    counted_seeds = effect.seeds == 1 or effect.p_crossed_adjusted < 0.05
+    return excludes_zero(effect.interval) and effect.p_adjusted < 0.05 and counted_seeds
+
+
+def headline(effects: Sequence[Effect], interactions: Sequence[Effect] = (), held: Sequence[str] = ()) -> str:
+    """The answer, from the choices' effects on final correction accuracy, the largest first.
+
+    `held` are settings of which the design has one level only, though the sweep has others.
+    """
+    only = f"With {' and '.join(held)} alone: " if held else ""
+    crossing = [effect for effect in interactions if surely(effect)]
+    strongest = max(crossing, key=lambda effect: abs(effect.interval.value), default=None)
+    if strongest and abs(strongest.interval.value) > abs(effects[0].interval.value):
+        return f"{only}{_main(effects)} But it depends on another choice: {sentence(strongest)}."
+    return only + _main(effects)
+
+
+def _main(effects: Sequence[Effect]) -> str:
     first, found = effects[0], f"{sentence(effects[0])}."
     choice, outcome = first.factors[0], OUTCOMES["correction"]
+    most = " most" if len(effects) > 1 else ""
     among = " among these training runs" if first.seeds == 1 else ""
-    if excludes_zero(first.interval) and first.p_adjusted < 0.05:
-        return f"{choice} matters most for {outcome}{among}: {found}"
-    if excludes_zero(first.interval):
-        return f"{choice} may matter most for {outcome}{among}, not surely once all choices are allowed for: {found}"
+    sure = next((effect for effect in effects if surely(effect)), None)
+    if sure is first:
+        return f"{choice} matters{most} for {outcome}{among}: {found}"
+    if sure:
+        return (
+            f"{sure.factors[0]} matters for {outcome}{among}: {sentence(sure)}. The largest estimate can't be told "
+            f"from 0: {found}"
+        )
+    if excludes_zero(first.interval) and first.p_adjusted >= 0.05:
+        return f"{choice} may matter{most} for {outcome}{among}, not surely once all choices are allowed for: {found}"
     if first.p_adjusted < 0.05:
-        return f"{choice} matters most for {outcome} among these training runs, not surely in others: {found}"
-    return f"No choice moves {outcome} by more than chance would{among}. The largest estimate: {found}"
+        return f"{choice} matters{most} for {outcome} among these training runs, not surely in others: {found}"
+    return f"No choice's effect on {outcome} can be told from 0{among}. The largest estimate: {found}"
 
 
 def certainty(effects: Sequence[Effect], share: float, draws: int) -> str:
