@@ -25,6 +25,7 @@ from stasc import keys, sweep
 from stasc.build import build_experiment
 from stasc.console import Console
 from stasc.experiment import run
+from stasc.units import duration_text
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PAPERS = {"paper_phi3": ("microsoft/Phi-3-mini-4k-instruct", 1), "paper_qwen": ("Qwen/Qwen2.5-1.5B-Instruct", 5)}
@@ -235,7 +236,7 @@ def test_what_a_job_that_is_over_left_out_is_not_waited_for() -> None:
 
 
 def test_durations_are_said_roughly() -> None:
-    said = [sweep._rough(seconds) for seconds in (0.4, 29, 31, 100, 5900, 6120, 7200)]
+    said = [duration_text(seconds) for seconds in (0.4, 29, 31, 100, 5900, 6120, 7200)]
     assert said == ["0 s", "29 s", "1 min", "2 min", "98 min", "1.7 h", "2.0 h"]
 
 

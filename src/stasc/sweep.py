@@ -16,6 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
+from stasc.units import duration_text
+
 if TYPE_CHECKING:
     from stasc.store import Store
 
@@ -59,9 +61,9 @@ class Expect(Callback):
             return
         line = f"job {self._begun + 1} of {len(self._jobs)}: {config.variant}, seed {config.seed}"
         if self._begun:
-            line += f"; {_rough(time.monotonic() - self._began)} so far"
+            line += f"; {duration_text(time.monotonic() - self._began)} so far"
         if left := seconds_left(self._jobs, self._begun):
-            line += f"; about {_rough(left)} to go"
+            line += f"; about {duration_text(left)} to go"
         self._begun += 1
         log.info(line)
 
@@ -84,14 +86,6 @@ def seconds_left(jobs: Sequence[Stages], done: int) -> float | None:
     if any(not took[kind] for kind, _ in missing):
         return None
     return sum(fmean(took[kind].values()) for kind, _ in missing)
-
-
-def _rough(seconds: float) -> str:
-    """A duration as people say it."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def jobs(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:

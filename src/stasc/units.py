@@ -11,6 +11,14 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
+def duration_text(seconds: float) -> str:
+    """`25 s`, `12 min` or `3.4 h`."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
 def counted(count: int, noun: str) -> str:
     """`1 answer`, `2 answers`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

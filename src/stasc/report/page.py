@@ -18,7 +18,7 @@ from markupsafe import Markup
 from stasc import fsx
 from stasc.report import figures, samples, wording, words
 from stasc.report.records import Analysis, Effect, Sweep
-from stasc.units import counted
+from stasc.units import counted, duration_text
 
 FIGURES = "figures"
 PAGE = "report.html"
@@ -146,7 +146,7 @@ def _environment() -> Environment:
         "number": words.number,
         "interval": words.interval_text,
         "p": wording.p_text,
-        "duration": words.duration,
+        "duration": duration_text,
         "counted": counted,
         "prose": words.prose,
     }

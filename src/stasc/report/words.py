@@ -25,13 +25,6 @@ def interval_text(interval: Interval, *, signed: bool = False) -> str:
     return f"{text} [{number(interval.low, signed=signed)}, {number(interval.high, signed=signed)}]"
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min` or `3.4 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
-
-
 def listed(items: list[str]) -> str:
     """`a, b and c`."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
