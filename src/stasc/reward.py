@@ -21,7 +21,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import filterfalse
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ def normalise(text: str) -> list[str]:
     # Python's NFKC is quadratic in the length of a run of combining marks, hence at most 256 characters at a time.
     text = re.sub(r"\S{1,256}", lambda piece: unicodedata.normalize("NFKC", piece[0]), text).casefold()
     punctuation = {c for c in set(text) if c in string.punctuation or unicodedata.category(c).startswith("P")}
-    words = "".join(filterfalse(punctuation.__contains__, text)).split()
+    words = (re.sub(f"[{re.escape(''.join(punctuation))}]+", "", text) if punctuation else text).split()
     return [word for word in words if word not in ARTICLES] or words
 
 
