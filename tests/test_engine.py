@@ -702,6 +702,43 @@ def test_keys_and_values_of_a_prompt_are_held_once_and_go_when_few_are_answered(
     assert held() == [(1, 3), (2, 8)]
 
 
+@pytest.mark.parametrize(
+    "rows, times, most",
+    [
+        ([5, 5, 5], [1, 1, 1], 5),
+        ([64, *[1] * 40], [64, *[1] * 40], 1),  # 104 products of 4 beat 41 of 67
+        ([4, *[2] * 30], [2, *[1] * 30], 2),
+        ([16, 8], [2, 1], 8),  # 3 of 11 beat 2 of 19
+    ],
+)
+def test_a_prompt_of_many_rows_is_held_more_than_once_where_that_costs_less(
+    rows: list[int], times: list[int], most: int
+) -> None:
+    assert shared.copies(rows) == (times, most)
+
+
+def test_answers_are_the_same_where_one_prompt_is_asked_far_more_often(model: LlamaForCausalLM) -> None:
+    some = [(7, 8, 3), *[(7, 8, 5, 9)] * 11, (7, 8, 3), *prompts([3, 6, 4, 5, 8], shared=2)]
+    with torch.inference_mode():
+        logits_BV, batch = prefill.prefill(model, some, 4, 100)
+        assert isinstance(batch, shared.SharedPrompts)
+        assert len(batch._lengths_P) > len(set(some)), "copies"
+        rows = some
+        for gone in (0, 2, 9):
+            batch.select(torch.arange(gone, len(rows)))
+            rows = [(*row, 6) for row in rows[gone:]]
+            logits_BV = batch.forward(model, torch.full((len(rows),), 6)).logits[:, -1]
+            for row, whole in zip(logits_BV, rows, strict=True):
+                torch.testing.assert_close(row, next_logits(model, whole), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "sinks", "position_bias", "head_mask", "block_indices"])
+def test_what_more_an_attention_is_given_is_refused(name: str) -> None:
+    parts = [torch.zeros(1, 1, 1, 4) for _ in range(3)]
+    with pytest.raises(ValueError, match="more than a softmax"):
+        shared._attention(torch.nn.Identity(), *parts, None, **{name: torch.zeros(1)})
+
+
 def test_another_attention_than_a_softmax_of_scores_is_not_imitated(folder: str) -> None:
     config = Gemma2Config(
         vocab_size=VOCABULARY,
@@ -829,6 +866,28 @@ def test_rows_are_as_many_as_free_memory_holds_at_the_time(
     assert rows(need + 1) == 9, "what was short is free again"
     limit.lower(2)
     assert rows(need + 1) == 2
+
+
+def test_a_cpu_without_memory_counts_as_out_of_memory_and_no_other_error_does(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = decode.sample_batch
+
+    def sample_batch(model: LlamaForCausalLM, prompts: Sequence[tuple[int, ...]], *rest: Any) -> list[Completion]:
+        torch.empty(2**50 if len(prompts) > 2 else 1)  # bytes that no machine has
+        return whole(model, prompts, *rest)
+
+    requests = [Request((1, seed), (0,)) for seed in range(2, 7)]
+    expected = HF(5)(model, requests, decoding())
+    monkeypatch.setattr(decode, "sample_batch", sample_batch)
+    assert HF(5)(model, requests, decoding()) == expected
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(decode, "sample_batch", broken)
+    with pytest.raises(RuntimeError, match="multiplied"):
+        HF(5)(model, requests, decoding())
 
 
 def test_a_last_part_of_one_answer_may_not_fit(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:

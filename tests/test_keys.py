@@ -642,6 +642,7 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
         "stasc.engine.decode": sampled,
         "stasc.engine.noise": sampled,
         "stasc.engine.prefill": sampled,
+        "stasc.engine.shared": sampled,
         "stasc.engine.cache": sampled,
         "stasc.packing": {*sampled, "finetune"},
         "stasc.trie": {*sampled, "finetune"},

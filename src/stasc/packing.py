@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from stasc.finetune import Batch, Example, collate, token_losses
+from stasc.oom import ran_out
 from stasc.trie import Trie, common, costs
 
 if TYPE_CHECKING:
@@ -118,8 +119,7 @@ class Unable(suppress):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        out_of_memory = kind is not None and issubclass(kind, torch.OutOfMemoryError)
-        return not out_of_memory and super().__exit__(kind, error, trace)
+        return not ran_out(error) and super().__exit__(kind, error, trace)
 
 
 def sees_all(network: Network, longest: int) -> bool:

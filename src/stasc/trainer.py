@@ -29,6 +29,7 @@ from stasc.finetune import (
     steps,
     token_losses,
 )
+from stasc.oom import ran_out
 from stasc.records import Advance
 
 if TYPE_CHECKING:
@@ -168,8 +169,8 @@ class CompletionTrainer(Trainer):
         while True:
             try:
                 return self._accumulate(model, examples)
-            except torch.OutOfMemoryError:
-                if self.most_tokens <= max(len(example.prompt) for example in examples):
+            except RuntimeError as error:
+                if not ran_out(error) or self.most_tokens <= max(len(example.prompt) for example in examples):
                     raise
             self.most_tokens //= 2  # here, where the error no longer holds what it was computing
             log.warning("out of memory: fine-tuning goes on with %d tokens at once", self.most_tokens)

@@ -86,6 +86,7 @@ class HF:
 
         from stasc.engine.decode import sample_batch
         from stasc.engine.memory import Limit
+        from stasc.oom import ran_out
 
         check_context(model, requests, decoding)
         prompts = [requests[request].prompt for request, _ in batch]
@@ -101,7 +102,9 @@ class HF:
                 try:
                     done += sample_batch(model, prompts[part], keys[part], decoding, told, self.prefill_tokens)
                     continue
-                except torch.OutOfMemoryError as error:
+                except RuntimeError as error:
+                    if not ran_out(error):
+                        raise
                     if size == 1:
                         raise ValueError(
                             f"a prompt of {len(prompts[len(done)])} tokens and its answer do not fit into the memory "

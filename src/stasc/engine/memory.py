@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from stasc.engine import prefill
+from stasc.engine import prefill, shared
 
 if TYPE_CHECKING:
     from stasc.model import Network
@@ -60,7 +61,9 @@ def batch_bytes(model: Network, prompts: Sequence[tuple[int, ...]], room: int) -
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    held = sum(map(len, set(prompts) if prefill.shares(model) else prompts)) + room * len(prompts)
+    rows = Counter(prompts)
+    times = shared.copies(list(rows.values()))[0] if prefill.shares(model) else list(rows.values())
+    held = sum(len(prompt) * n for prompt, n in zip(rows, times, strict=True)) + room * len(prompts)
     numbers = 2 * config.num_hidden_layers * heads * size * held + 2 * len(prompts) * config.vocab_size
     return int(model.dtype.itemsize * numbers)
 

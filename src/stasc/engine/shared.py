@@ -1,16 +1,18 @@
 """A batch that is being answered, where keys and values of prompts are held once for all answers to them.
 
+A prompt that is asked far more often than the others is held more than once, as all are given as much place.
+
 What all prompts begin with, the rest of each prompt, and each answer are three parts of what a token looks at. The
 scores of all three go into one softmax, so that it is the attention of a row that holds all of it.
 
-Shapes: B rows (one per sample), P distinct prompts, M rows of a prompt at most, F tokens that all prompts begin with, S
+Shapes: B rows (one per sample), P prompts, M rows of a prompt at most, F tokens that all prompts begin with, S
 tokens of a prompt behind these, T tokens of answers, H heads of keys, R heads of queries for each of these, D size of a
 head, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,17 @@ if TYPE_CHECKING:
 
 _NAME = "stasc_shared_prompts"  # of this attention, in transformers' register
 _FEW = 1 / 2  # of the prompts: when no more are being answered, the others go
+_COPY = 3  # to read a prompt's keys and values costs as much as so many rows
+
+
+def copies(rows_P: Sequence[int]) -> tuple[list[int], int]:
+    """How often to hold each prompt, which has so many rows, and for how many rows each time: what costs least."""
+
+    def times(most: int) -> list[int]:
+        return [-(-rows // most) for rows in rows_P]
+
+    most = min(sorted(set(rows_P)), key=lambda most: sum(times(most)) * (most + _COPY))
+    return times(most), most
 
 
 class SharedPrompts:
@@ -35,13 +48,14 @@ class SharedPrompts:
         first: of one row, what all prompts begin with; of no tokens if that is nothing.
         prompts: of P rows, the rest of each prompt.
         lengths_P: tokens of these, int64; what stands behind them is padding.
-        prompt_B: the prompt of each row, int64.
+        prompt_B: the prompt of each row, int64; every prompt has one.
         room: for so many tokens of each answer.
     """
 
     def __init__(self, first: RoomyCache, prompts: RoomyCache, lengths_P: Tensor, prompt_B: Tensor, room: int) -> None:
         self._first, self._prompts, self._lengths_P, self._prompt_B = first, prompts, lengths_P, prompt_B
         self._answers = RoomyCache(len(prompts.layers), room)
+        self._copy()
         self._place()
 
     def forward(self, model: Network, ids_B: Tensor, **more: bool) -> Any:
@@ -66,17 +80,33 @@ class SharedPrompts:
             self._lengths_P, self._prompt_B = self._lengths_P[asked], new_B
         self._place()
 
+    def _copy(self) -> None:
+        """Holds a prompt more than once where its rows are many. Copies are prompts from then on."""
+        rows_P, rank_B = self._ranks()
+        times, most = copies(rows_P.tolist())
+        times_P = torch.tensor(times, device=rows_P.device)
+        if most < max(rows_P):
+            self._prompt_B = (times_P.cumsum(0) - times_P)[self._prompt_B] + rank_B // most
+            copied = torch.arange(len(times), device=rows_P.device).repeat_interleave(times_P)
+            self._prompts.batch_select_indices(copied)
+            self._lengths_P = self._lengths_P[copied]
+
     def _place(self) -> None:
         """Gives each row one of the M places of its prompt."""
+        rows_P, rank_B = self._ranks()
+        self._most = int(rows_P.max())
+        self._place_B = self._prompt_B * self._most + rank_B
+        width = self._prompts.get_seq_length()
+        self._unseen_PS = torch.arange(width, device=rank_B.device) >= self._lengths_P.unsqueeze(1)
+
+    def _ranks(self) -> tuple[Tensor, Tensor]:
+        """How many rows each prompt has, and how many of these stand before each row."""
         rows_P = self._prompt_B.bincount(minlength=len(self._lengths_P))
         order_B = self._prompt_B.argsort(stable=True)
         before_P = rows_P.cumsum(0) - rows_P
         rank_B = torch.empty_like(order_B)
         rank_B[order_B] = torch.arange(len(order_B), device=order_B.device) - before_P[self._prompt_B[order_B]]
-        self._most = int(rows_P.max())
-        self._place_B = self._prompt_B * self._most + rank_B
-        width = self._prompts.get_seq_length()
-        self._unseen_PS = torch.arange(width, device=order_B.device) >= self._lengths_P.unsqueeze(1)
+        return rows_P, rank_B
 
     def attend(self, layer: int, q_BHRD: Tensor, keys_BHTD: Tensor, values_BHTD: Tensor) -> Tensor:
         """What the newest token of each row gathers (B, H, R, D). The queries are scaled."""
@@ -114,6 +144,7 @@ def _by_all(x_BHRK: Tensor, matrix_HKN: Tensor) -> Tensor:
     return found.transpose(0, 1)
 
 
+_MORE = ("softcap", "s_aux", "sinks", "position_bias", "head_mask", "block_indices")  # models' names for it
 _current: ContextVar[SharedPrompts] = ContextVar("_current")
 
 
@@ -141,7 +172,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As transformers asks for it: queries (B, H R, 1, D), keys and values (B, H, T, D); gives (B, 1, H R, D)."""
-    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "head_mask")):
+    if any(kwargs.get(name) is not None for name in _MORE):
         raise ValueError("this attention is more than a softmax of scores")
     q_BHRD = query.squeeze(2).unflatten(1, (key.shape[1], -1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
