@@ -45,14 +45,15 @@ def test_runs_one_after_another_leave_complete_files_and_no_secret(
         assert (run["display_name"], run["tags"]) == ("EIE-0", ["a tag"])
         config = {name: value for name, value in run["config"]["update"].items() if name != "_wandb"}
         assert config == {
-            "sampling": {"n_init": 2}, "store": {"url": "s3://***"}, "hf_token": "***", "variant": "EIE", "seed": seed
+            "sampling": {"n_init": 2}, "store": {"url": "s3://***"}, "hf_token": "***", "variant": "EIE", "seed": seed,
+            "choice/baseline": "none", "choice/init": "evolving", "choice/model": "tiny",
         }  # fmt: skip
         history = [record["item"] for record in only(records, "history")]
         assert [(row["iteration"], row["test/corr_acc"]) for row in history] == [(0, 0.25), (1, 0.75)]
         assert history[1]["finetune/loss"] == 0.25 and history[1]["pairs.nrows"] == 4
         assert {"glob_name": "*", "step_metric": "iteration"}.items() <= only(records, "metric")[1].items()
         final = {name: value for part in only(records, "summary") for name, value in part["update"].items()}
-        expected = {"final/init_acc": 0.5, "final/corr_acc": 0.75, "final/gain": 0.5}
+        expected = {"final/init_acc": 0.5, "final/corr_acc": 0.75, "final/gain": 0.25, "final/over_correction": 0.5}
         assert expected.items() <= final.items() and final["status"] == ("failed" if code else "finished")
         assert only(records, "exit") == [{"exit_code": code}] if code else len(only(records, "exit")) == 1
 
