@@ -62,9 +62,9 @@ class Wandb:
         """
         try:
             with _home(info.folder):
-                return _within(START_S, lambda: self._start(info, run_id, upload_s))
+                return within(START_S, lambda: self._start(info, run_id, upload_s))
         except Exception as error:
-            log.warning("W&B did not start (%s); the run goes on without it", _reason(error))
+            log.warning("W&B did not start (%s); the run goes on without it", reason(error))
             _kill(_service())  # one that hangs would hold this process at its end
             return Nothing()
 
@@ -89,7 +89,7 @@ class Wandb:
                 if self.mode == "online":
                     log.warning("W&B is not logged in: run `wandb login`, or set WANDB_API_KEY; going on offline")
             except Exception as error:
-                log.warning("W&B can't be reached (%s); going on offline", _reason(error))
+                log.warning("W&B can't be reached (%s); going on offline", reason(error))
                 wandb.teardown()  # it would hold the run's id
                 wandb.setup(silent)
 
@@ -196,16 +196,16 @@ class _Mirror:
     def _try(self, seconds: float, action: Callable[[], object]) -> bool:
         try:
             with _home(self._folder):
-                _within(seconds, action)
+                within(seconds, action)
             return True
         except Exception as error:
             if not self._broken:
-                log.warning("W&B failed (%s); the run goes on without it, journal.jsonl has it all", _reason(error))
+                log.warning("W&B failed (%s); the run goes on without it, journal.jsonl has it all", reason(error))
             self._broken = True
             return False
 
 
-def _within(seconds: float, action: Callable[[], T]) -> T:
+def within(seconds: float, action: Callable[[], T]) -> T:
     """What the action returns. Raises: TimeoutError after so many seconds; the action is then left to itself.
 
     W&B limits how long the network may take, but not how long its own service may.
@@ -230,6 +230,17 @@ def _service() -> Popen[bytes] | None:
         process = sys.modules["wandb"].setup()._connection._proc._process
         return process if isinstance(process, Popen) else None
     return None
+
+
+def shut_down() -> None:
+    """Ends W&B's service, which may hang, and would then hold the end of this process."""
+    import wandb
+
+    hanging = _service()
+    try:
+        within(SHUT_DOWN_S, wandb.teardown)
+    except Exception:
+        _kill(hanging)
 
 
 def _kill(process: Popen[bytes] | None) -> None:
@@ -333,7 +344,7 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The error in one line, without secrets."""
     text = scrub(str(error)).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
