@@ -21,6 +21,8 @@ from stasc.tracking import Journal
 from stasc.tracking.__main__ import main as sync_main
 from stasc.tracking.tracker import Nothing
 
+MINE = {"filter": "mine"}  # an option of the user's own
+
 pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 
 
@@ -84,9 +86,11 @@ def test_of_what_a_continued_run_told_twice_the_last_counts(fake: FakeWandb, tmp
     with (folder / "pairs.jsonl").open("a") as file:
         file.write(json.dumps({**line, "y2": "Lima again"}) + "\n" + '{"cut sho')
     with Journal(folder / "journal.jsonl") as journal:
-        journal.write("run_started", name="EIE-seed3", group="later", variant="EIE", seed=3, config={})
+        journal.write("run_started", name="EIE-seed3", group="later", variant="EIE", seed=3, config={}, choices=MINE)
         journal.write("iteration", **summary_of(1, 0.75))
     sync_main(["sync", str(folder)])
+    ((_, _, given),) = [call for call in fake.calls if call[0] == "init"]
+    assert given["group"] == "later" and given["config"]["choice/filter"] == "mine"
     assert [(row["iteration"], row["test/corr_acc"]) for row in fake.rows()] == [(0, 0.0), (1, 0.75)]
     assert sorted(row[3] for row in fake.rows()[1]["pairs"]["data"]) == ["Lima 1", "Lima 2", "Lima again"]
     ((summary,),) = [args for name, args, _ in fake.calls if name == "summary"]
