@@ -220,13 +220,14 @@ def test_a_run_has_the_options_of_its_choices_under_names_that_can_be_grouped_by
 
 
 def test_a_baseline_counts_for_no_option_of_a_design_choice(fake: FakeWandb, tmp_path: Path) -> None:
-    choices = {name: "evolving" for name in ("init", "filter", "start", "target", "finetune", "model")}
+    choices = dict.fromkeys(("init", "filter", "start", "target", "finetune", "model"), "evolving")
     settings().start(info_of(tmp_path / "run", choices=choices, config={"baseline": "gold"}))
     ((_, _, given),) = [call for call in fake.calls if call[0] == "init"]
     assert {name: value for name, value in given["config"].items() if name.startswith("choice/")} == {
         "choice/baseline": "gold",
         "choice/model": "evolving",
     }
+
 
 def goes_on(folder: Path, last: int, killed_at: int | None = None) -> None:
     """A run in the folder that does, or does again, all iterations to the last; a kill leaves one without its note."""

@@ -32,8 +32,9 @@ def check(data: bytes) -> None:
 
 
 def _read(data: bytes) -> Any:
-    """JSON without the empty list of comments that the library adds to a text when it reads one."""
-    return json.loads(data, object_hook=lambda part: {k: v for k, v in part.items() if (k, v) != ("inlineComments", [])})
+    """JSON without the empty lists of comments, which the library adds to texts when it reads them."""
+    comments = ("inlineComments", [])
+    return json.loads(data, object_hook=lambda part: dict(item for item in part.items() if item != comments))
 
 
 def _json(model: internal.ReportViewspec) -> bytes:
