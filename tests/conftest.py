@@ -100,6 +100,26 @@ def nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
         sys.modules["wandb"].teardown()
 
 
+@pytest.fixture(scope="session")
+def mirrored(command: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a sweep of two jobs in multirun/mirrored, and a baseline beside it, all with W&B offline."""
+    folder = tmp_path_factory.mktemp("mirrored")
+    small = ("model=tiny", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4", "iterations=2")
+    with pytest.MonkeyPatch.context() as environment:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            environment.delenv(name)
+        for name in ("HOME", "STASC_CACHE"):
+            environment.setenv(name, str(folder / "home"))
+        environment.setenv("NETRC", str(folder / "home" / "netrc"))
+        for given in (
+            ("--multirun", "init=fixed,evolving", "filter=all", "sweep.name=mirrored"),
+            ("baseline=self_consistency", "evaluation.n_init=4", "hydra.run.dir=baseline"),
+        ):
+            ran = command.run(folder, *given, *small, "tracking.mode=offline")
+            assert ran.returncode == 0, ran.stderr
+    return folder
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[FakeWandb]:
     """What a run takes for wandb."""

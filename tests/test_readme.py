@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from test_run import CONF, composed
 
+from stasc.dashboard.__main__ import _parser as dashboard_parser
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.S)
@@ -25,6 +27,12 @@ def test_every_run_command_composes(line: str) -> None:
     swept = "--multirun" in overrides or "experiment=" in line
     for job in itertools.product(*(values(word) if swept else [word] for word in settings)):
         assert composed(*job).variant
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "-m stasc.dashboard" in line])
+def test_every_dashboard_command_is_one(line: str) -> None:
+    words = shlex.split(line)
+    assert dashboard_parser().parse_args(words[words.index("stasc.dashboard") + 1 :]).project
 
 
 def values(override: str) -> list[str]:

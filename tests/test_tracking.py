@@ -181,7 +181,52 @@ def test_the_end_of_a_run_has_the_accuracies_of_iterations_that_an_earlier_start
     assert tracker.iteration(summary_of(2, 0.75), [], [])
     assert tracker.finish("finished", False, [summary_of(n, acc) for n, acc in enumerate((0.25, 0.5, 0.75))])
     ((given,),) = [args for name, args, _ in fake.calls if name == "summary"]
-    assert given == {"status": "finished", "final/init_acc": 0.5, "final/corr_acc": 0.75, "final/gain": 0.5}
+    assert given == {
+        "status": "finished",
+        "final/n": 2,
+        "final/init_acc": 0.5,
+        "final/corr_acc": 0.75,
+        "final/gain": 0.25,
+        "final/over_initial": 0.25,
+        "final/over_correction": 0.5,
+        "total/kept": 4,
+        "total/steps": 2,
+        "total/tokens": 0,
+        "total/seconds": 4.5,
+    }
+
+
+def test_the_end_of_a_run_has_what_votes_came_to(fake: FakeWandb, tmp_path: Path) -> None:
+    entry = summary_of(0, 0.5)
+    entry["test"] |= {"samples": 16, "vote_k": 2, "vote_acc": 0.5, "vote_all_acc": 0.625, "pass_acc": 0.75}
+    settings().start(info_of(tmp_path / "run")).finish("finished", False, [entry])
+    ((given,),) = [args for name, args, _ in fake.calls if name == "summary"]
+    votes = {"final/vote_acc": 0.5, "final/vote_all_acc": 0.625, "final/pass_acc": 0.75}
+    assert votes.items() <= given.items()
+
+
+def test_a_run_has_the_options_of_its_choices_under_names_that_can_be_grouped_by(
+    fake: FakeWandb, tmp_path: Path
+) -> None:
+    choices = {"init": "fixed", "filter": "mine", "model": "tiny"}
+    settings().start(info_of(tmp_path / "run", choices=choices, config={"baseline": None}))
+    ((_, _, given),) = [call for call in fake.calls if call[0] == "init"]
+    assert {name: value for name, value in given["config"].items() if name.startswith("choice/")} == {
+        "choice/baseline": "none",
+        "choice/init": "fixed",
+        "choice/filter": "mine",
+        "choice/model": "tiny",
+    }
+
+
+def test_a_baseline_counts_for_no_option_of_a_design_choice(fake: FakeWandb, tmp_path: Path) -> None:
+    choices = dict.fromkeys(("init", "filter", "start", "target", "finetune", "model"), "evolving")
+    settings().start(info_of(tmp_path / "run", choices=choices, config={"baseline": "gold"}))
+    ((_, _, given),) = [call for call in fake.calls if call[0] == "init"]
+    assert {name: value for name, value in given["config"].items() if name.startswith("choice/")} == {
+        "choice/baseline": "gold",
+        "choice/model": "evolving",
+    }
 
 
 def goes_on(folder: Path, last: int, killed_at: int | None = None) -> None:

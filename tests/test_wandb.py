@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tracked import CANARY, info_of, only, pairs_of, records_of, settings, summary_of, told, warnings_in
@@ -45,20 +48,71 @@ def test_runs_one_after_another_leave_complete_files_and_no_secret(
         assert (run["display_name"], run["tags"]) == ("EIE-0", ["a tag"])
         config = {name: value for name, value in run["config"]["update"].items() if name != "_wandb"}
         assert config == {
-            "sampling": {"n_init": 2}, "store": {"url": "s3://***"}, "hf_token": "***", "variant": "EIE", "seed": seed
+            "sampling": {"n_init": 2}, "store": {"url": "s3://***"}, "hf_token": "***", "variant": "EIE", "seed": seed,
+            "choice/baseline": "none", "choice/init": "evolving", "choice/model": "tiny",
         }  # fmt: skip
         history = [record["item"] for record in only(records, "history")]
         assert [(row["iteration"], row["test/corr_acc"]) for row in history] == [(0, 0.25), (1, 0.75)]
         assert history[1]["finetune/loss"] == 0.25 and history[1]["pairs.nrows"] == 4
         assert {"glob_name": "*", "step_metric": "iteration"}.items() <= only(records, "metric")[1].items()
         final = {name: value for part in only(records, "summary") for name, value in part["update"].items()}
-        expected = {"final/init_acc": 0.5, "final/corr_acc": 0.75, "final/gain": 0.5}
+        expected = {"final/init_acc": 0.5, "final/corr_acc": 0.75, "final/gain": 0.25, "final/over_correction": 0.5}
         assert expected.items() <= final.items() and final["status"] == ("failed" if code else "finished")
         assert only(records, "exit") == [{"exit_code": code}] if code else len(only(records, "exit")) == 1
 
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if CANARY.encode() in path.read_bytes()]
     assert not [path for path in files if path.is_relative_to(tmp_path / "home")]
+
+
+def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    """All of an iteration in summary.json, by the path of each."""
+    parts = {name: part for name, part in entry.items() if isinstance(part, dict)}
+    return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+@pytest.mark.parametrize("variant", ["FAE", "EAE"])
+def test_each_job_of_a_sweep_leaves_a_run_with_its_group_every_number_and_the_samples(
+    mirrored: Path, variant: str
+) -> None:
+    (job,) = (mirrored / "multirun" / "mirrored").glob(f"{variant}-seed0-*")
+    (files,) = job.glob("wandb/offline-run-*")
+    records = records_of(files)
+    (run,) = only(records, "run")
+    assert (run["run_group"], run["job_type"], run["display_name"]) == ("mirrored", variant, f"{variant}-seed0")
+    options = {"init": {"FAE": "fixed", "EAE": "evolving"}[variant], "filter": "all", "start": "evolving"}
+    assert {f"choice/{name}": option for name, option in options.items()}.items() <= run["config"]["update"].items()
+
+    summary = json.loads((job / "summary.json").read_text())
+    rows = [record["item"] for record in only(records, "history")]
+    assert [row["iteration"] for row in rows] == [0, 1, 2]
+    for row, entry in zip(rows, summary["iterations"], strict=True):
+        theirs = {name: value for name, value in row.items() if "/" in name}
+        assert theirs == numbers(entry) and len(theirs) > 18
+
+    questions = [json.loads(line) for line in (job / "questions.jsonl").read_text().splitlines()]
+    text = {question["id"]: question["question"] for question in questions}
+    pairs = [json.loads(line) for line in (job / "pairs.jsonl").read_text().splitlines()]
+    for row in rows[1:]:
+        table = json.loads((files / "files" / row["pairs.path"]).read_text())
+        assert table["columns"] == ["n", "question", "y1", "y2", "r1", "r2", "kept"]
+        mine = [pair for pair in pairs if pair["n"] == row["iteration"]]
+        assert len(mine) == 12  # 3 questions, 2 initial answers to each, 2 corrections of each
+        assert table["data"] == [
+            [pair["n"], text[pair["question"]], *(pair[name] for name in ("y1", "y2", "r1", "r2", "kept"))]
+            for pair in mine
+        ]
+    final = {name: value for part in only(records, "summary") for name, value in part["update"].items()}
+    assert final["status"] == "finished" and final["test/corr_acc"] == rows[-1]["test/corr_acc"]
+    assert final["final/corr_acc"] == summary["iterations"][-1]["test"]["corr_acc"] and final["total/kept"] == 24
+
+
+def test_a_baseline_is_a_run_that_no_option_of_a_design_choice_counts(mirrored: Path) -> None:
+    (files,) = (mirrored / "baseline").glob("wandb/offline-run-*")
+    (run,) = only(records_of(files), "run")
+    given = run["config"]["update"]
+    assert given["choice/baseline"] == "self_consistency" and given["choice/model"] == "tiny"
+    assert not {"choice/init", "choice/filter", "choice/start", "choice/finetune"} & given.keys()
 
 
 def test_the_commands_that_the_user_is_told_exist() -> None:

@@ -34,6 +34,7 @@ def info_of(folder: Path, **changed: Any) -> RunInfo:
         "seed": 3,
         "folder": folder,
         "config": {"pairing": "own"},
+        "choices": {"init": "evolving", "model": "tiny"},
     }
     return RunInfo(**(given | changed))
 

@@ -13,7 +13,7 @@ from hydra._internal.utils import _locate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from stasc.names import check_known, check_name, nearest
+from stasc.names import check_known, check_name, chosen_options, nearest
 
 if TYPE_CHECKING:
     from stasc.preparation import Experiment
@@ -142,8 +142,11 @@ def _name(kind: Callable[..., object]) -> str:
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
-def build_experiment(cfg: DictConfig) -> Experiment:
-    """All parts of a run, built and checked against each other, and the questions. Loads no model."""
+def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> Experiment:
+    """All parts of a run, built and checked against each other, and the questions. Loads no model.
+
+    `chosen` are the options of config groups by their names, which settings alone don't tell.
+    """
     from stasc.dataset import check_disjoint, describe_skipped
     from stasc.pairing import PAIRINGS
     from stasc.preparation import Experiment
@@ -180,6 +183,7 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         if not split.questions:
             raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
     check_disjoint(train.questions, test.questions)
+    settings = plain(cfg, resolve=True)
     return Experiment(
         loop=replace(loop, iterations=0) if isinstance(parts["target"], Nothing) else loop,
         sampling=build_part(cfg.sampling, "sampling.", Sampling),
@@ -189,7 +193,8 @@ def build_experiment(cfg: DictConfig) -> Experiment:
         train=train,
         test=test,
         variant=check_name("variant", cfg.variant),
-        settings=plain(cfg, resolve=True),
+        settings=settings,
+        choices=chosen_options(settings, chosen or {}),
         **parts,
     )
 

@@ -93,8 +93,9 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
     }
     name = f"{experiment.variant}-seed{settings.seed}"
     with Journal(path / "journal.jsonl") as journal:
+        choices = dict(experiment.choices)
         tracker = experiment.tracking.start(
-            RunInfo(name, group, experiment.variant, settings.seed, path, experiment.config)
+            RunInfo(name, group, experiment.variant, settings.seed, path, experiment.config, choices)
         )
         folder = RunFolder(path, summary, journal, tracker, settings.correct_at, words_of(experiment.reward))
         try:
@@ -105,6 +106,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                     group=group,
                     key=prepared.key,
                     config=experiment.config,
+                    choices=choices,
                     versions=provenance.versions(),
                     machine=provenance.machine(live.device),
                     commit=provenance.commit(),

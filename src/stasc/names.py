@@ -65,6 +65,15 @@ def nearest(name: str, known: Collection[str]) -> str | None:
     return next(iter(get_close_matches(name, known, n=1)), None)
 
 
+def chosen_options(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, str]:
+    """The option of each group: what was `chosen`, or after the class where that is not known."""
+    return {
+        name: str(chosen.get(name) or str(part["_target_"]).rpartition(".")[2].lower())
+        for name, part in settings.items()
+        if isinstance(part, Mapping) and "_target_" in part and name != "tracking"
+    }
+
+
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """The dotted names of all settings."""
     for name, value in settings.items():

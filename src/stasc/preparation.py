@@ -54,6 +54,7 @@ class Experiment:
     test: Split
     variant: str
     settings: Mapping[str, Any]  # as composed, secrets included
+    choices: Mapping[str, str]  # the option of each config group, by name
 
     @property
     def config(self) -> dict[str, object]:

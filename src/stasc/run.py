@@ -112,7 +112,7 @@ def _job(cfg: DictConfig) -> float:
     try:
         if job.mode == RunMode.MULTIRUN:
             _check_folder(job)
-        built = build_experiment(cfg)
+        built = build_experiment(cfg, job.runtime.choices)
         if built.sampling.warning:
             _warn_once(built.sampling.warning)
         console = Console(split=built.test.name, brief=job.mode == RunMode.MULTIRUN)

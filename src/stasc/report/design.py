@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stasc.keys import deciding
+from stasc.names import chosen_options
 from stasc.report.records import Factor, Run
 
 Levels = tuple[str, ...]
@@ -41,7 +42,7 @@ def find(
     option differ in it. A setting that follows from another one does not count, unless it was `given` by name.
     """
     flat = [texts(one) for one in settings]
-    options = [_options(one, chosen) for one, chosen in zip(settings, choices, strict=True)]
+    options = [chosen_options(one, chosen) for one, chosen in zip(settings, choices, strict=True)]
     groups = [name for name in dict.fromkeys(itertools.chain(*options)) if _differ(one.get(name) for one in options)]
     varying = {name: [one.get(name, _NONE) for one in options] for name in groups}
     alone = {}
@@ -76,15 +77,6 @@ def _follows(values: Sequence[str], other: Sequence[str]) -> bool:
     """Whether the other setting's level tells the value, wherever there is one."""
     pairs = {(level, value) for value, level in zip(values, other, strict=True) if value != _NONE}
     return len(pairs) == len({level for level, _ in pairs})
-
-
-def _options(settings: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, str]:
-    """The options of the groups, by Hydra's word, or after the class where there is none."""
-    return {
-        name: str(chosen.get(name) or str(part["_target_"]).rpartition(".")[2].lower())
-        for name, part in settings.items()
-        if isinstance(part, Mapping) and "_target_" in part and name != "tracking"
-    }
 
 
 def _differ(values: Iterable[object]) -> bool:

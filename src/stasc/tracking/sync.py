@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stasc.names import chosen_options
 from stasc.records import Answer, Pair, Question
 from stasc.tracking.journal import COMPLETE, read
 from stasc.tracking.tracker import RunInfo, Tracker
@@ -55,7 +56,8 @@ def load(folder: Path) -> Recorded:
     if started is None:
         raise ValueError(f"{path}: no run has started in this folder")
     # A folder of its own: if the run is continued, it goes on in its own W&B run, not in this one.
-    info = RunInfo(**{name: started[name] for name in NEEDED}, folder=folder / "sync")
+    choices = started.get("choices") or chosen_options(started["config"], {})  # the first versions wrote none
+    info = RunInfo(**{name: started[name] for name in NEEDED}, folder=folder / "sync", choices=choices)
     tracking = started["config"].get("tracking", {})
     return Recorded(info, tracking, status, [entries[n] for n in sorted(entries)], _pairs(folder / "pairs.jsonl"))
 

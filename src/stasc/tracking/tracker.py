@@ -12,7 +12,10 @@ from stasc.records import Pair
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker is told of a run: `config` is plain data, already redacted; `folder` is the run's own."""
+    """What a tracker is told of a run.
+
+    `config` is plain data, already redacted; `folder` is the run's own; `choices` are the options of config groups.
+    """
 
     name: str
     group: str
@@ -20,6 +23,7 @@ class RunInfo:
     seed: int
     folder: Path
     config: dict[str, object]
+    choices: Mapping[str, str]
 
 
 class Tracker(Protocol):

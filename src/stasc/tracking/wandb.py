@@ -47,8 +47,7 @@ class Wandb:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"tracking.mode={self.mode}: expected one of {', '.join(MODES)}; or choose tracking=off")
-        if not 0 < len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
-            raise ValueError(f"tracking.project={self.project}: expected 1 to 128 characters, none of / \\ # ? % :")
+        check_project("tracking.project", self.project)
         for tag in self.tags:
             if not 0 < len(tag) <= 64:
                 raise ValueError(f"tracking.tags: {tag!r} has {len(tag)} characters, expected 1 to 64")
@@ -63,9 +62,9 @@ class Wandb:
         """
         try:
             with _home(info.folder):
-                return _within(START_S, lambda: self._start(info, run_id, upload_s))
+                return within(START_S, lambda: self._start(info, run_id, upload_s))
         except Exception as error:
-            log.warning("W&B did not start (%s); the run goes on without it", _reason(error))
+            log.warning("W&B did not start (%s); the run goes on without it", reason(error))
             _kill(_service())  # one that hangs would hold this process at its end
             return Nothing()
 
@@ -90,7 +89,7 @@ class Wandb:
                 if self.mode == "online":
                     log.warning("W&B is not logged in: run `wandb login`, or set WANDB_API_KEY; going on offline")
             except Exception as error:
-                log.warning("W&B can't be reached (%s); going on offline", _reason(error))
+                log.warning("W&B can't be reached (%s); going on offline", reason(error))
                 wandb.teardown()  # it would hold the run's id
                 wandb.setup(silent)
 
@@ -134,7 +133,7 @@ class Wandb:
             group=info.group,
             job_type=info.variant,
             tags=self.tags,
-            config={**info.config, "variant": info.variant, "seed": info.seed},
+            config={**info.config, "variant": info.variant, "seed": info.seed, **_choices(info)},
             mode=mode,
             reinit="create_new",
             settings=settings,
@@ -142,6 +141,13 @@ class Wandb:
         run.define_metric("iteration")
         run.define_metric("*", step_metric="iteration")
         return run
+
+
+def check_project(setting: str, name: str) -> str:
+    """The name of a W&B project. Raises: ValueError naming the setting, if W&B would not take it."""
+    if not 0 < len(name) <= 128 or set(name) & set("/\\#?%:"):
+        raise ValueError(f"{setting}={name}: expected 1 to 128 characters, none of / \\ # ? % :")
+    return name
 
 
 class _Mirror:
@@ -190,16 +196,16 @@ class _Mirror:
     def _try(self, seconds: float, action: Callable[[], object]) -> bool:
         try:
             with _home(self._folder):
-                _within(seconds, action)
+                within(seconds, action)
             return True
         except Exception as error:
             if not self._broken:
-                log.warning("W&B failed (%s); the run goes on without it, journal.jsonl has it all", _reason(error))
+                log.warning("W&B failed (%s); the run goes on without it, journal.jsonl has it all", reason(error))
             self._broken = True
             return False
 
 
-def _within(seconds: float, action: Callable[[], T]) -> T:
+def within(seconds: float, action: Callable[[], T]) -> T:
     """What the action returns. Raises: TimeoutError after so many seconds; the action is then left to itself.
 
     W&B limits how long the network may take, but not how long its own service may.
@@ -226,9 +232,33 @@ def _service() -> Popen[bytes] | None:
     return None
 
 
+def shut_down() -> None:
+    """Ends W&B's service, which may hang, and would then hold the end of this process."""
+    import wandb
+
+    hanging = _service()
+    try:
+        within(SHUT_DOWN_S, wandb.teardown)
+    except Exception:
+        _kill(hanging)
+
+
 def _kill(process: Popen[bytes] | None) -> None:
     if process:
         process.kill()
+
+
+DESIGN = ("init", "filter", "start", "target", "finetune")
+
+
+def _choices(info: RunInfo) -> dict[str, str]:
+    """The options of config groups under names without dots, as what W&B groups and filters by.
+
+    A baseline has no design choices, so that it does not count as a variant that happens to share one.
+    """
+    baseline = str(info.config.get("baseline") or "none")
+    told = {name: option for name, option in info.choices.items() if baseline == "none" or name not in DESIGN}
+    return {f"choice/{name}": option for name, option in {"baseline": baseline, **told}.items()}
 
 
 PAIR_COLUMNS = ("n", "question", "y1", "y2", "r1", "r2", "kept")
@@ -266,14 +296,25 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 
 
 def _final(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last iteration's accuracies; `gain` is its correction accuracy less that of M_0."""
+    """What the last iteration comes to, as the report names it, and what all iterations took.
+
+    `gain` is the correction accuracy less the initial accuracy; `over_initial` and `over_correction` are the correction
+    accuracy less those of M_0.
+    """
     if not entries:
         return {}
     first, last = entries[0]["test"], entries[-1]["test"]
+    trained = [{**(entry["train"] or {}), **(entry["finetune"] or {})} for entry in entries]
     return {
+        "final/n": entries[-1]["n"],
         "final/init_acc": last["init_acc"],
         "final/corr_acc": last["corr_acc"],
-        "final/gain": last["corr_acc"] - first["corr_acc"],
+        "final/gain": last["corr_acc"] - last["init_acc"],
+        "final/over_initial": last["corr_acc"] - first["init_acc"],
+        "final/over_correction": last["corr_acc"] - first["corr_acc"],
+        **{f"final/{name}": last[name] for name in ("vote_acc", "vote_all_acc", "pass_acc") if name in last},
+        **{f"total/{name}": sum(part.get(name, 0) for part in trained) for name in ("kept", "steps", "tokens")},
+        "total/seconds": sum(entry["seconds"]["total"] for entry in entries),
     }
 
 
@@ -303,7 +344,7 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The error in one line, without secrets."""
     text = scrub(str(error)).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

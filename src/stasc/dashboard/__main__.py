@@ -1,0 +1,117 @@
+"""`python -m stasc.dashboard PROJECT`: a report in W&B on the project's runs, or without W&B, its specification."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stasc import fsx
+from stasc.names import check_name
+from stasc.tracking.redaction import scrub
+from stasc.tracking.wandb import check_project, reason, shut_down, within
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import Report
+
+SAVE_S = 120  # W&B gives up after 20 s, several times
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line. Exits with status 1 if W&B was to get the report, and did not."""
+    args = _parser().parse_args(arguments)
+    path = args.output or Path(f"dashboard-{args.group or args.project}.json")
+    try:
+        check_project("PROJECT", args.project)
+        for option, name in (("--entity", args.entity), ("--group", args.group)):
+            if name is not None:
+                check_name(option, name)
+        _check_file(path)
+        if args.output:
+            _write(path, args)
+        elif not _logged_in():
+            _write(path, args)
+            print("W&B is offline, or you are not logged in: after `wandb login`, the same command makes the report")
+        else:
+            _save(path, args)
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed; pip install 'stasc[dashboard]'")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {scrub(str(error))}")
+
+
+def _report(args: argparse.Namespace, entity: str) -> Report:
+    from stasc.dashboard.plots import report
+
+    return report(args.project, entity, args.group)
+
+
+def _save(path: Path, args: argparse.Namespace) -> None:
+    """Saves the report in W&B, or writes its specification where W&B can't be reached."""
+
+    def save() -> str:
+        import wandb
+
+        entity = args.entity or wandb.Api().default_entity
+        return str(_report(args, entity).save().url)
+
+    _report(args, "")  # what is wrong with it, or missing, has nothing to do with W&B
+    try:
+        url = within(SAVE_S, save)
+    except Exception as error:
+        shut_down()
+        _write(path, args)
+        sys.exit(f"error: W&B did not take the report ({reason(error)}); the file has what it was to get")
+    print(f"W&B report: {url}")
+
+
+def _write(path: Path, args: argparse.Namespace) -> None:
+    from stasc.dashboard.specification import check, specification
+
+    data = specification(_report(args, args.entity or ""))
+    check(data)
+    fsx.write(path, data)
+    print(f"written: {path}")
+
+
+def _check_file(path: Path) -> None:
+    """Checks that nothing but an earlier specification would be replaced. Raises: ValueError, OSError."""
+    from stasc.dashboard.specification import check
+
+    try:
+        check(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise ValueError(f"{path} is there already and is {error}: give another --output, or remove it") from error
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    silent = wandb.Settings(silent=True)
+    return bool(wandb.setup(silent).settings.mode == "online" and wandb.login(prompt=False, verify=False))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stasc.dashboard",
+        description="Make a report in W&B of a project's runs: curves by variant, what each choice comes to, samples. "
+        "Each call makes a new one. Where W&B is offline or can't be reached, its specification is written instead.",
+    )
+    parser.add_argument("project", metavar="PROJECT", help="W&B project, as in tracking.project")
+    parser.add_argument("--entity", help="W&B user or team (default: your own)")
+    parser.add_argument("--group", metavar="NAME", help="only the runs of the sweep of this name")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the specification to this file and leave W&B alone (default, if need be: dashboard-NAME.json)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""A dashboard as W&B's library would send it, as a file and back."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import wandb_workspaces.reports.v2 as wr
+from wandb_workspaces.reports.v2 import internal
+
+
+def specification(report: wr.Report) -> bytes:
+    """The report as JSON; its `spec` is what `report.save()` sends."""
+    return _json(report._to_model())  # the library has no public name for it
+
+
+def check(data: bytes) -> None:
+    """Checks that the library reads a specification as what it is. Raises: ValueError."""
+    try:
+        given = _read(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # how the library tells of a block that it can't read
+            model = internal.ReportViewspec.model_validate(given)
+    except (ValueError, UserWarning) as error:
+        raise ValueError(f"no W&B report: {error}") from error
+    for part in _parts(model.spec):
+        if isinstance(part, internal.UnknownBlock | internal.UnknownPanel):
+            raise ValueError(f"no W&B report: it has a part that W&B's library does not know, {part!r:.200}")
+    if not model.spec.blocks or _read(_json(model)) != given:
+        raise ValueError("no W&B report: W&B's library reads it as something else")
+
+
+def _read(data: bytes) -> Any:
+    """JSON without the empty lists of comments, which the library adds to texts when it reads them."""
+    comments = ("inlineComments", [])
+    return json.loads(data, object_hook=lambda part: dict(item for item in part.items() if item != comments))
+
+
+def _json(model: internal.ReportViewspec) -> bytes:
+    return model.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode() + b"\n"
+
+
+def _parts(spec: internal.Spec) -> list[Any]:
+    """All blocks, and the panels in them."""
+    grids = [block for block in spec.blocks if isinstance(block, internal.PanelGrid)]
+    return [*spec.blocks, *(panel for grid in grids for panel in grid.metadata.panel_bank_section_config.panels)]
