@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stasc.records import Question
-from stasc.report.records import Analysis, Cell, Effect, Factor, Interval, Run, Sweep
+from stasc.report.records import Analysis, Cell, Change, Difference, Effect, Factor, Interval, Run, Sweep
 
 FACTORS = (
     Factor("init", "fixed", "evolving"),
@@ -102,10 +102,17 @@ def effect(
     return Effect(
         **{"factors": factors, "label": label, "outcome": outcome, "n": n, "interval": interval(value)},
         **{"raw": None},
-        **{"se_question": 1.1, "se_seed": 0.8, "df": 4.2, "bootstrap": interval(value, 2.9), "agree": True},
+        **{
+            "se_question": 1.1,
+            "se_seed": 0.8,
+            "se_clustered": 1.3,
+            "df": 4.2,
+            "bootstrap": interval(value, 2.9),
+            "agree": True,
+        },
         **{"simultaneous": interval(value, 4.5), "p": 0.01, "p_adjusted": 0.031, "p_crossed": 0.04},
         **{"p_crossed_adjusted": 0.12, "family": "primary" if len(factors) == 1 else "secondary", "detectable": 4.4},
-        **{"questions": questions, "seeds": seeds, "samples": 1, "sentence": sentence},
+        **{"needed": {"2": 1200, "5": 190}, "questions": questions, "seeds": seeds, "samples": 1, "sentence": sentence},
     )
 
 
@@ -153,9 +160,21 @@ def _analysis(
             for one in factors
             for k in range(1, n + 1)
         ),
-        **{"effects": tuple(effects), "comparisons": (), "cells": tuple(curve[-1] for curve in curves.values())},
+        **{
+            "effects": tuple(effects),
+            "comparisons": (),
+            "differences": _differences([*cells], seeds),
+            "cells": tuple(curve[-1] for curve in curves.values()),
+        },
         **{"curves": curves, "optimistic": {cell: interval(55.0) for cell in cells}, "ceilings": {}},
-        **{"noise_floor": interval(2.5, 1.0), "notes": ("Nothing is missing.",), "provenance": provenance},
+        **{"noise_floor": {"M_0": interval(0.0, 2.5)}, "notes": ("Nothing is missing.",), "provenance": provenance},
+    )
+
+
+def _differences(cells: Sequence[str], seeds: Sequence[int]) -> tuple[Difference, ...]:
+    return tuple(
+        Difference(one, other, interval(4.0), interval(4.0, 3.5), 0.6, tuple(seeds))
+        for one, other in itertools.combinations(cells, 2)
     )
 
 
@@ -164,8 +183,8 @@ def _cell(name: str, levels: Mapping[str, str], n: int, value: float, seeds: Seq
     return Cell(
         **{"name": name, "levels": levels, "kind": "variant", "n": n, "initial": interval(value - 2.0)},
         **{"correction": interval(value), "gain": interval(2.0), "over_initial": interval(value - 40.0)},
-        **{"over_correction": interval(value - 38.0), "transitions": shares, "mcnemar_p": dict.fromkeys(seeds, 0.2)},
-        changed=dict.fromkeys(seeds, (8, 6)),
+        **{"over_correction": interval(value - 38.0), "transitions": shares},
+        changes=dict.fromkeys(seeds, Change(8, 6, interval(10.0), 0.79, True)),
         **{"questions": questions, "seeds": tuple(seeds), "samples": 1, "pairs": 384.0 * n, "kept": 20.0 * n},
         **{"steps": 5.0 * n, "tokens": 300.0 * n, "seconds": 90.0 * n, "reused": 4.0},
     )

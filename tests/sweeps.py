@@ -49,6 +49,8 @@ def accuracies(levels: Levels, n: int) -> tuple[float, float]:
 class Made:
     """What a made-up sweep holds. `settings` are further overrides, `right` the accuracies of a variant's M_n.
 
+    `edited` are settings as well, which conf/ itself had at the time. Of several `facts`, each is asked of each thing.
+
     A baseline's run has levels such as `{"baseline": "gold", "variant": "gold"}`.
     """
 
@@ -58,6 +60,8 @@ class Made:
     iterations: int = 3
     samples: int = 1
     settings: Sequence[str] = ()
+    edited: Sequence[str] = ()
+    facts: int = 1
     right: Callable[[Levels, int], tuple[float, float]] = accuracies
     train_questions: int = 4
     seed_sd: float = 0.1  # of a training run's ability, in standard deviations of the questions' difficulty
@@ -72,7 +76,7 @@ def write_sweep(root: Path, made: Made | None = None, name: str = "example") -> 
     for levels, seed in itertools.product(grid, made.seeds):
         write_run(folder, levels, seed, made)
     task = [f"{setting}={','.join(levels)}" for setting, levels in made.factors.items()]
-    write_multirun(folder, [*task, f"seed={','.join(map(str, made.seeds))}", *made.settings, f"sweep.name={name}"])
+    write_multirun(folder, [*task, f"seed={','.join(map(str, made.seeds))}", *made.settings])
     return folder
 
 
@@ -140,7 +144,7 @@ def settings(levels: Levels, seed: int, made: Made) -> dict[str, Any]:
     groups = tuple((name, level) for name, level in levels.items() if name in _chosen())
     config = copy.deepcopy(_composed(groups))
     single = [f"{name}={level}" for name, level in levels.items() if name not in _chosen()]
-    for setting in [*made.settings, *single, f"seed={seed}", f"iterations={made.iterations}"]:
+    for setting in [*made.settings, *made.edited, *single, f"seed={seed}", f"iterations={made.iterations}"]:
         name, _, value = setting.lstrip("+").partition("=")
         *path, leaf = name.split(".")
         functools.reduce(lambda inner, key: inner.setdefault(key, {}), path, config)[leaf] = _value(value)
@@ -211,9 +215,7 @@ def _write_hydra(folder: Path, config: dict[str, Any], levels: Levels, seed: int
 
 def _iteration(levels: Levels, seed: int, n: int, made: Made) -> Iteration[None]:
     right = rewards(levels, seed, n, made)
-    test = [
-        _pair(made, f"{made.data}/{q}", i, 0, right[q, i]) for q in range(made.questions) for i in range(made.samples)
-    ]
+    test = [_pair(made, name, i, 0, right[q, i]) for q, name in enumerate(_asked(made)) for i in range(made.samples)]
     draw = np.random.default_rng((3, seed, n)).random((made.train_questions, 2, 2))
     train = [
         _pair(made, f"{made.data}/train/{q}", i, 0, draw[q, i] < 0.5)
@@ -226,8 +228,15 @@ def _iteration(levels: Levels, seed: int, n: int, made: Made) -> Iteration[None]
 
 def _splits(made: Made) -> list[Split]:
     names = {"train": [f"{made.data}/train/{q}" for q in range(made.train_questions)]}
-    names["test"] = [f"{made.data}/{q}" for q in range(made.questions)]
+    names["test"] = _asked(made)
     return [Split(split, tuple(_question(name) for name in asked)) for split, asked in names.items()]
+
+
+def _asked(made: Made) -> list[str]:
+    """The names of the test questions."""
+    if made.facts == 1:
+        return [f"{made.data}/{q}" for q in range(made.questions)]
+    return [f"{made.data}/{q // made.facts}/{q % made.facts}" for q in range(made.questions)]
 
 
 def _question(name: str) -> Question:

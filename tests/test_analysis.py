@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
+import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from sweeps import ALL16, Made, write_run, write_sweep
 
 from stasc.report import export, wording
-from stasc.report.__main__ import main
+from stasc.report.__main__ import main, show
 from stasc.report.analysis import analyse
 from stasc.report.reading import read
 from stasc.report.records import Analysis, Effect, Interval
@@ -141,6 +146,7 @@ def made_effect(name: str, value: float, half: float, p: float, crossed: float) 
         raw=None,
         se_question=1.0,
         se_seed=1.0,
+        se_clustered=None,
         df=2.0,
         bootstrap=about,
         agree=True,
@@ -151,6 +157,7 @@ def made_effect(name: str, value: float, half: float, p: float, crossed: float) 
         p_crossed_adjusted=crossed,
         family="primary",
         detectable=1.0,
+        needed={},
         questions=100,
         seeds=3,
         samples=1,
@@ -168,7 +175,9 @@ def test_a_choice_matters_only_if_seeds_counted_as_samples_allow_it() -> None:
     sure, unsure = made_effect("init", 5, 3, 0.01, 0.01), made_effect("init", 5, 3, 0.01, 0.2)
     other = made_effect("filter", 0, 3, 0.9, 0.9)
     assert wording.headline([sure, other]).startswith("init matters most for final correction accuracy: ")
-    assert "not surely in others" in wording.headline([unsure, other])
+    assert "not surely in others once all choices are allowed for: " in wording.headline([unsure, other])
+    wide = made_effect("init", 5, 6, 0.01, 0.2)
+    assert "not surely in others: " in wording.headline([wide, other])
 
 
 def test_an_interaction_larger_than_every_effect_is_told_with_the_answer() -> None:
@@ -197,7 +206,7 @@ def test_one_seed_is_conditional_on_one_training_run(folder: Path) -> None:
     effect = effects(found)["filter"]
     assert (effect.se_seed, effect.seeds) == (None, 1)
     assert "conditional on one training run" in effect.sentence
-    assert found.noise_floor is None
+    assert found.noise_floor == {}
     assert found.cells[0].correction.method.startswith("Wilson")
 
 
@@ -223,7 +232,7 @@ def test_failed_missing_and_unfinished_cells_are_named_and_the_rest_is_reported(
     assert "FIE, seed 1, failed, after iteration 1 (iteration 1: FloatingPointError: the loss is nan)" in notes
     assert "FNE, seed 1, is not finished, after iteration 1" in notes
     assert "ENE, seed 1, is missing: the sweep has no such run" in notes
-    assert "effects are of seeds 0, 2, which all 8 variants have; left out: 1" in notes
+    assert "effects are of seeds 0 and 2, which all 8 variants have; left out: 1" in notes
     assert {effect.seeds for effect in found.effects} == {2}
     assert {cell.name: cell.seeds for cell in found.cells}["EIE"] == (0, 1, 2)
     assert {cell.name: cell.seeds for cell in found.cells}["FIE"] == (0, 2)
@@ -322,9 +331,10 @@ def test_within_a_run_corrections_are_compared_with_initial_answers(folder: Path
     cell = found.cells[0]
     pairs = [pair for (n, _), pair in answers(run).items() if n == 2]
     better, worse = sum(y2 > y1 for y1, y2 in pairs), sum(y2 < y1 for y1, y2 in pairs)
-    assert cell.changed == {0: (better, worse)}
+    change = cell.changes[0]
+    assert (change.better, change.worse) == (better, worse)
     tail = sum(math.comb(better + worse, k) for k in range(min(better, worse) + 1)) / 2 ** (better + worse)
-    assert cell.mcnemar_p[0] == pytest.approx(min(1, 2 * tail))
+    assert change.p == pytest.approx(min(1, 2 * tail))
     assert cell.gain.value == pytest.approx(100 * (better - worse) / 30)
     assert cell.transitions["wrong_right"] == pytest.approx(100 * better / 30)
     first = mean([y1 for (n, _), (y1, _) in answers(run).items() if n == 0])
@@ -335,13 +345,181 @@ def test_within_a_run_corrections_are_compared_with_initial_answers(folder: Path
 
 def test_the_noise_floor_is_that_of_answers_sampled_again(folder: Path) -> None:
     sweep = write_sweep(folder, Made(factors=FILTERS, questions=30, iterations=1, seeds=(0, 1, 2)))
-    floor = report(sweep).noise_floor
+    (floor,) = report(sweep).noise_floor.values()
     seeds = [answers(run) for run in sorted(sweep.glob("EIE-*"))]
     variance = 0.0
     for question in {question for _, question in seeds[0]}:
         values = [100 * one[0, question][1] for one in seeds]
         variance += sum((value - mean(values)) ** 2 for value in values) / 2
-    assert floor and floor.high == pytest.approx(1.959964 * math.sqrt(2 * variance) / 30)
+    assert floor.high == pytest.approx(1.959964 * math.sqrt(2 * variance) / 30)
+
+
+def bits4(levels: Mapping[str, str], n: int) -> tuple[float, float]:
+    return (0.3, 0.2) if levels.get("finetune") == "qlora" else (0.5, 0.4)
+
+
+def test_each_m_0_that_variants_begin_with_is_a_row_and_has_a_noise_floor(folder: Path) -> None:
+    made = Made(factors={"finetune": ("full", "lora", "qlora")}, questions=60, iterations=1, seeds=(0, 1), right=bits4)
+    found = report(write_sweep(folder, made))
+    rows = {cell.name: cell for cell in found.cells if cell.kind == "baseline"}
+    assert [*rows] == ["zero-shot, finetune=full or lora", "zero-shot, finetune=qlora"]
+    for name, variant in zip(rows, ("EIE", "EIE-qlora"), strict=True):
+        assert rows[name].correction.value == found.curves[variant][0].correction.value
+    assert [*found.noise_floor] == ["M_0, finetune=full or lora", "M_0, finetune=qlora"]
+
+
+def test_answers_that_differ_by_chance_make_no_other_m_0(folder: Path) -> None:
+    def right(levels: Mapping[str, str], n: int) -> tuple[float, float]:
+        return (0.5, 0.4) if levels["filter"] == "strict" else (0.5, 0.45)
+
+    found = report(write_sweep(folder, Made(factors=FILTERS, questions=60, iterations=1, seeds=(0,), right=right)))
+    assert [cell.name for cell in found.cells if cell.kind == "baseline"] == ["zero-shot"]
+
+
+def test_what_counts_as_right_is_no_choice_to_rank(folder: Path) -> None:
+    def right(levels: Mapping[str, str], n: int) -> tuple[float, float]:
+        return (0.3, 0.2) if levels["reward"] == "exact_match" else (0.6, 0.7)
+
+    made = Made(
+        factors={"reward": ("in_accuracy", "exact_match"), **FILTERS},
+        questions=40,
+        iterations=1,
+        seeds=(0,),
+        right=right,
+    )
+    found = report(write_sweep(folder, made))
+    assert {effect.factors for effect in found.effects} == {("filter",)}
+    assert "reward also decides which answers are right" in found.headline
+    assert any(note.startswith("reward also decides which answers are right") for note in found.notes)
+    assert not any("exact_match" in one.first and "in_accuracy" in one.second for one in found.differences)
+    assert not any("in_accuracy" in one.first and "exact_match" in one.second for one in found.differences)
+    assert len([cell for cell in found.cells if cell.name.startswith("zero-shot, reward=")]) == 2
+
+
+def test_a_sweep_of_rewards_alone_has_no_highest_variant(folder: Path) -> None:
+    made = Made(factors={"reward": ("in_accuracy", "exact_match", "f1")}, questions=20, iterations=1, seeds=(0,))
+    found = report(write_sweep(folder, made))
+    assert found.headline.startswith("reward also decides which answers are right")
+    assert (found.effects, found.comparisons) == ((), ())
+    assert [(one.first, one.second) for one in found.differences] == [
+        (f"EIE, reward={name}", f"zero-shot, reward={name}") for name in ("exact_match", "f1", "in_accuracy")
+    ]
+
+
+def test_any_two_variants_are_compared_question_by_question(folder: Path) -> None:
+    sweep = write_sweep(folder, Made(factors=FILTERS, questions=30, facts=3, iterations=1, seeds=(0, 1)))
+    found = report(sweep)
+    assert [(one.first, one.second) for one in found.differences] == [
+        ("EIE", "ENE"),
+        ("EIE", "zero-shot"),
+        ("ENE", "zero-shot"),
+    ]
+    by_question: dict[str, list[dict[str, float]]] = {}
+    for name in ("EIE", "ENE"):
+        seeds = [answers(run) for run in sorted(sweep.glob(f"{name}-*"))]
+        asked = [question for n, question in seeds[0] if n == 1]
+        by_question[name] = [{q: one[1, q][1] for q in asked} for one in seeds]
+    first, second = (
+        [100 * mean([one[q] for one in by_question[name]]) for q in by_question[name][0]] for name in ("EIE", "ENE")
+    )
+    difference, expected = found.differences[0], [a - b for a, b in zip(first, second, strict=True)]
+    assert difference.interval.value == pytest.approx(mean(expected))
+    assert difference.rho == pytest.approx(statistics.correlation(first, second))
+    groups = [sum(one - mean(expected) for one in expected[i : i + 3]) for i in range(0, 30, 3)]
+    half = 2.262157 * math.sqrt(math.fsum(one**2 for one in groups)) / 30  # t quantile at 9 degrees of freedom
+    assert difference.clustered and difference.clustered.high == pytest.approx(mean(expected) + half, rel=1e-5)
+    effect = effects(found)["filter"]
+    assert effect.se_clustered == pytest.approx(half / 2.262157, rel=1e-5)
+    (note,) = [note for note in found.notes if note.startswith("questions come in ")]
+    assert "10 groups" in note and "such as made/0" in note
+
+
+def test_too_few_groups_of_questions_are_told(folder: Path) -> None:
+    found = report(write_sweep(folder, Made(factors=FILTERS, questions=30, facts=10, iterations=1, seeds=(0,))))
+    assert any("3 groups" in note and "too few to allow for" in note for note in found.notes)
+    assert all(effect.se_clustered is None for effect in found.effects)
+
+
+def test_a_single_run_says_what_its_corrections_change_and_when_that_is_too_little_for_a_test(folder: Path) -> None:
+    run = write_run(folder, {}, 0, Made(questions=30, iterations=1, right=lambda levels, n: (0.5, 0.5)))
+    found = report(run)
+    assert not found.cells[0].changes[0].can_reach
+    assert "0 answers mended and 0 spoiled, too few for any test to reach p < .05" in found.certainty
+
+
+def test_two_seeds_are_told_to_say_little_and_twice_as_many_are_never_worse(folder: Path) -> None:
+    for seed in range(3):
+        found = report(write_sweep(folder / str(seed), Made(questions=40, iterations=1, seeds=(seed, seed + 10))))
+        assert "Two seeds hardly say how much training runs differ" in found.power
+        told = re.search(
+            r"is ([\d.]+) pp; twice the questions would make it ([\d.]+) pp, twice the seeds ([\d.]+)", found.power
+        )
+        assert told
+        now, questions, seeds = map(float, told.groups())
+        assert questions <= now and seeds <= now
+
+
+def test_how_many_questions_an_effect_takes_is_told(folder: Path) -> None:
+    sweep = write_sweep(folder, Made(factors=FILTERS, questions=80, iterations=3, seeds=(0,)))
+    found = report(sweep)
+    first, second = (
+        [y2 for (n, _), (_, y2) in answers(next(sweep.glob(f"{v}-*"))).items() if n == 3] for v in ("EIE", "ENE")
+    )
+    variance = statistics.variance([100 * (b - a) for a, b in zip(first, second, strict=True)])
+    needed = math.ceil((1.959964 + 0.841621) ** 2 * variance / 25)
+    assert effects(found)["filter"].needed["5"] == needed
+    assert f"5 pp about {float(f'{needed:.2g}'):,.0f}" in found.power
+
+
+def test_the_vote_of_all_answers_has_an_interval(folder: Path) -> None:
+    made = Made(questions=30, iterations=1, samples=5)
+    for seed in (0, 1):
+        run = write_run(folder, {"baseline": "self_consistency", "variant": "self-consistency"}, seed, made, until=0)
+    found = report(folder).ceilings["vote@5"]
+    right = []
+    for run in folder.glob("self*"):
+        lines = [json.loads(line) for line in (run / "outcomes.jsonl").read_text().splitlines()]
+        for name in {line["question"] for line in lines}:
+            right.append(sum(line["r1"] for line in lines if line["question"] == name) >= 3)
+    assert found.value == pytest.approx(100 * mean(right))
+    assert found.low is not None and found.high is not None and found.low < found.value < found.high
+
+
+def test_votes_of_other_sizes_have_names_of_their_own(folder: Path) -> None:
+    baseline = {"baseline": "self_consistency", "variant": "self-consistency"}
+    for seed, k in ((0, 2), (1, 3)):
+        run = write_run(folder, baseline, seed, Made(questions=10, iterations=1, samples=4), until=0)
+        edited = (run / "summary.json").read_text().replace('"vote_k": 2', f'"vote_k": {k}')
+        (run / "summary.json").write_text(edited)
+    found = report(folder)
+    assert [*found.ceilings] == ["vote@2 or 3", "vote@4", "pass@1", "pass@2", "pass@4"]
+    assert any("the majority of 2 or 3 initial answers" in note for note in found.notes)
+
+
+def test_two_baselines_that_vote_are_told_apart(folder: Path) -> None:
+    for name, samples in (("self-consistency", 4), ("self-consistency-lora", 2)):
+        made = Made(questions=10, iterations=1, samples=samples)
+        write_run(folder, {"baseline": "self_consistency", "variant": name}, 0, made, until=0)
+    ceilings = report(folder).ceilings
+    assert {"self-consistency: vote@2", "self-consistency: vote@4", "self-consistency-lora: vote@2"} <= {*ceilings}
+
+
+def test_runs_that_are_missing_with_the_same_seeds_are_one_note(folder: Path) -> None:
+    sweep = write_sweep(folder, SMALL)
+    for run in (*sweep.glob("FIE-seed1-*"), *sweep.glob("FNE-seed1-*")):
+        shutil.rmtree(run)
+    assert "FIE and FNE, seed 1, are missing: the sweep has no such runs" in report(sweep).notes
+
+
+def test_nothing_that_is_printed_commands_the_terminal(folder: Path) -> None:
+    found = report(write_sweep(folder, Made(factors=FILTERS, questions=20, iterations=1, seeds=(0,))))
+    nasty = "\x1b[2J\x1b]0;taken\x07\x9b31mred\u202e"
+    cells = tuple(replace(cell, name=f"{nasty}{cell.name}") for cell in found.cells)
+    effects = tuple(replace(effect, label=f"{nasty}{effect.label}") for effect in found.effects)
+    out = io.StringIO()
+    show(replace(found, headline=nasty, notes=(nasty,), cells=cells, effects=effects), Console(file=out))
+    assert "red" in out.getvalue() and "taken" not in out.getvalue()
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & {*out.getvalue()}
 
 
 def test_the_best_iteration_on_the_test_questions_is_called_optimistic(folder: Path) -> None:

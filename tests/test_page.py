@@ -203,7 +203,41 @@ def test_incomplete_runs_are_named_on_the_first_screen(tmp_path: Path) -> None:
     page.write(replace(sweep, runs=runs), analysis, tmp_path)
     html = (tmp_path / "report.html").read_text()
     assert "1 run not complete:" in html
-    assert html.index(f"{runs[0].name}: failed") < html.index('id="effects"')
+    assert html.index(f"failed: {runs[0].name}") < html.index('id="effects"')
+
+
+def test_many_incomplete_runs_are_counted_on_the_first_screen(tmp_path: Path) -> None:
+    sweep, analysis = made(factors=2)
+    runs = (*(replace(run, status="missing") for run in sweep.runs[:7]), *sweep.runs[7:])
+    page.write(replace(sweep, runs=runs), analysis, tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "7 runs not complete:</b> missing: 7." in html
+
+
+def test_every_run_and_every_two_variants_have_a_line(written: Path) -> None:
+    html = (written / "report.html").read_text()
+    labels = {
+        label: html[html.index(f'aria-label="{label}') :] for label in ("What corrections mend", "Differences between")
+    }
+    rows = {label: text[: text.index("</table>")].count('<th scope="row">') for label, text in labels.items()}
+    assert rows == {"What corrections mend": 8 * 3, "Differences between": 8 * 7 / 2}
+
+
+def test_seeds_that_have_not_run_yet_are_no_samples(tmp_path: Path) -> None:
+    sweep, analysis = made(factors=1)
+    analysis = replace(analysis, cells=tuple(replace(cell, seeds=(0,)) for cell in analysis.cells))
+    page.write(sweep, analysis, tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "Each variant has run with one seed" in html and "thin lines the seeds" not in html
+
+
+def test_the_headline_s_claims_stand_apart_from_what_they_rest_on() -> None:
+    _, analysis = made(factors=1)
+    one = analysis.effects[0]
+    told = page.parted(f"init matters: {one.sentence}. But it depends: {one.sentence}. More.", analysis.effects)
+    rests = (f"{one.sentence}.", True)
+    assert told == [("init matters:", False), rests, ("But it depends:", False), rests, ("More.", False)]
+    assert page.parted("EIE is 60 % right.", analysis.effects) == [("EIE is 60 % right.", False)]
 
 
 def test_an_interval_without_bounds_is_its_estimate(tmp_path: Path) -> None:
@@ -220,16 +254,16 @@ def without_bounds(analysis: Analysis, interval: Interval) -> Analysis:
         name: tuple(replace(cell, correction=interval) for cell in curve) for name, curve in analysis.curves.items()
     }
     cells = tuple(replace(cell, correction=interval, pairs=0.0) for cell in analysis.cells)
-    return replace(analysis, effects=effects, curves=curves, cells=cells, noise_floor=interval)
+    return replace(analysis, effects=effects, curves=curves, cells=cells, noise_floor={})
 
 
 @pytest.mark.parametrize(("value", "text"), [(-3.14, "−3.1"), (0.04, "+0.0"), (-0.04, "+0.0"), (2.0, "+2.0")])
 def test_numbers_have_a_true_minus_and_no_negative_zero(value: float, text: str) -> None:
-    assert words.number(value, signed=True) == text
+    assert words.typeset(words.number(value, signed=True)) == text
 
 
 def test_prose_escapes_and_sets_numbers_well() -> None:
-    told = words.prose("<b> -3.1 pp [-5.9, -0.4] over M_0 in EIE-seed0, 3.0-4")
+    told = page.prose("<b> -3.1 pp [-5.9, -0.4] over M_0 in EIE-seed0, 3.0-4")
     assert told == "&lt;b&gt; −3.1\u00a0pp [−5.9, −0.4] over M<sub>0</sub> in EIE-seed0, 3.0-4"
 
 

@@ -75,6 +75,41 @@ def test_a_setting_that_follows_from_another_does_not_count(folder: Path) -> Non
     assert found.settings == {"prompt": ("cot", "direct")}  # reward.marker is that of the prompt
 
 
+def test_a_setting_that_was_edited_between_sweeps_is_noted_with_the_choice_it_goes_with(folder: Path) -> None:
+    for name, rate in (("strict", "2e-5"), ("lenient", "1e-5")):
+        for start in ("fixed", "evolving"):
+            made = Made(questions=5, iterations=1, edited=(f"finetune.learning_rate={rate}", f"filter.correct_at={1}"))
+            write_run(folder, {"filter": name, "start": start}, 0, made)
+    sweep = read(folder)
+    assert [factor.name for factor in sweep.factors] == ["filter", "start"]
+    assert sweep.notes == ("filter also changes finetune.learning_rate: 1e-05 with lenient, 2e-05 with strict",)
+
+
+def test_a_setting_within_a_choice_that_was_edited_is_noted_with_the_other_choice(folder: Path) -> None:
+    for name, rate in (("strict", "3e-5"), ("lenient", "1e-5")):
+        write_run(
+            folder,
+            {"filter": name, "finetune": "full"},
+            0,
+            Made(iterations=1, edited=(f"finetune.learning_rate={rate}",)),
+        )
+        write_run(folder, {"filter": name, "finetune": "lora"}, 0, Made(iterations=1))
+    sweep = read(folder)
+    assert [factor.name for factor in sweep.factors] == ["filter", "finetune"]
+    assert sweep.notes == (
+        "filter also changes finetune.learning_rate: 1e-05 with lenient and full, 0.0005 with lenient and lora, "
+        "3e-05 with strict and full, 0.0005 with strict and lora",
+    )
+
+
+def test_a_setting_that_another_one_is_interpolated_into_is_not_noted(folder: Path) -> None:
+    for threshold in ("0.5", "1.0"):
+        made = Made(questions=5, iterations=1, edited=(f"filter.correct_at={threshold}",))
+        write_run(folder, {"correct_at": threshold}, 0, made)
+    sweep = read(folder)
+    assert [factor.name for factor in sweep.factors] == ["correct_at"] and sweep.notes == ()
+
+
 def test_two_choices_that_go_together_are_both_told(folder: Path) -> None:
     for init, filter_ in (("fixed", "strict"), ("evolving", "lenient")):
         write_run(folder, {"init": init, "filter": filter_}, 0, SMALL)

@@ -15,7 +15,19 @@ from statsmodels.stats.contingency_tables import mcnemar as mcnemar_table
 from statsmodels.stats.multitest import multipletests
 
 from stasc.report import resampling, statistics
-from stasc.report.statistics import contrasts, crossed, mcnemar, paired, pass_at_k, proportion, questions_needed
+from stasc.report.statistics import (
+    Components,
+    Mean,
+    components,
+    contrasts,
+    crossed,
+    foreseen,
+    mcnemar,
+    paired,
+    pass_at_k,
+    proportion,
+    questions_needed,
+)
 
 DARWIN = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48], float)  # maize, crossed minus selfed
 PILOT_PLANT = np.array([60, 72, 54, 68, 52, 83, 45, 80], float)  # Box, Hunter and Hunter: T, C, K in standard order
@@ -154,6 +166,21 @@ def test_constant_data_have_the_bounds_of_the_rule_of_three(seeds: int, value: f
     assert not math.isnan(found.p)
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_p_value_of_constant_data_is_that_of_the_rule_of_three(seeds: int) -> None:
+    assert crossed(np.full((10, seeds), 0.5)).p == pytest.approx(math.exp(-5))  # of ten, none under 1 - x: e^(-10 x)
+    assert crossed(np.full((10, seeds), 0.3)).p == pytest.approx(0.05, abs=1e-3)  # its interval ends at 0
+    assert crossed(np.zeros((10, seeds))).p == 1
+    assert paired(np.full(10, 0.7), np.full(10, 0.2)).p == pytest.approx(math.exp(-5))
+    assert crossed(np.full((1, seeds), 0.5)).p == 1
+
+
+def test_no_p_value_is_zero() -> None:
+    assert crossed(np.ones((2000, 1))).p > 0
+    assert Mean(1.0, 1e-9, 500.0, 1.0, 1.0, "").p > 0
+    assert mcnemar(5000, 0, 5000).p > 0
+
+
 def test_one_question_has_no_interval() -> None:
     found = crossed(np.array([[1.0, 0, 1]]))
     assert (found.low, found.high) == (None, None)
@@ -263,6 +290,19 @@ def test_the_detectable_effect_is_found_four_times_in_five() -> None:
     effect = statistics.detectable(1 / math.sqrt(n), n - 1)
     found = [stats.ttest_1samp(rng.normal(effect, 1, n), 0).pvalue < 0.05 for _ in range(4000)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_foreseen_standard_error_is_that_of_its_parts() -> None:
+    assert foreseen(Components(4.0, 1.0, 2.0), 100, 2) == pytest.approx(math.sqrt(4 / 100 + 1 / 2 + 2 / 200))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_more_questions_or_seeds_are_never_foreseen_to_be_worse(seed: int) -> None:
+    one = table(np.random.default_rng(seed), n=40, seeds=2)
+    parts = components(one)
+    now = foreseen(parts, 40, 2)
+    assert now >= crossed(one).se * (1 - 1e-9)
+    assert foreseen(parts, 80, 2) <= now and foreseen(parts, 40, 4) <= now
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])

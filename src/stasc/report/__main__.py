@@ -17,7 +17,7 @@ from stasc.report import export
 from stasc.report.analysis import analyse
 from stasc.report.reading import read
 from stasc.report.records import Analysis, Sweep
-from stasc.report.wording import interval_text, p_text, points, share_text
+from stasc.report.words import interval_text, number, p_text, plain
 
 WIDE = 1000  # columns: what is no terminal is not 80 columns wide
 
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         written = export.write(sweep, analysis, folder)
         written += _page(sweep, analysis, folder)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"written: {', '.join(os.path.relpath(folder / name) for name in written)}")
+        sys.exit(plain(f"error: {error}"))
+    print(plain(f"written: {', '.join(os.path.relpath(folder / name) for name in written)}"))
 
 
 def _page(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
@@ -57,16 +57,17 @@ def show(analysis: Analysis, out: Console) -> None:
         out.print(effects_table(analysis))
     out.print(cells_table(analysis))
     for name, ceiling in analysis.ceilings.items():
-        _say(out, f"{name}: {share_text(ceiling)} %")
-    if (floor := analysis.noise_floor) and floor.high is not None:
-        _say(out, f"The same M_0 under other noise: {floor.high:.1f} pp apart at most, in 95 % of pairs of seeds.")
+        _say(out, f"{name}: {interval_text(ceiling)} %")
+    for name, floor in analysis.noise_floor.items():
+        reach = number(floor.high or 0.0)
+        _say(out, f"The same {name} under other noise: {reach} pp apart at most, in 95 % of pairs of seeds.")
     _say(out, *(f"Note: {note}." for note in analysis.notes))
 
 
 def _say(out: Console, *texts: str) -> None:
     for text in texts:
         if text:
-            out.print(text, markup=False, highlight=False, emoji=False, soft_wrap=not out.is_terminal)
+            out.print(plain(text), markup=False, highlight=False, emoji=False, soft_wrap=not out.is_terminal)
 
 
 def effects_table(analysis: Analysis) -> Table:
@@ -77,7 +78,7 @@ def effects_table(analysis: Analysis) -> Table:
     gains = {effect.factors: effect for effect in analysis.effects if effect.outcome == "gain"}
     for effect in (effect for effect in analysis.effects if effect.outcome == "correction"):
         gain = gains[effect.factors]
-        texts = [interval_text(one.interval).replace(" pp", "") for one in (effect, gain)]
+        texts = [interval_text(one.interval, signed=True) for one in (effect, gain)]
         _add(table, effect.label, texts[0], p_text(effect.p_adjusted), texts[1], p_text(gain.p_adjusted))
     return table
 
@@ -104,10 +105,10 @@ def cells_table(analysis: Analysis) -> Table:
             cell.name,
             str(cell.n),
             str(len(cell.seeds)),
-            share_text(cell.initial),
-            share_text(cell.correction),
-            points(cell.gain.value),
-            points(cell.over_correction.value),
+            interval_text(cell.initial),
+            interval_text(cell.correction),
+            number(cell.gain.value, signed=True),
+            number(cell.over_correction.value, signed=True),
             f"{cell.transitions['wrong_right']:.1f}",
             f"{cell.transitions['right_wrong']:.1f}",
             f"{cell.kept:.0f}",
@@ -123,7 +124,7 @@ def _table(title: str, first: str) -> Table:
 
 
 def _add(table: Table, *texts: str) -> None:
-    table.add_row(*map(Text, texts))
+    table.add_row(*(Text(plain(text)) for text in texts))
 
 
 if __name__ == "__main__":

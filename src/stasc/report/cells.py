@@ -11,7 +11,7 @@ import pandas as pd
 
 from stasc.report import statistics
 from stasc.report.effects import BOUND, within
-from stasc.report.records import Cell, Interval, Run
+from stasc.report.records import Cell, Change, Interval, Run
 from stasc.report.scores import TRANSITIONS, Scores, score
 from stasc.report.statistics import Array
 
@@ -26,6 +26,7 @@ class Row:
     runs: tuple[Run, ...]
     scores: tuple[Scores, ...]
     m_0: tuple[Scores, ...] = ()  # where M_0's own answers are not those at n = 0, as of a vote
+    untrained: bool = False  # whatever came of the runs later
 
     def table(self, outcome: str, n: int) -> Array:
         """An outcome in %, (questions, seeds)."""
@@ -51,7 +52,6 @@ def row(
 def cell(row: Row, n: int) -> Cell:
     """What the row's runs reach at iteration n."""
     transitions = np.mean([one.transitions[n] for one in row.scores], axis=0)
-    changes = {run.seed: _changes(one, n) for run, one in zip(row.runs, row.scores, strict=True) if one.samples == 1}
     spent = [_spent(run, n) for run in row.runs]
     return Cell(
         name=row.name,
@@ -66,8 +66,7 @@ def cell(row: Row, n: int) -> Cell:
         if n or row.m_0
         else Interval(0.0, 0.0, 0.0, "M_0 itself"),
         transitions={name: float(share) for name, share in zip(TRANSITIONS, transitions, strict=True)},
-        changed={seed: (one.b, one.c) for seed, one in changes.items()},
-        mcnemar_p={seed: one.p for seed, one in changes.items()},
+        changes={run.seed: _change(one, n) for run, one in zip(row.runs, row.scores, strict=True) if one.samples == 1},
         questions=len(row.scores[0].initial[n]),
         seeds=tuple(run.seed for run in row.runs),
         samples=row.scores[0].samples,
@@ -96,10 +95,12 @@ def difference(table: Array) -> Interval:
     return within(Interval(found.value, found.low, found.high, found.method))
 
 
-def _changes(scores: Scores, n: int) -> statistics.McNemar:
+def _change(scores: Scores, n: int) -> Change:
     better = int((scores.correction[n] > scores.initial[n]).sum())
     worse = int((scores.correction[n] < scores.initial[n]).sum())
-    return statistics.mcnemar(better, worse, len(scores.initial[n]))
+    found = statistics.mcnemar(better, worse, len(scores.initial[n]))
+    interval = Interval(BOUND * found.difference, BOUND * found.low, BOUND * found.high, "paired by question, one run")
+    return Change(better, worse, interval, found.p, found.can_reach)
 
 
 def _spent(run: Run, n: int) -> dict[str, float]:

@@ -21,16 +21,21 @@ ORDER = {
     "start": ("fixed", "evolving"),
     "finetune": ("full", "lora", "qlora"),
 }
+YARDSTICKS = ("reward", "correct_at", "reward_errors")  # these decide what counts as right
 _NONE = "-"  # the level of a setting that a run does not have
 _MOST_SUBSETS = 4096  # of levels that are tried for a complete design
 
 
 @dataclass(frozen=True)
 class Design:
-    """The settings that vary, and each run's levels of them, in the same order."""
+    """The settings that vary, and each run's levels of them, in the same order.
+
+    `notes` name the settings that vary with one of these and so are part of what it does.
+    """
 
     settings: Mapping[str, Levels]
     of_run: Sequence[Levels]
+    notes: tuple[str, ...] = ()
 
 
 def find(
@@ -50,14 +55,39 @@ def find(
         values, group = [one.get(name, _NONE) for one in flat], varying.get(name.partition(".")[0])
         if name not in REPLICATES and not name.endswith("._target_") and _splits(values, group):
             alone[name] = values
-    given = {*given}
+    given, notes = {*given}, []
     for name, values in alone.items():
-        others = [*varying.values(), *(values for other, values in alone.items() if other in given)]
-        if name in given or not any(_follows(values, other) for other in others):
+        others = {**varying, **{other: alone[other] for other in alone if other in given}}
+        group = varying.get(name.partition(".")[0])
+        followed = [other for other in others if _follows(values, others[other], group)]
+        if name in given or not followed:
             varying[name] = values
+            continue
+        for other in followed:
+            same = [
+                others[other],
+                *([one.get(leaf, _NONE) for one in flat] for leaf in flat[0] if leaf.startswith(f"{other}.")),
+            ]
+            if values not in same:  # by interpolation
+                within = [
+                    f"{level} and {option}" for level, option in zip(others[other], group or (), strict=bool(group))
+                ]
+                notes.append(f"{other} also changes {name}: {_by_level(values, within or others[other])}")
     names = sorted(varying, key=lambda name: [*ORDER, name].index(name))
     levels = {name: tuple(sorted({*varying[name]}, key=lambda level: _rank(name, level))) for name in names}
-    return Design(levels, [tuple(varying[name][i] for name in names) for i in range(len(settings))])
+    of_run = [tuple(varying[name][i] for name in names) for i in range(len(settings))]
+    return Design(levels, of_run, tuple(notes))
+
+
+def _by_level(values: Sequence[str], other: Sequence[str]) -> str:
+    """`1e-05 with lenient, 2e-05 with strict`."""
+    found = {(level, value) for value, level in zip(values, other, strict=True) if value != _NONE}
+    return ", ".join(f"{value} with {level}" for level, value in sorted(found))
+
+
+def yardsticks(settings: Iterable[str]) -> list[str]:
+    """Those of the settings that decide what counts as right: accuracies under two of their levels do not compare."""
+    return [name for name in settings if name.partition(".")[0] in YARDSTICKS]
 
 
 def texts(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -73,9 +103,10 @@ def _splits(values: Sequence[str], group: Sequence[str] | None) -> bool:
     return any(len(found - {_NONE}) > 1 for found in of_option.values())
 
 
-def _follows(values: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether the other setting's level tells the value, wherever there is one."""
-    pairs = {(level, value) for value, level in zip(values, other, strict=True) if value != _NONE}
+def _follows(values: Sequence[str], other: Sequence[str], group: Sequence[str] | None) -> bool:
+    """Whether the other setting's level tells the value, wherever there is one; in a group that varies, by option."""
+    levels = [*zip(other, group or other, strict=True)]
+    pairs = {(level, value) for value, level in zip(values, levels, strict=True) if value != _NONE}
     return len(pairs) == len({level for level, _ in pairs})
 
 

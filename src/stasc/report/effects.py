@@ -9,12 +9,13 @@ from itertools import combinations
 import numpy as np
 
 from stasc.report import resampling, statistics
-from stasc.report.design import Complete
+from stasc.report.design import Complete, yardsticks
 from stasc.report.records import Effect, Interval
 from stasc.report.statistics import Array
 from stasc.report.wording import sentence
 
 BOUND = 100.0  # pp: no accuracy differs by more
+ASKED = (2.0, 5.0)  # pp, of which is told how many questions they need
 WIDTHS_AGREE = 0.2
 
 
@@ -39,9 +40,13 @@ class Estimates:
 
 
 def factorial(design: Complete) -> list[Contrast]:
-    """The main effects and interactions of all settings of two levels, averaged over the levels of the others."""
+    """The main effects and interactions of all settings of two levels, averaged over the levels of the others.
+
+    One that decides what counts as right has none: what it changes is the measure.
+    """
     names = list(design.settings)
-    two = [i for i, levels in enumerate(design.settings.values()) if len(levels) == 2]
+    unlike = yardsticks(names)
+    two = [i for i, name in enumerate(names) if len(design.settings[name]) == 2 and name not in unlike]
     if not two:
         return []
     high = [[levels[i] == design.settings[names[i]][1] for i in two] for levels in design.cells.values()]
@@ -68,18 +73,26 @@ def told(setting: str, low: str, high: str) -> str:
 def pairwise(design: Complete) -> list[Contrast]:
     """All pairs of levels of settings with three or more, averaged over the levels of the others."""
     found = []
+    unlike = yardsticks(design.settings)
     for i, (name, levels) in enumerate(design.settings.items()):
-        for low, high in combinations(levels, 2) if len(levels) > 2 else ():
+        for low, high in combinations(levels, 2) if len(levels) > 2 and name not in unlike else ():
             chosen = [(cell[i] == high) - (cell[i] == low) for cell in design.cells.values()]
             weights = np.array(chosen, float) * len(levels) / len(design.cells)
             found.append(Contrast((name,), told(name, low, high), weights, "exploratory"))
     return found
 
 
-def estimate(contrasts: Sequence[Contrast], tables: Array, outcome: str, n: int, samples: int) -> Estimates:
+def estimate(
+    contrasts: Sequence[Contrast],
+    tables: Array,
+    outcome: str,
+    n: int,
+    samples: int,
+    groups: Sequence[str] | None = None,
+) -> Estimates:
     """The contrasts' effects on an outcome, of which `tables` has the values (cells, questions, seeds) in %.
 
-    p-values are adjusted within each family (Holm).
+    p-values are adjusted within each family (Holm). `groups` are those of the questions, if they have any.
     """
     values = np.einsum("ec,cqs->eqs", np.stack([one.weights for one in contrasts]), tables)
     draws = resampling.pigeonhole(values)
@@ -102,6 +115,7 @@ def estimate(contrasts: Sequence[Contrast], tables: Array, outcome: str, n: int,
                 raw=None if one.raw is None else one.raw * found.value,
                 se_question=found.se_question,
                 se_seed=found.se_seed,
+                se_clustered=_clustered(values[i].mean(axis=1), groups),
                 df=found.df,
                 bootstrap=Interval(float(draws[:, i].mean()), low, high, "pigeonhole bootstrap, percentiles"),
                 agree=_agree(found, high - low),
@@ -112,6 +126,7 @@ def estimate(contrasts: Sequence[Contrast], tables: Array, outcome: str, n: int,
                 p_crossed_adjusted=1.0,
                 family=one.family,
                 detectable=statistics.detectable(found.se, found.df) if found.se else _three(tables.shape[1]),
+                needed=_needed(values[i].mean(axis=1)),
                 questions=tables.shape[1],
                 seeds=tables.shape[2],
                 samples=samples,
@@ -119,6 +134,16 @@ def estimate(contrasts: Sequence[Contrast], tables: Array, outcome: str, n: int,
             )
         )
     return Estimates(adjusted(effects), values, draws)
+
+
+def _clustered(values: Array, groups: Sequence[str] | None) -> float | None:
+    return None if groups is None else statistics.paired(values, np.zeros(len(values)), groups, BOUND).se
+
+
+def _needed(values: Array) -> dict[str, int]:
+    """Questions by what they tell, in pp, of as many seeds and samples as here."""
+    variance = float(values.var(ddof=1)) if len(values) > 1 else 0.0
+    return {f"{delta:g}": statistics.questions_needed(delta, variance) for delta in ASKED} if variance else {}
 
 
 def adjusted(

@@ -13,8 +13,7 @@ import altair as alt
 import vl_convert
 
 from stasc.report.records import Analysis, Effect, Interval, Sweep
-from stasc.report.wording import p_text
-from stasc.report.words import interval_text
+from stasc.report.words import interval_text, p_text, typeset
 
 Spec = dict[str, Any]
 Row = dict[str, Any]
@@ -147,7 +146,7 @@ def _effect_row(effect: Effect) -> Row:
         **_bounds(interval),
         "wide_low": interval.value if wide.low is None else wide.low,
         "wide_high": interval.value if wide.high is None else wide.high,
-        "text": interval_text(interval, signed=True),
+        "text": typeset(interval_text(interval, signed=True)),
         "p": p_text(effect.p_adjusted),
     }
 
@@ -290,7 +289,7 @@ def _by_cell(chart: Any, names: Sequence[str], text: str, height: int) -> alt.Fa
 def _forest_text(effects: Sequence[Effect]) -> str:
     return "Forest plot of effects in percentage points with 95 % intervals. " + " ".join(
         f"{', '.join(effect.factors)}: {effect.label}, {OUTCOMES.get(effect.outcome, effect.outcome)} "
-        f"at iteration {effect.n} {interval_text(effect.interval, signed=True)}."
+        f"at iteration {effect.n} {typeset(interval_text(effect.interval, signed=True))}."
         for effect in effects
     )
 

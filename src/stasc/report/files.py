@@ -50,7 +50,8 @@ class Found:
     error: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, str] = field(default_factory=dict)  # of config groups
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] | None = None
+    params: Mapping[str, str] = field(default_factory=dict)  # what its experiment sweeps
     iterations: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     outcomes: pd.DataFrame = field(default_factory=lambda: empty(OUTCOMES))
@@ -108,9 +109,10 @@ def _read_hydra(found: Found) -> None:
         hydra = _Loader((found.folder / ".hydra" / "hydra.yaml").read_bytes()).get_single_data()["hydra"]
         found.choices = {name: option for name, option in hydra["runtime"]["choices"].items() if option}
         found.overrides = tuple(hydra["overrides"]["task"])
+        found.params = {name: str(text) for name, text in ((hydra.get("sweeper") or {}).get("params") or {}).items()}
     except FileNotFoundError:
         pass
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         found.notes.append(f"{found.folder / '.hydra' / 'hydra.yaml'} is damaged ({_first(error)})")
     path = found.folder / ".hydra" / "config.yaml"
     if found.settings or not path.exists():

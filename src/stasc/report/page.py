@@ -7,21 +7,24 @@ import gzip
 import hashlib
 import json
 import math
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stasc import fsx
-from stasc.report import figures, samples, wording, words
-from stasc.report.records import Analysis, Effect, Sweep
+from stasc.report import figures, samples, words
+from stasc.report.records import Analysis, Change, Effect, Sweep
 from stasc.units import counted, duration_text
 
 FIGURES = "figures"
 PAGE = "report.html"
+NAMED = 4  # runs that are not complete: of more, their number stands on the first screen
 
 
 def write(sweep: Sweep, analysis: Analysis, folder: Path) -> None:
@@ -63,15 +66,23 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Told:
-    """What the page says beside the numbers. `main` are the choices' effects by factor, the greatest first."""
+    """What the page says beside the numbers.
 
+    `headline` is in parts, of claims and figures. `main` are the effects of choices, the greatest first. `seeds`
+    were asked for, `replicated` says whether a variant has run with several.
+    """
+
+    headline: list[tuple[str, bool]]
     varied: list[tuple[str, list[str]]]
     setting: str
     main: list[list[Effect]]
     others: list[Effect]
     seeds: int
+    replicated: bool
     combinations: str
+    changes: list[tuple[str, int, Change]]
     incomplete: list[str]
+    incomplete_count: int
     notes: list[str]
 
 
@@ -82,15 +93,42 @@ def tell(sweep: Sweep, analysis: Analysis) -> Told:
     for effect in primary:
         by_factor.setdefault(effect.factors, []).append(effect)
     return Told(
+        headline=parted(analysis.headline, analysis.effects),
         varied=[(name, list(levels)) for name, levels in sweep.settings.items()],
         setting=_setting(sweep, analysis),
         main=sorted(by_factor.values(), key=lambda effects: -abs(effects[0].interval.value)),
         others=[effect for effect in analysis.effects if effect.family != "primary"],
         seeds=len({run.seed for run in sweep.runs}),
+        replicated=any(len(cell.seeds) > 1 for cell in analysis.cells),
         combinations=_combinations(sweep),
-        incomplete=[f"{run.name}: {run.status}" for run in (*sweep.runs, *sweep.baselines) if not run.complete],
+        changes=[
+            (cell.name, seed, change) for cell in analysis.cells if cell.n for seed, change in cell.changes.items()
+        ],
+        incomplete=_incomplete(sweep),
+        incomplete_count=sum(not run.complete for run in (*sweep.runs, *sweep.baselines)),
         notes=list(dict.fromkeys([*sweep.notes, *analysis.notes])),
     )
+
+
+def parted(headline: str, effects: Iterable[Effect]) -> list[tuple[str, bool]]:
+    """The headline's parts in turn, and whether each is what a claim rests on: an effect with all that goes with it."""
+    sentences = sorted({effect.sentence for effect in effects if effect.sentence}, key=len, reverse=True)
+    if not sentences:
+        return [(headline, False)]
+    parts = re.split(rf"({'|'.join(map(re.escape, sentences))})", headline)
+    told = [(f"{part}." if part in sentences else part.removeprefix(".").strip(), part in sentences) for part in parts]
+    return [part for part in told if part[0]]
+
+
+def _incomplete(sweep: Sweep) -> list[str]:
+    """Runs that are not complete, by what became of them: by name, or if many are alike, by their number."""
+    by_status: dict[str, list[str]] = {}
+    for run in (*sweep.runs, *sweep.baselines):
+        if not run.complete:
+            by_status.setdefault(run.status, []).append(run.name)
+    return [
+        f"{status}: {words.listed(names) if len(names) <= NAMED else len(names)}" for status, names in by_status.items()
+    ]
 
 
 def _combinations(sweep: Sweep) -> str:
@@ -143,14 +181,23 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": words.number,
-        "interval": words.interval_text,
-        "p": wording.p_text,
+        "number": _typeset(words.number),
+        "bounds": _typeset(words.bounds),
+        "p": words.p_text,
         "duration": duration_text,
         "counted": counted,
-        "prose": words.prose,
+        "prose": prose,
     }
     return environment
+
+
+def prose(text: str) -> Markup:
+    """A sentence for the page, with M_0 as the paper prints it."""
+    return Markup(re.sub(r"\bM_(\w)\b", r"M<sub>\1</sub>", words.typeset(str(escape(text)))))
+
+
+def _typeset(form: Callable[..., str]) -> Callable[..., str]:
+    return lambda *values, **settings: words.typeset(form(*values, **settings))
 
 
 def _text(name: str) -> str:

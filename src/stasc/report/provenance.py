@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from stasc.report.records import Run, Sweep
+from stasc.report.commands import commands
+from stasc.report.records import Sweep
 
 
 def provenance(sweep: Sweep) -> dict[str, Any]:
@@ -19,6 +18,10 @@ def provenance(sweep: Sweep) -> dict[str, Any]:
     runs = [run for run in (*sweep.runs, *sweep.baselines) if run.folder]
     started = [event for run in runs for event in run.events if event["event"] == "run_started"]
     return {
+        "commands": [
+            *commands(sweep.folder, runs),
+            shlex.join(["python", "-m", "stasc.report", _short(sweep.folder)]),
+        ],
         "runs": {run.name: run.status for run in (*sweep.runs, *sweep.baselines)},
         "versions": _distinct(event.get("versions") for event in started),
         "machines": _distinct(event.get("machine") for event in started),
@@ -26,10 +29,6 @@ def provenance(sweep: Sweep) -> dict[str, Any]:
         "data": _distinct(event.get("data") for event in started),
         "began": min((event["time"] for event in started), default=None),
         "ended": max((event["time"] for run in runs for event in run.events[-1:]), default=None),
-        "commands": [
-            *_commands(sweep.folder, runs),
-            shlex.join(["python", "-m", "stasc.report", _short(sweep.folder)]),
-        ],
         "report": {name: importlib.metadata.version(name) for name in ("stasc", "numpy", "scipy", "pandas")},
     }
 
@@ -43,19 +42,3 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     """In the order in which they are first there."""
     found = {json.dumps(value, sort_keys=True): value for value in values if value is not None}
     return [*found.values()]
-
-
-def _commands(folder: Path, runs: Iterable[Run]) -> list[str]:
-    """The command that ran these: the folder's last, all that Hydra keeps; of runs on their own, each one's."""
-    if (task := _task(folder / "multirun.yaml")) is not None:
-        return [shlex.join(["python", "-m", "stasc.run", "--multirun", *task])]
-    tasks = [_task(run.folder / ".hydra" / "hydra.yaml") for run in runs if run.folder]
-    return [shlex.join(["python", "-m", "stasc.run", *task]) for task in tasks if task is not None]
-
-
-def _task(path: Path) -> list[str] | None:
-    try:
-        content: Mapping[str, Any] = yaml.safe_load(path.read_bytes())
-        return [str(one) for one in content["hydra"]["overrides"]["task"]]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return None

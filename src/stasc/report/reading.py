@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stasc.keys import deciding
 from stasc.records import Question
 from stasc.report import design
+from stasc.report.commands import read_last, swept
 from stasc.report.design import Design, Levels
 from stasc.report.files import OUTCOMES, PAIRS, Found, empty, is_run, read_run
 from stasc.report.records import Run, Sweep
@@ -38,16 +37,17 @@ def read(folder: Path) -> Sweep:
         told = f" ({'; '.join(notes)})" if notes else ""
         raise ValueError(f"{folder} holds no run{told}: give multirun/NAME, or the folder of a run")
     task = () if single else _task(folder, notes)
-    given = {name for one in ordinary for name, _ in map(_parted, one.overrides)}
+    given = {text.partition("=")[0].lstrip("+~") for one in ordinary for text in one.overrides or ()}
     varying = design.find([one.settings for one in ordinary], [one.choices for one in ordinary], given)
     names = design.names(varying, [one.settings for one in ordinary])
     runs = [_run(one, names[levels]) for one, levels in zip(ordinary, varying.of_run, strict=True)]
     baselines = [_run(one, str(one.settings["variant"])) for one in found if one.settings.get("baseline")]
     runs, baselines = _once(runs, notes), _once(baselines, notes)
     _check_questions([*runs, *baselines])
-    swept = _swept(task)
-    expected = _expected(varying, [run.seed for run in runs], swept)
-    notes += _unseen(ordinary, swept)
+    asked = swept(task)
+    expected = _expected(varying, [run.seed for run in runs], asked)
+    notes += _unseen(ordinary, asked)
+    notes += varying.notes
     there = {(run.cell, run.seed) for run in runs}
     gone = [(names[levels], seed) for levels, seed in expected if (names[levels], seed) not in there]
     absent = {(run.cell, run.seed) for run in baselines}
@@ -59,7 +59,7 @@ def read(folder: Path) -> Sweep:
         settings=varying.settings,
         cells=cells,
         runs=(*runs, *(_missing(cell, seed) for cell, seed in gone)),
-        baselines=(*baselines, *(_missing(*one) for one in _baselines(swept, baselines) if one not in absent)),
+        baselines=(*baselines, *(_missing(*one) for one in _baselines(asked, baselines) if one not in absent)),
         notes=tuple(notes),
         questions=_questions(found),
     )
@@ -78,6 +78,8 @@ def _run(found: Found, cell: str) -> Run:
         outcomes=found.outcomes,
         pairs=found.pairs,
         events=found.events,
+        overrides=found.overrides,
+        params=found.params,
     )
 
 
@@ -120,75 +122,52 @@ def _check_questions(runs: Sequence[Run]) -> None:
 
 
 def _task(folder: Path, notes: list[str]) -> Sequence[str]:
-    """The overrides of the command that ran the sweep last; the sweeper's own come first."""
-    path = folder / "multirun.yaml"
+    """The overrides of the command that ran the sweep last; its experiment's own come first."""
     try:
-        hydra = yaml.safe_load(path.read_bytes())["hydra"]
-        params = hydra.get("sweeper", {}).get("params") or {}
-        return [*(f"{name}={values}" for name, values in params.items()), *hydra["overrides"]["task"]]
+        params, typed = read_last(folder)
+        return [*params, *typed]
     except FileNotFoundError:
         return ()
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        notes.append(f"{path} is damaged ({type(error).__name__}), so jobs that never began may not be missed")
+    except ValueError as error:
+        notes.append(f"{error}, so jobs that never began may not be missed")
         return ()
 
 
-def _swept(task: Iterable[str]) -> dict[str, Levels]:
-    """The values that a command gives to settings, as levels."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    swept: dict[str, Levels] = {}
-    for text in task:
-        try:
-            override = OverridesParser.create().parse_override(text)
-            values = [*override.sweep_string_iterator()] if override.is_sweep_override() else [_parted(text)[1]]
-        except (HydraException, ValueError):  # a command of another version, or an endless sweep
-            continue
-        swept[_parted(text)[0]] = tuple(design.level(str(value)) for value in values)
-    return swept
-
-
-def _parted(override: str) -> tuple[str, str]:
-    name, _, value = override.partition("=")
-    return name.lstrip("+~"), value
-
-
-def _expected(varying: Design, seeds: Iterable[int], swept: Mapping[str, Levels]) -> list[tuple[Levels, int]]:
+def _expected(varying: Design, seeds: Iterable[int], command: Mapping[str, Levels]) -> list[tuple[Levels, int]]:
     """The cells and seeds that there should be.
 
     These are the cells that have a run, with all seeds; what the last command swept; and all combinations of levels, if
     more than half of them have a run: with fewer, no full factorial was meant.
     """
     known = varying.settings
-    asked_seeds = [int(seed) for seed in swept.get("seed", ()) if seed.lstrip("-").isdigit()]
+    asked_seeds = [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()]
     every_seed = sorted({*seeds, *asked_seeds})
     observed, grid = dict.fromkeys(varying.of_run), [*itertools.product(*known.values())]
     cells = grid if len(grid) < 2 * len(observed) else [levels for levels in grid if levels in observed]
     expected = dict.fromkeys(itertools.product(cells, every_seed))
-    asked = [[one for one in swept.get(name, levels) if one in levels] for name, levels in known.items()]
-    if swept and all(name in swept for name in known) and "baseline" not in swept:
+    asked = [[one for one in command.get(name, levels) if one in levels] for name, levels in known.items()]
+    if command and all(name in command for name in known) and "baseline" not in command:
         expected |= dict.fromkeys(itertools.product(itertools.product(*asked), asked_seeds or every_seed))
     return [(levels, seed) for levels in grid for seed in every_seed if (levels, seed) in expected]
 
 
-def _unseen(found: Sequence[Found], swept: Mapping[str, Levels]) -> list[str]:
+def _unseen(found: Sequence[Found], command: Mapping[str, Levels]) -> list[str]:
     """Levels that the command gave to a setting, and no run has: what these cells would be called, none can tell."""
     there = [{**design.texts(one.settings), **one.choices} for one in found]
     return [
         f"there is no run with {name}={level}, which the sweep asked for"
-        for name, levels in swept.items()
+        for name, levels in command.items()
         if name not in ("seed", "iterations", "baseline") and any(name in one for one in there)
         for level in levels
         if len(levels) > 1 and level not in {one.get(name) for one in there}
     ]
 
 
-def _baselines(swept: Mapping[str, Levels], there: Sequence[Run]) -> list[tuple[str, int]]:
+def _baselines(command: Mapping[str, Levels], there: Sequence[Run]) -> list[tuple[str, int]]:
     """The baselines that the command asked for, by the names of those that there are."""
     named = {str(run.settings["baseline"]): run.cell for run in there}
-    seeds = [int(seed) for seed in swept.get("seed", ()) if seed.lstrip("-").isdigit()] or [run.seed for run in there]
-    asked = [one for one in swept.get("baseline", ()) if one not in ("null", "none")]
+    seeds = [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()] or [run.seed for run in there]
+    asked = [one for one in command.get("baseline", ()) if one not in ("null", "none")]
     return [(named.get(one, one), seed) for one in asked for seed in sorted({*seeds})]
 
 

@@ -36,6 +36,8 @@ class Run:
     outcomes: pd.DataFrame  # n, question, sample, y1, y2, r1, r2, vote (the reward of a majority, or NaN)
     pairs: Callable[[], pd.DataFrame]  # n, question, i, seen, k, y1, y2, r1, r2, kept
     events: Sequence[Mapping[str, Any]]  # of the journal
+    overrides: Sequence[str] | None = None  # of this job; None if Hydra did not leave them
+    params: Mapping[str, str] = field(default_factory=dict)  # what its experiment sweeps, unless told otherwise
 
     @property
     def complete(self) -> bool:
@@ -88,7 +90,9 @@ class Effect:
     `label` is short: `lenient instead of strict`, or `filter × start`. `raw` is the difference of differences of an
     interaction of two. `bootstrap` checks `interval`; `agree` says whether their widths differ by at most a fifth.
     `simultaneous` holds for all effects on the outcome at once. `p` is of sign flips over questions, and so
-    conditional on these training runs; `p_crossed` counts seeds as well, as `interval` does.
+    conditional on these training runs; `p_crossed` counts seeds as well, as `interval` does. `se_clustered` is
+    `se_question` with groups of questions taken as samples, None where they have no groups. `needed` says how many
+    questions tell so many pp from 0, with power 0.8, as far as questions go.
     """
 
     factors: tuple[str, ...]
@@ -99,6 +103,7 @@ class Effect:
     raw: float | None
     se_question: float
     se_seed: float | None
+    se_clustered: float | None
     df: float
     bootstrap: Interval
     agree: bool
@@ -109,10 +114,38 @@ class Effect:
     p_crossed_adjusted: float
     family: str  # primary: choices; secondary: interactions; exploratory: comparisons
     detectable: float  # with power 0.8
+    needed: Mapping[str, int]
     questions: int
     seeds: int
     samples: int
     sentence: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """What corrections make of a run's initial answers, one to each question: McNemar's exact test."""
+
+    better: int
+    worse: int
+    difference: Interval
+    p: float
+    can_reach: bool  # whether p < .05 was possible with so few answers that change
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first minus the second of two variants or baselines, in correction accuracy, by question.
+
+    `rho` is how alike they are question by question: pairing leaves 1 - rho of the variance. `clustered` takes groups
+    of questions as samples, and so is conditional on these training runs; None where questions have no groups.
+    """
+
+    first: str
+    second: str
+    interval: Interval
+    clustered: Interval | None
+    rho: float | None
+    seeds: tuple[int, ...]  # that both have
 
 
 @dataclass(frozen=True)
@@ -133,8 +166,7 @@ class Cell:
     over_initial: Interval
     over_correction: Interval
     transitions: Mapping[str, float]  # right_right, right_wrong, wrong_right, wrong_wrong, in %
-    changed: Mapping[int, tuple[int, int]]  # by seed: corrections for the better, and for the worse; one sample only
-    mcnemar_p: Mapping[int, float]  # by seed; cannot be below .05 with fewer than six changed answers
+    changes: Mapping[int, Change]  # by seed; none where questions have several samples
     questions: int
     seeds: tuple[int, ...]
     samples: int
@@ -157,14 +189,13 @@ class Analysis:
     certainty: str  # how sure it is which choice matters most; empty with fewer than two choices
     power: str  # what the design could have detected, and what would help; empty without choices
     effects: tuple[Effect, ...]
-    trajectories: tuple[
-        Effect, ...
-    ]  # choices' effects on correction at every n, exploratory: not the declared one alone
+    trajectories: tuple[Effect, ...]  # choices' effects on correction at every n, exploratory
     comparisons: tuple[Effect, ...]  # pairs of levels or of cells, where the design is no full factorial of two levels
+    differences: tuple[Difference, ...]  # any two variants and baselines that are measured alike
     cells: tuple[Cell, ...]  # at the declared iteration, baselines last
     curves: Mapping[str, tuple[Cell, ...]]  # by variant and baseline, n = 0 first
     optimistic: Mapping[str, Interval]  # by variant: the best iteration on the test questions, of correction accuracy
     ceilings: Mapping[str, Interval]  # of a self-consistency baseline: majority vote and pass@k, by name
-    noise_floor: Interval | None  # the same M_0 under other noise
+    noise_floor: Mapping[str, Interval]  # the same M_0 under other noise; by M_0, where variants have several
     notes: tuple[str, ...]  # failed, missing and unfinished cells, and what was left out for them
     provenance: Mapping[str, Any]  # versions, hardware, commit, commands

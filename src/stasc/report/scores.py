@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from stasc import reward
+from stasc.records import Answer, Pair, Question
 from stasc.report.records import Run
 from stasc.report.statistics import Array, pass_at_k
+from stasc.reward import Reward, normalise
+from stasc.vote import Words, majority
 
 TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")
 
@@ -48,6 +54,31 @@ def score(run: Run, questions: pd.Index, n: int) -> Scores:
 def voted(run: Run) -> Run:
     """The run as if each correction were the majority of the k answers that begin with its initial answer."""
     return replace(run, outcomes=run.outcomes.assign(r2=run.outcomes["vote"]))
+
+
+def voted_by_all(run: Run, questions: pd.Index) -> Array:
+    """Whether the majority of all of M_0's initial answers is right, in %, by question."""
+    frame, words = run.outcomes[run.outcomes["n"] == 0], _words(run.settings["reward"])
+    right = np.zeros(len(questions))
+    for name, answers in frame.groupby("question", sort=False):
+        asked = Question(str(name), "", ())
+        pairs = [
+            Pair(asked, i, i, 0, Answer(text, 0), Answer("", 0), r1, 0.0)
+            for i, (text, r1) in enumerate(zip(answers["y1"], answers["r1"], strict=True))
+        ]
+        right[questions.get_loc(name)] = majority(pairs, words).r1 >= float(run.settings["correct_at"])
+    return 100 * right
+
+
+def _words(settings: Mapping[str, Any]) -> Words:
+    """What of an answer a reward compares; of one of the user's own, the whole answer, as `vote.words_of` has it."""
+    kind = getattr(reward, str(settings["_target_"]).removeprefix("stasc.reward."), None)
+    if not (isinstance(kind, type) and issubclass(kind, Reward)):
+        return normalise
+    try:
+        return kind(settings["scope"], settings["marker"]).words
+    except (TypeError, KeyError, ValueError):  # of another version: what it gives is held against what the run counted
+        return normalise
 
 
 def passes(run: Run, questions: pd.Index) -> dict[int, Array]:

@@ -7,6 +7,7 @@ both. Nothing here knows of runs or settings, and no result is NaN: constant dat
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -36,10 +37,12 @@ class Mean:
 
     @property
     def p(self) -> float:
-        """Two-sided, that the true mean is 0, by Student's t."""
-        if self.se == 0:
-            return float(self.value == 0)
-        return float(2 * stats.t.sf(abs(self.value) / self.se, self.df))
+        """Two-sided, that the true mean is 0: by Student's t, or of constant data by the rule of three. Never 0."""
+        if self.se:
+            return _positive(float(2 * stats.t.sf(abs(self.value) / self.se, self.df)))
+        if self.low is None or self.value == 0:
+            return 1.0
+        return _positive(math.exp(-3 * abs(self.value) / (self.value - self.low)))  # .05 where the bound is 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ class McNemar:
         return self.b + self.c >= MIN_CHANGED
 
 
+def _positive(p: float) -> float:
+    """Nothing is impossible, only less likely than floating point can say."""
+    return max(p, sys.float_info.min)
+
+
 def proportion(right: int, n: int, method: str = "wilson") -> tuple[float, float]:
     """The 95 % interval of a share, by Wilson's rule or `exact`, by Clopper's and Pearson's."""
     found = stats.binomtest(right, n).proportion_ci(CONFIDENCE, method)  # type: ignore[arg-type]
@@ -90,7 +98,7 @@ def mcnemar(b: int, c: int, n: int) -> McNemar:
     """The exact test that answers change for the better (`b` of `n`) as often as for the worse (`c`)."""
     difference = (b - c) / n
     se = math.sqrt(max(0.0, b + c - (b - c) ** 2 / n)) / n
-    p = min(1.0, 2 * float(stats.binom.cdf(min(b, c), b + c, 0.5))) if b + c else 1.0
+    p = min(1.0, _positive(2 * float(stats.binom.cdf(min(b, c), b + c, 0.5)))) if b + c else 1.0
     if se:
         half = quantile(n - 1) * se
         return McNemar(b, c, n, difference, se, p, max(-1.0, difference - half), min(1.0, difference + half))
@@ -124,7 +132,7 @@ def paired(first: Array, second: Array, clusters: Sequence[object] | None = None
         sums = np.bincount(member, weights=difference - value)
         se, df = float(np.sqrt((sums**2).sum())) / n, len(names) - 1.0
         method = f"paired by question, {len(names)} clusters"
-    low, high, method = _bounds(value, se, df, n, bound, method)
+    se, low, high, method = _bounds(value, se, df, n, bound, method)
     return Paired(value, se, df, low, high, method, _correlation(first, second))
 
 
@@ -150,32 +158,32 @@ def crossed(table: Array, bound: float = 1.0) -> Crossed:
     rows, columns = table.mean(axis=1), table.mean(axis=0)
     ms_question = seeds * float(((rows - value) ** 2).sum()) / (n - 1) if n > 1 else 0.0
     if _constant(table):
-        low, high, method = _bounds(value, 0.0, n - 1.0, n, bound, "")
+        _, low, high, method = _bounds(value, 0.0, n - 1.0, n, bound, "")
         return Crossed(value, 0.0, max(1.0, n - 1.0), low, high, method, 0.0, 0.0 if seeds > 1 else None)
     if seeds == 1:
         se = math.sqrt(ms_question / n)
-        low, high, method = _bounds(value, se, n - 1.0, n, bound, "questions only: conditional on one training run")
+        se, low, high, method = _bounds(value, se, n - 1.0, n, bound, "questions only: conditional on one training run")
         return Crossed(value, se, n - 1.0, low, high, method, se, None)
     ms_seed = n * float(((columns - value) ** 2).sum()) / (seeds - 1)
     rest = table - rows[:, None] - columns[None, :] + value
     ms_rest = float((rest**2).sum()) / max(1, (n - 1) * (seeds - 1))
     total = max(ms_question + ms_seed - ms_rest, ms_question, ms_seed)
     df = _satterthwaite(total, ms_question, ms_seed, ms_rest, n, seeds)
-    se = math.sqrt(total / (n * seeds))
-    low, high, method = _bounds(value, se, df, n, bound, "crossed: questions and seeds")
+    se, low, high, method = _bounds(value, math.sqrt(total / (n * seeds)), df, n, bound, "crossed: questions and seeds")
     from_seeds = math.sqrt(max(0.0, ms_seed - ms_rest) / (n * seeds))
     return Crossed(value, se, df, low, high, method, math.sqrt(ms_question / (n * seeds)), from_seeds)
 
 
 def _bounds(
     value: float, se: float, df: float, n: int, bound: float, method: str
-) -> tuple[float | None, float | None, str]:
+) -> tuple[float, float | None, float | None, str]:
+    """The standard error, 0 if rounding alone made it, the bounds, and what they rest on."""
     if n < 2:
-        return None, None, "none: one question"
+        return se, None, None, "none: one question"
     if se <= 1e-12 * bound:
-        return value - bound * min(1.0, 3 / n), value + bound * min(1.0, 3 / n), "rule of three"
+        return 0.0, value - bound * min(1.0, 3 / n), value + bound * min(1.0, 3 / n), "rule of three"
     half = quantile(df) * se
-    return value - half, value + half, method
+    return se, value - half, value + half, method
 
 
 def contrasts(signs: Array) -> Mapping[tuple[int, ...], Array]:
@@ -219,12 +227,8 @@ def components(table: Array) -> Components:
 
 
 def foreseen(parts: Components, n: int, seeds: int) -> float:
-    """The effect that n questions and so many seeds would tell from 0, as `detectable` has it of `crossed`."""
-    if seeds == 1:
-        return detectable(math.sqrt(parts.question / n), n - 1.0)
-    ms_question, ms_seed = seeds * parts.question + parts.rest, n * parts.seed + parts.rest
-    total = ms_question + ms_seed - parts.rest
-    return detectable(math.sqrt(total / (n * seeds)), _satterthwaite(total, ms_question, ms_seed, parts.rest, n, seeds))
+    """The standard error that the mean over n questions and so many seeds would have."""
+    return math.sqrt(parts.question / n + parts.seed / seeds + parts.rest / (n * seeds))
 
 
 def _satterthwaite(total: float, question: float, seed: float, rest: float, n: int, seeds: int) -> float:

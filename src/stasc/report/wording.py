@@ -1,36 +1,20 @@
-"""Numbers in sentences. None says `significant`: an estimate has its interval, its p, its seeds and its questions."""
+"""What is said in sentences. None says `significant`: an estimate has its interval, its p, its seeds and questions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stasc.report.records import Effect, Interval
+from stasc.report.records import Cell, Effect, Interval
+from stasc.report.words import interval_text, listed, number, p_text
 from stasc.units import counted
 
 OUTCOMES = {"correction": "final correction accuracy", "gain": "correction gain"}
 
 
-def points(value: float) -> str:
-    """With a sign; zero is +0.0."""
-    return f"{round(value, 1) + 0.0:+.1f}"
-
-
-def interval_text(interval: Interval) -> str:
+def effect_text(interval: Interval) -> str:
     """`-3.1 pp [-5.9, -0.4]`."""
-    if interval.low is None or interval.high is None:
-        return f"{points(interval.value)} pp (no interval)"
-    return f"{points(interval.value)} pp [{points(interval.low)}, {points(interval.high)}]"
-
-
-def share_text(interval: Interval) -> str:
-    """`40.1 [32.9, 47.8]`, in percent."""
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.1f}"
-    return f"{interval.value:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
-
-
-def p_text(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+    text = interval_text(interval, signed=True, unit="pp")
+    return text if interval.low is not None else f"{text} (no interval)"
 
 
 def size_text(effect: Effect) -> str:
@@ -45,8 +29,8 @@ def excludes_zero(interval: Interval) -> bool:
 
 def sentence(effect: Effect) -> str:
     """What an effect is, in one sentence."""
-    raw = f" (difference of differences {points(effect.raw)} pp)" if effect.raw is not None else ""
-    told = f"{effect.label}: {interval_text(effect.interval)}{raw}"
+    raw = f" (difference of differences {number(effect.raw, signed=True)} pp)" if effect.raw is not None else ""
+    told = f"{effect.label}: {effect_text(effect.interval)}{raw}"
     if effect.outcome == "gain":
         told += " of correction gain"
     told += f", adjusted p {p_text(effect.p_adjusted)}, {size_text(effect)}"
@@ -95,8 +79,31 @@ def _main(effects: Sequence[Effect]) -> str:
     if excludes_zero(first.interval) and first.p_adjusted >= 0.05:
         return f"{choice} may matter{most} for {outcome}{among}, not surely once all choices are allowed for: {found}"
     if first.p_adjusted < 0.05:
-        return f"{choice} matters{most} for {outcome} among these training runs, not surely in others: {found}"
+        allowed = " once all choices are allowed for" if excludes_zero(first.interval) else ""
+        return f"{choice} matters{most} for {outcome} among these training runs, not surely in others{allowed}: {found}"
     return f"No choice's effect on {outcome} can be told from 0{among}. The largest estimate: {found}"
+
+
+def unranked(settings: Sequence[str]) -> str:
+    """Why variants that differ in these settings are not compared."""
+    does, them = ("decides", "it") if len(settings) == 1 else ("decide", "them")
+    return (
+        f"{listed(settings)} also {does} which answers are right, so variants that differ in {them} are measured "
+        "differently and not ranked."
+    )
+
+
+def highest(cell: Cell, variants: int) -> str:
+    """What the variant of the highest correction accuracy reaches, or the only one."""
+    sizes = f"{counted(cell.questions, 'question')}, {counted(len(cell.seeds), 'seed')}"
+    reached = f"corrections are {interval_text(cell.correction)} % right"
+    if not cell.n:
+        return f"{cell.name}, without training: {reached}, {sizes}."
+    return (
+        f"{cell.name}{', the highest of the variants,' if variants > 1 else ''} after {counted(cell.n, 'iteration')}: "
+        f"{reached}, {effect_text(cell.over_correction)} over M_0's corrections and "
+        f"{effect_text(cell.over_initial)} over M_0's initial answers, {sizes}."
+    )
 
 
 def certainty(effects: Sequence[Effect], share: float, draws: int) -> str:
@@ -105,23 +112,43 @@ def certainty(effects: Sequence[Effect], share: float, draws: int) -> str:
     drawn = "questions and seeds" if first.seeds > 1 else "questions"
     return (
         f"{first.factors[0]} has the largest effect in {100 * share:.0f} % of {draws:,} bootstrap draws of {drawn}; "
-        f"next is {second.factors[0]}: {second.label} {interval_text(second.interval)}."
+        f"next is {second.factors[0]}: {second.label} {effect_text(second.interval)}."
     )
 
 
-def power(effects: Sequence[Effect], cells: int, doubled: tuple[float, float] | None) -> str:
-    """What the design could have detected, and for the first effect, what twice the questions or the seeds could."""
+def power(effects: Sequence[Effect], cells: int, doubled: tuple[float, float, float] | None) -> str:
+    """What the design could have detected, and what would help.
+
+    `doubled` are standard errors of the first effect: as it is, with twice the questions, and with twice the seeds.
+    """
     first = effects[0]
     sizes = sorted(effect.detectable for effect in effects)
-    span = f"{sizes[0]:.1f}" if f"{sizes[0]:.1f}" == f"{sizes[-1]:.1f}" else f"{sizes[0]:.1f} to {sizes[-1]:.1f}"
-    told = (
-        f"With {counted(cells, 'variant')}, {size_text(first)}, a choice's effect is told from 0 four times in five if "
-        f"it is {span} pp."
-    )
-    if first.se_seed is None or not doubled:
-        return f"{told} That holds for these training runs; how much others differ takes more seeds to tell."
-    return (
-        f"{told} For {first.factors[0]}, that is {first.detectable:.1f} pp; twice the questions would make it "
-        f"{doubled[0]:.1f} pp, twice the seeds {doubled[1]:.1f} pp (standard error: {first.se_question:.1f} pp from "
-        f"questions, {first.se_seed:.1f} pp from seeds)."
-    )
+    span = " to ".join(dict.fromkeys(number(size) for size in (sizes[0], sizes[-1])))
+    told = [
+        f"With {counted(cells, 'variant')}, {size_text(first)}, the interval of a choice's effect leaves out 0 four "
+        f"times in five if the effect is {span} pp, and less often if it is smaller.",
+    ]
+    if first.se_seed is None:
+        told.append("That holds for these training runs; how much others differ takes more seeds to tell.")
+    elif doubled:
+        now, questions, seeds = map(number, doubled)
+        told.append(
+            f"The standard error for {first.factors[0]} is {now} pp; twice the questions would make it {questions} pp, "
+            f"twice the seeds {seeds} pp."
+        )
+    if first.seeds == 2:
+        told.append("Two seeds hardly say how much training runs differ, so these figures are rough.")
+    if first.needed:
+        needed = ", ".join(f"{size} pp about {float(f'{count:.2g}'):,.0f}" for size, count in first.needed.items())
+        told.append(f"Questions that it takes to tell so much in these training runs alone: {needed}.")
+    return " ".join(told)
+
+
+def worth(cell: Cell) -> str:
+    """What a variant's corrections are worth, against the answers that they correct; of one run, with an exact test."""
+    told = f"Its last corrections against the answers that they correct: {effect_text(cell.gain)}"
+    if len(cell.seeds) > 1 or not cell.changes:
+        return f"{told}."
+    (change,) = cell.changes.values()
+    test = f"McNemar's exact p {p_text(change.p)}" if change.can_reach else "too few for any test to reach p < .05"
+    return f"{told}; {counted(change.better, 'answer')} mended and {change.worse} spoiled, {test}."

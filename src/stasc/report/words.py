@@ -1,37 +1,56 @@
-"""Numbers as the page prints them."""
+"""Numbers and texts as they are printed: a plain minus in sentences, a true one on the page."""
 
 from __future__ import annotations
 
 import re
-
-from markupsafe import Markup, escape
+import unicodedata
+from collections.abc import Sequence
 
 from stasc.report.records import Interval
 
 MINUS = "−"
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours and the cursor
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|$)"  # titles, links
+    r"|\x1b[ -/]*[0-~]?"
+)
+_TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # the direction of writing
 
 
 def number(value: float, *, signed: bool = False, digits: int = 1) -> str:
-    """With a true minus sign, and never -0.0."""
+    """Never -0.0."""
     rounded = round(value, digits) + 0.0
-    return f"{rounded:{'+' if signed else ''}.{digits}f}".replace("-", MINUS)
+    return f"{rounded:{'+' if signed else ''}.{digits}f}"
 
 
-def interval_text(interval: Interval, *, signed: bool = False) -> str:
-    """`+3.1 [−0.4, +6.6]`, or the estimate alone where there are no bounds."""
-    text = number(interval.value, signed=signed)
+def bounds(interval: Interval, *, signed: bool = False) -> str:
+    """`[-5.9, -0.4]`, or nothing where there are none."""
     if interval.low is None or interval.high is None:
-        return text
-    return f"{text} [{number(interval.low, signed=signed)}, {number(interval.high, signed=signed)}]"
+        return ""
+    return f"[{number(interval.low, signed=signed)}, {number(interval.high, signed=signed)}]"
 
 
-def listed(items: list[str]) -> str:
+def interval_text(interval: Interval, *, signed: bool = False, unit: str = "") -> str:
+    """`40.1 [32.9, 47.8]`, or with a sign and a unit `-3.1 pp [-5.9, -0.4]`; the estimate alone without bounds."""
+    return " ".join(filter(None, [number(interval.value, signed=signed), unit, bounds(interval, signed=signed)]))
+
+
+def p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def listed(items: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
-def prose(text: str) -> Markup:
-    """A sentence for the page: true minus signs, M_0 as the paper prints it, and no number apart from its unit."""
-    printed = re.sub(r"(?<![\w.])-(?=\d)", MINUS, str(escape(text)))
-    printed = re.sub(r"\bM_(\w)\b", r"M<sub>\1</sub>", printed)
-    return Markup(re.sub(r"(?<=\d) (?=(pp|%)(?!\w))", "\N{NO-BREAK SPACE}", printed))
+def plain(text: str) -> str:
+    """Without what a terminal would take for a command: escape sequences and control characters."""
+    text = _TURNS.sub("", _ESCAPES.sub("", text))
+    return "".join(" " if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
+
+
+def typeset(text: str) -> str:
+    """With true minus signs, and no number apart from its unit."""
+    signed = re.sub(r"(?<![\w.])-(?=\d)", MINUS, text)
+    return re.sub(r"(?<=\d) (?=(pp|%)(?!\w))", "\N{NO-BREAK SPACE}", signed)
