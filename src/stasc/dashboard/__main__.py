@@ -54,7 +54,7 @@ def _save(path: Path, args: argparse.Namespace) -> None:
     def save() -> str:
         import wandb
 
-        entity = args.entity or wandb.Api().default_entity
+        entity = args.entity or wandb.Api().default_entity or ""
         return str(_report(args, entity).save().url)
 
     _report(args, "")  # what is wrong with it, or missing, has nothing to do with W&B

@@ -7,6 +7,8 @@ from typing import Literal
 
 import wandb_workspaces.reports.v2 as wr
 
+Panel = wr.LinePlot | wr.BarPlot | wr.ParallelCoordinatesPlot | wr.WeavePanelSummaryTable
+
 CHOICES = ("init", "filter", "start", "finetune")
 OUTCOMES = {"final/corr_acc": "correction accuracy", "final/gain": "gain, correction minus initial accuracy"}
 TRANSITIONS = tuple(f"test/{name}" for name in ("right_right", "right_wrong", "wrong_right", "wrong_wrong"))
@@ -57,21 +59,21 @@ def _accuracy() -> list[wr.LinePlot]:
     ]
 
 
-def _effects() -> list[list[wr.BarPlot | wr.ParallelCoordinatesPlot]]:
-    bars: list[list[wr.BarPlot | wr.ParallelCoordinatesPlot]] = [
+def _effects() -> list[list[Panel]]:
+    bars: list[list[Panel]] = [
         [_bars(f"{choice}: {told}", [name], wr.Config(f"choice/{choice}")) for choice in CHOICES]
         for name, told in OUTCOMES.items()
     ]
-    columns = {wr.Config(f"choice/{choice}"): choice for choice in CHOICES}
-    columns |= {wr.Config("seed"): "seed"}
-    outcomes = {wr.SummaryMetric(name): name.removeprefix("final/") for name in ("total/kept", *OUTCOMES)}
-    lines = [
-        wr.ParallelCoordinatesPlotColumn(metric, display_name=name) for metric, name in {**columns, **outcomes}.items()
-    ]
+    columns: dict[wr.Config | wr.SummaryMetric, str] = {
+        **{wr.Config(f"choice/{choice}"): choice for choice in CHOICES},
+        wr.Config("seed"): "seed",
+        **{wr.SummaryMetric(name): name.partition("/")[2] for name in ("total/kept", *OUTCOMES)},
+    }
+    lines = [wr.ParallelCoordinatesPlotColumn(metric, display_name=name) for metric, name in columns.items()]
     return [*bars, [wr.ParallelCoordinatesPlot(title="From choices to accuracy, a line a run", columns=lines)]]
 
 
-def _transitions() -> list[wr.LinePlot | wr.BarPlot]:
+def _transitions() -> list[Panel]:
     return [
         _curve("Wrong, then right", "test/wrong_right"),
         _curve("Right, then wrong", "test/right_wrong"),
@@ -114,7 +116,7 @@ def _bars(title: str, metrics: Sequence[str], by: str | wr.Config) -> wr.BarPlot
     )
 
 
-def _grid(group: str | None, *rows: Sequence[wr.Panel], table: bool = False, height: int = 8) -> wr.PanelGrid:
+def _grid(group: str | None, *rows: Sequence[Panel], table: bool = False, height: int = 8) -> wr.PanelGrid:
     """Rows of plots, each as wide as the report, and below them the table of runs, if it is asked for."""
     for y, row in enumerate(rows):
         width = WIDTH // len(row)

@@ -33,8 +33,9 @@ def check(data: bytes) -> None:
 
 def _read(data: bytes) -> Any:
     """JSON without the empty lists of comments, which the library adds to texts when it reads them."""
-    comments = ("inlineComments", [])
-    return json.loads(data, object_hook=lambda part: dict(item for item in part.items() if item != comments))
+    return json.loads(
+        data, object_hook=lambda part: {k: v for k, v in part.items() if k != "inlineComments" or v != []}
+    )
 
 
 def _json(model: internal.ReportViewspec) -> bytes:
