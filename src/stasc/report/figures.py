@@ -75,6 +75,7 @@ def config(palette: Mapping[str, str] | None = None) -> Spec:
         | {"symbolSize": 130, "labelLimit": 220, "columnPadding": 18},
         "text": {"color": ink, "fontSize": 12},
         "rule": {"color": ink},
+        "style": {"halo": {"stroke": "#fff" if palette else "var(--paper)", "strokeWidth": 4, "strokeJoin": "round"}},
         **{mark: {"color": colour["first"]} for mark in ("line", "area", "point")},
         "range": {
             "category": [colour["first"], colour["second"]],
@@ -127,7 +128,8 @@ def _effects(effects: Iterable[Effect]) -> alt.FacetChart | None:
         base.mark_rule(opacity=0.45).encode(x=alt.X("wide_low:Q"), x2="wide_high:Q"),
         base.mark_rule(strokeWidth=5, opacity=0.9).encode(x=alt.X("low:Q"), x2="high:Q", color=colour),
         base.mark_point(filled=True, size=130, opacity=1).encode(x=x, color=colour, tooltip=tooltip),
-        base.mark_text(dy=-15, fontSize=12).encode(x="value:Q", text="text:N"),
+        base.mark_text(dy=-15, style="halo").encode(x="value:Q", text="text:N"),
+        base.mark_text(dy=-15).encode(x="value:Q", text="text:N"),
         data=alt.Data(values=[_effect_row(one) for one in effects]),
     )
     faceted = layers.properties(width=300, height=alt.Step(54)).facet(
