@@ -1,0 +1,134 @@
+"""The finished example in multirun/: what its report says is what its outcomes say, by a computation of its own."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "multirun" / "smollm2_countries"
+PLUS = {"init": "evolving", "filter": "lenient", "start": "evolving"}
+VARIANTS = {
+    f"{init}{keep}{start}": {"init": init == "E", "filter": keep == "N", "start": start == "E"}
+    for init in "FE"
+    for keep in "IN"
+    for start in "FE"
+}
+
+
+@pytest.fixture(scope="module")
+def report() -> Any:
+    return json.loads((EXAMPLE / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> pd.DataFrame:
+    return pd.read_json(EXAMPLE / "outcomes.jsonl.gz", lines=True)
+
+
+@pytest.fixture(scope="module")
+def last(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Of the variants, at the last iteration."""
+    return outcomes[(outcomes.iteration == 3) & outcomes.baseline.isna()]
+
+
+def close(found: float, expected: float, within: float = 1e-9) -> bool:
+    return abs(found - expected) <= within * max(1, abs(expected))
+
+
+def test_it_is_small_and_has_no_weights() -> None:
+    files = [path for path in EXAMPLE.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8e6
+    assert {path.suffix for path in files} <= {".html", ".json", ".jsonl", ".svg", ".png", ".gz", ".md"}
+
+
+def test_each_run_left_its_summary(report: Any, outcomes: pd.DataFrame) -> None:
+    """Eight variants and three baselines, of three seeds each; and their accuracies are those of the outcomes."""
+    summaries = {path.parent.name: json.loads(path.read_text()) for path in EXAMPLE.glob("*/summary.json")}
+    assert len(summaries) == (8 + 3) * 3 and report["provenance"]["runs"] == dict.fromkeys(summaries, "finished")
+    for name, summary in summaries.items():
+        cell, seed = name.rsplit("-", 1)[0].split("-seed")
+        of_run = outcomes[(outcomes.cell == cell) & (outcomes.seed == int(seed))]
+        for entry in summary["iterations"]:
+            some = of_run[of_run.iteration == entry["n"]]
+            assert close(entry["test"]["init_acc"], some.initial.mean()), name
+            assert close(entry["test"]["corr_acc"], some.corrected.mean()), name
+
+
+def test_cells_are_the_means_of_their_outcomes(report: Any, last: pd.DataFrame) -> None:
+    cells = {cell["name"]: cell for cell in report["cells"] if cell["kind"] == "variant"}
+    assert set(cells) == set(VARIANTS) == set(last.cell)
+    for name, rows in last.groupby("cell"):
+        cell, y1, y2 = cells[str(name)], rows.initial == 1, rows.corrected == 1
+        assert close(cell["initial"]["value"], 100 * y1.mean())
+        assert close(cell["correction"]["value"], 100 * y2.mean())
+        assert close(cell["gain"]["value"], 100 * (y2.mean() - y1.mean()))
+        assert close(cell["transitions"]["wrong_right"], 100 * (~y1 & y2).mean())
+        assert close(cell["transitions"]["right_wrong"], 100 * (y1 & ~y2).mean())
+        low, high = crossed(table(rows, "corrected"))
+        assert close(cell["correction"]["low"], max(low, 0)) and close(cell["correction"]["high"], min(high, 100))
+
+
+def test_effects_are_the_contrasts_of_the_cells(report: Any, last: pd.DataFrame) -> None:
+    expected = {
+        (factors, outcome): contrast(last, factors, outcome)
+        for size in (1, 2, 3)
+        for factors in combinations(PLUS, size)
+        for outcome in ("correction", "gain")
+    }
+    found = {(tuple(effect["factors"]), effect["outcome"]): effect for effect in report["effects"]}
+    assert found.keys() == expected.keys()
+    draw = np.random.default_rng(0)
+    for key, table_QS in expected.items():
+        effect = found[key]
+        assert close(effect["interval"]["value"], table_QS.mean())
+        low, high = crossed(table_QS)
+        assert close(effect["interval"]["low"], low) and close(effect["interval"]["high"], high), key
+        d_Q = table_QS.mean(1)
+        flipped = (draw.choice([-1, 1], size=(10_000, len(d_Q))) * d_Q).mean(1)
+        assert close(effect["p"], (abs(flipped) >= abs(d_Q.mean()) - 1e-12).mean(), within=0.02), key
+
+
+def test_the_headline_names_the_largest_of_the_main_effects(report: Any, last: pd.DataFrame) -> None:
+    main = {name: abs(contrast(last, (name,), "correction").mean()) for name in PLUS}
+    assert (
+        report["headline"].startswith(max(main, key=lambda name: main[name])) or "can't be told" in report["headline"]
+    )
+
+
+def contrast(last: pd.DataFrame, factors: tuple[str, ...], outcome: str) -> NDArray[np.float64]:
+    """The effect for each question and seed, in percentage points (Q, S)."""
+    signs = {cell: np.prod([1 if level[name] else -1 for name in factors]) for cell, level in VARIANTS.items()}
+    total: Any = 0
+    for cell, sign in signs.items():
+        rows = last[last.cell == cell]
+        y_QS = table(rows, "corrected") - (table(rows, "initial") if outcome == "gain" else 0)
+        total = total + sign * y_QS
+    return total / 2 ** (len(PLUS) - 1)
+
+
+def table(rows: pd.DataFrame, column: str) -> NDArray[np.float64]:
+    return 100 * rows.pivot_table(index="question", columns="seed", values=column).to_numpy(dtype=float)
+
+
+def crossed(table_QS: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of the mean with questions and seeds both random: mean squares, and Satterthwaite's df."""
+    n, seeds = table_QS.shape
+    mean, of_q, of_s = table_QS.mean(), table_QS.mean(1), table_QS.mean(0)
+    ms_q = seeds * ((of_q - mean) ** 2).sum() / (n - 1)
+    ms_s = n * ((of_s - mean) ** 2).sum() / (seeds - 1)
+    rest = table_QS - of_q[:, None] - of_s[None] + mean
+    ms_qs = (rest**2).sum() / ((n - 1) * (seeds - 1))
+    v = max(ms_q + ms_s - ms_qs, ms_q, ms_s)
+    squares = ms_q**2 / (n - 1) + ms_s**2 / (seeds - 1) + ms_qs**2 / ((n - 1) * (seeds - 1))
+    df = max(v**2 / squares, seeds - 1)
+    half = student.ppf(0.975, df) * np.sqrt(v / (n * seeds))
+    return mean - half, mean + half
