@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_table
@@ -76,6 +76,7 @@ def test_fewer_than_six_changed_answers_cannot_reach_five_percent(b: int, c: int
     assert (found.p, found.can_reach) == (p, can)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_mcnemar_agrees_with_statsmodels(b: int, c: int) -> None:
     oracle = mcnemar_table([[3, b], [c, 4]], exact=True).pvalue
@@ -141,6 +142,7 @@ def test_the_crossed_interval_of_a_small_table_is_as_worked_out_by_hand() -> Non
     assert (found.value, found.high) == pytest.approx((4, 4 + stats.t.ppf(0.975, found.df) * found.se))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5))
 def test_the_parts_of_a_standard_error_add_up_and_it_is_no_less_than_either(seed: int, seeds: int) -> None:
     one = table(np.random.default_rng(seed), 20, seeds)
@@ -266,6 +268,7 @@ def test_benjamini_and_hochbergs_example() -> None:
     assert sum(p * 15 <= 0.05 for p in BH95) == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_adjusted_values_agree_with_statsmodels(p: list[float]) -> None:
     assert resampling.holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist() if p else [])
