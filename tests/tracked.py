@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -122,6 +123,19 @@ def records_of(run: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
     found = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL, timeout=60)
     return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+def help_of(module: str, *arguments: str, without: set[str]) -> str:
+    """What `python -m MODULE ARGUMENTS --help` prints; it must not import any of the packages `without`."""
+    code = (
+        f"import sys, runpy; sys.argv[1:] = {[*arguments, '--help']!r}\n"
+        f"try: runpy.run_module({module!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        f"sys.exit(bool({without!r} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def only(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

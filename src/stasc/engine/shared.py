@@ -85,7 +85,7 @@ class SharedPrompts:
         rows_P, rank_B = self._ranks()
         times, most = copies(rows_P.tolist())
         times_P = torch.tensor(times, device=rows_P.device)
-        if most < max(rows_P):
+        if most < rows_P.max():
             self._prompt_B = (times_P.cumsum(0) - times_P)[self._prompt_B] + rank_B // most
             copied = torch.arange(len(times), device=rows_P.device).repeat_interleave(times_P)
             self._prompts.batch_select_indices(copied)

@@ -166,13 +166,11 @@ class _Mirror:
 
     def finish(self, status: str, failed: bool, entries: Sequence[Mapping[str, Any]]) -> bool:
         """Takes `upload_s` and 6 s at most, whatever W&B does."""
-        import wandb
-
         summary = {"status": status, **_final(entries)}
         self._try(self._upload_s + SHUT_DOWN_S, lambda: self._end(1 if failed else 0, summary))
         # W&B's service may have died, and the next run of this process needs one; or it hangs, and would hold our end.
-        if self._broken and not self._try(SHUT_DOWN_S, wandb.teardown):
-            _kill(self._service)
+        if self._broken:
+            shut_down(self._service)
         return not self._broken
 
     def _end(self, code: int, summary: dict[str, Any]) -> None:
@@ -232,15 +230,15 @@ def _service() -> Popen[bytes] | None:
     return None
 
 
-def shut_down() -> None:
-    """Ends W&B's service, which may hang, and would then hold the end of this process."""
+def shut_down(service: Popen[bytes] | None = None) -> None:
+    """Ends W&B's service, this one or the one at hand: it may hang, and would then hold the end of this process."""
     import wandb
 
-    hanging = _service()
+    service = service or _service()
     try:
         within(SHUT_DOWN_S, wandb.teardown)
     except Exception:
-        _kill(hanging)
+        _kill(service)
 
 
 def _kill(process: Popen[bytes] | None) -> None:
