@@ -175,9 +175,9 @@ def test_a_choice_matters_only_if_seeds_counted_as_samples_allow_it() -> None:
     sure, unsure = made_effect("init", 5, 3, 0.01, 0.01), made_effect("init", 5, 3, 0.01, 0.2)
     other = made_effect("filter", 0, 3, 0.9, 0.9)
     assert wording.headline([sure, other]).startswith("init matters most for final correction accuracy: ")
-    assert "not surely in others once all choices are allowed for: " in wording.headline([unsure, other])
+    assert "not surely in others (adjusted p 0.2 with seeds as samples): " in wording.headline([unsure, other])
     wide = made_effect("init", 5, 6, 0.01, 0.2)
-    assert "not surely in others: " in wording.headline([wide, other])
+    assert "not surely in others (adjusted p 0.2 with seeds as samples): " in wording.headline([wide, other])
 
 
 def test_an_interaction_larger_than_every_effect_is_told_with_the_answer() -> None:

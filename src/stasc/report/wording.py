@@ -79,8 +79,11 @@ def _main(effects: Sequence[Effect]) -> str:
     if excludes_zero(first.interval) and first.p_adjusted >= 0.05:
         return f"{choice} may matter{most} for {outcome}{among}, not surely once all choices are allowed for: {found}"
     if first.p_adjusted < 0.05:
-        allowed = " once all choices are allowed for" if excludes_zero(first.interval) else ""
-        return f"{choice} matters{most} for {outcome} among these training runs, not surely in others{allowed}: {found}"
+        counting_seeds = f"adjusted p {p_text(first.p_crossed_adjusted)} with seeds as samples"
+        return (
+            f"{choice} matters{most} for {outcome} among these training runs, not surely in others ({counting_seeds}): "
+            f"{found}"
+        )
     return f"No choice's effect on {outcome} can be told from 0{among}. The largest estimate: {found}"
 
 
