@@ -175,9 +175,10 @@ def test_a_choice_matters_only_if_seeds_counted_as_samples_allow_it() -> None:
     sure, unsure = made_effect("init", 5, 3, 0.01, 0.01), made_effect("init", 5, 3, 0.01, 0.2)
     other = made_effect("filter", 0, 3, 0.9, 0.9)
     assert wording.headline([sure, other]).startswith("init matters most for final correction accuracy: ")
-    assert "not surely in others (adjusted p 0.2 with seeds as samples): " in wording.headline([unsure, other])
-    wide = made_effect("init", 5, 6, 0.01, 0.2)
-    assert "not surely in others (adjusted p 0.2 with seeds as samples): " in wording.headline([wide, other])
+    for first in (unsure, made_effect("init", 5, 6, 0.01, 0.2)):
+        told = wording.headline([first, other])
+        assert "among these training runs, not surely in others: init label" in told
+        assert "adjusted p 0.01 for these training runs and 0.2 for others" in told
 
 
 def test_an_interaction_larger_than_every_effect_is_told_with_the_answer() -> None:
@@ -188,6 +189,12 @@ def test_an_interaction_larger_than_every_effect_is_told_with_the_answer() -> No
     )
     weak = made_effect("init × filter", 4, 3, 0.01, 0.01)
     assert "depends" not in wording.headline(main_effects, [weak])
+
+
+def test_an_interaction_that_is_surer_than_the_largest_effect_is_told_with_the_answer() -> None:
+    main_effects = [made_effect("init", 18, 14, 0.01, 0.2), made_effect("filter", 0, 3, 0.9, 0.9)]
+    crossing = made_effect("init × filter", 10, 3, 0.01, 0.01)
+    assert "But it depends on another choice: init × filter label" in wording.headline(main_effects, [crossing])
 
 
 def test_settings_that_only_a_baseline_has_are_told(folder: Path) -> None:

@@ -28,6 +28,12 @@ class RoomyLayer(DynamicLayer):
         self._room = room
         self._whole: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Keys and values with the room that is left, which is all zeros."""
+        assert self._whole is not None
+        return self._whole
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         before, new = self.get_seq_length(), key_states.shape[2]
         if self._whole is None or self._whole[0].shape[2] < before + new:
@@ -59,17 +65,15 @@ class RoomyLayer(DynamicLayer):
             self._use(length)
 
     def _put(self, rows: slice | Tensor, tokens: slice, parts: tuple[Tensor, Tensor]) -> None:
-        assert self._whole is not None
-        for whole, part in zip(self._whole, parts, strict=True):
+        for whole, part in zip(self.whole, parts, strict=True):
             whole[rows, :, tokens] = part
 
     def _use(self, length: int) -> None:
-        assert self._whole is not None
-        self.keys, self.values = (whole[:, :, :length] for whole in self._whole)
+        self.keys, self.values = (whole[:, :, :length] for whole in self.whole)
 
 
 class RoomyCache(Cache):
-    """Of a model that is a stack of such layers, with room for so many tokens beyond those that are put in first."""
+    """Of a model that is a stack of such layers, with room for so many tokens at once beyond those that are put in."""
 
     layers: list[RoomyLayer]  # type: ignore[assignment]
 

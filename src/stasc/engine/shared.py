@@ -6,7 +6,7 @@ What all prompts begin with, the rest of each prompt, and each answer are three 
 scores of all three go into one softmax, so that it is the attention of a row that holds all of it.
 
 Shapes: B rows (one per sample), P prompts, M rows of a prompt at most, F tokens that all prompts begin with, S
-tokens of a prompt behind these, T tokens of answers, H heads of keys, R heads of queries for each of these, D size of a
+tokens of a prompt behind these, T tokens of answers with the room for more, H heads of keys, R heads of queries for each of these, D size of a
 head, V vocabulary.
 """
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _NAME = "stasc_shared_prompts"  # of this attention, in transformers' register
 _FEW = 1 / 2  # of the prompts: when no more are being answered, the others go
+_ROOM = 32  # tokens of answers that place is made for at once
 _COPY = 3  # to read a prompt's keys and values costs as much as so many rows
 
 
@@ -49,12 +50,11 @@ class SharedPrompts:
         prompts: of P rows, the rest of each prompt.
         lengths_P: tokens of these, int64; what stands behind them is padding.
         prompt_B: the prompt of each row, int64; every prompt has one.
-        room: for so many tokens of each answer.
     """
 
-    def __init__(self, first: RoomyCache, prompts: RoomyCache, lengths_P: Tensor, prompt_B: Tensor, room: int) -> None:
+    def __init__(self, first: RoomyCache, prompts: RoomyCache, lengths_P: Tensor, prompt_B: Tensor) -> None:
         self._first, self._prompts, self._lengths_P, self._prompt_B = first, prompts, lengths_P, prompt_B
-        self._answers = RoomyCache(len(prompts.layers), room)
+        self._answers = RoomyCache(len(prompts.layers), _ROOM)
         self._copy()
         self._place()
 
@@ -108,10 +108,12 @@ class SharedPrompts:
         rank_B[order_B] = torch.arange(len(order_B), device=order_B.device) - before_P[self._prompt_B[order_B]]
         return rows_P, rank_B
 
-    def attend(self, layer: int, q_BHRD: Tensor, keys_BHTD: Tensor, values_BHTD: Tensor) -> Tensor:
+    def attend(self, layer: int, q_BHRD: Tensor) -> Tensor:
         """What the newest token of each row gathers (B, H, R, D). The queries are scaled."""
         first, prompts = self._first.layers[layer], self._prompts.layers[layer]
+        keys_BHTD, values_BHTD = self._answers.layers[layer].whole  # a part of them would be copied by every product
         scores = [q_BHRD @ keys_BHTD.mT]
+        scores[0][..., self._answers.layers[layer].get_seq_length() :] = float("-inf")
         scores.append(self._by_prompt(q_BHRD, prompts.keys.mT, self._unseen_PS))
         if first.get_seq_length():
             scores.append(_by_all(q_BHRD, first.keys[0].mT))
@@ -177,7 +179,7 @@ def _attention(
     q_BHRD = query.squeeze(2).unflatten(1, (key.shape[1], -1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: Any = module.layer_idx
-    found_BHRD = _current.get().attend(layer, q_BHRD * scale, key, value)
+    found_BHRD = _current.get().attend(layer, q_BHRD * scale)  # of keys and values that its cache holds
     return found_BHRD.flatten(1, 2).unsqueeze(1), None
 
 

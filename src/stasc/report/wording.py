@@ -33,12 +33,10 @@ def sentence(effect: Effect) -> str:
     told = f"{effect.label}: {effect_text(effect.interval)}{raw}"
     if effect.outcome == "gain":
         told += " of correction gain"
-    told += f", adjusted p {p_text(effect.p_adjusted)}, {size_text(effect)}"
+    told += f", adjusted p {p_text(effect.p_adjusted)}"
     if effect.seeds == 1:
-        return f"{told}; conditional on one training run of each variant"
-    if effect.p_adjusted < 0.05 and not excludes_zero(effect.interval):
-        return f"{told}; p is for these training runs, while the interval counts others too, and includes 0"
-    return told
+        return f"{told}, {size_text(effect)}; conditional on one training run of each variant"
+    return f"{told} for these training runs and {p_text(effect.p_crossed_adjusted)} for others, {size_text(effect)}"
 
 
 def surely(effect: Effect) -> bool:
@@ -58,7 +56,7 @@ def headline(effects: Sequence[Effect], interactions: Sequence[Effect] = (), hel
     only = f"With {' and '.join(held)} alone: " if held else ""
     crossing = [effect for effect in interactions if surely(effect)]
     strongest = max(crossing, key=lambda effect: abs(effect.interval.value), default=None)
-    if strongest and abs(strongest.interval.value) > abs(effects[0].interval.value):
+    if strongest and (not surely(effects[0]) or abs(strongest.interval.value) > abs(effects[0].interval.value)):
         return f"{only}{_main(effects)} But it depends on another choice: {sentence(strongest)}."
     return only + _main(effects)
 
@@ -79,11 +77,7 @@ def _main(effects: Sequence[Effect]) -> str:
     if excludes_zero(first.interval) and first.p_adjusted >= 0.05:
         return f"{choice} may matter{most} for {outcome}{among}, not surely once all choices are allowed for: {found}"
     if first.p_adjusted < 0.05:
-        counting_seeds = f"adjusted p {p_text(first.p_crossed_adjusted)} with seeds as samples"
-        return (
-            f"{choice} matters{most} for {outcome} among these training runs, not surely in others ({counting_seeds}): "
-            f"{found}"
-        )
+        return f"{choice} matters{most} for {outcome} among these training runs, not surely in others: {found}"
     return f"No choice's effect on {outcome} can be told from 0{among}. The largest estimate: {found}"
 
 
