@@ -277,6 +277,39 @@ def test_an_implementation_of_attention_without_free_masks_is_computed_in_rows(b
     assert packing.mask_dtype(network, torch.float64) is None
 
 
+def test_flex_attention_computes_the_blocks_of_a_tree_that_are_seen(base: str) -> None:
+    network = AutoModelForCausalLM.from_pretrained(base, attn_implementation="flex_attention")
+    examples = [
+        Example(f"{p}.{c}", (1, p, *range(2, 150)), (4 + c, *range(60, 90), 9)) for p in range(2) for c in range(3)
+    ]
+    weigh = loss_weights(examples, "token")
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():  # needs no C++ compiler; no gradient on a CPU
+        mask = packing.mask_dtype(network, torch.float32)
+        assert mask == "blocks"
+        batch = packing.tree(examples, weigh, mask)
+        assert batch.inputs["attention_mask"].sparsity() > 40
+        loss = (token_losses(network, batch) * batch.weights).sum()
+        expected = sum(weight * nll(network, one) for weight, one in zip(weigh, examples, strict=True))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.gpu
+def test_gradients_by_flex_attention_are_those_of_rows_on_cuda(base: str) -> None:
+    examples = ragged(3, 4, 5)
+    weigh = loss_weights(examples, "token")
+    flex, sdpa = (
+        AutoModelForCausalLM.from_pretrained(base, attn_implementation=name, device_map="cuda")
+        for name in ("flex_attention", "sdpa")
+    )
+    mask = packing.mask_dtype(flex, torch.float32)
+    assert mask == "blocks"
+    loss, found = gradients(flex, [packing.tree(examples, weigh, mask, "cuda").to(torch.device("cuda"))])
+    expected, by_rows = gradients(sdpa, [collate(examples, weigh).to(torch.device("cuda"))])
+    assert loss == pytest.approx(expected, rel=1e-4)
+    scale = max(gradient.abs().max().item() for gradient in by_rows.values())
+    assert_same(found, by_rows, atol=1e-3 * scale)
+
+
 def test_looking_for_that_leaves_the_network_as_it_was(base: str) -> None:
     network = read(base).train()
     packing.mask_dtype(network, torch.float64)

@@ -180,6 +180,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "model.revision": (["model.path=a/hub-name"], "v2"),
     "model.device": (["model.dtype=float32"], "cuda"),
     "model.dtype": ((), "float64"),
+    "model.attention": ((), "eager"),
     "model.chat_template": ((), "plain"),
     "model.template_args": ((), {"enable_thinking": False}),
     "model.cache_dir": ((), "elsewhere"),

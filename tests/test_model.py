@@ -389,12 +389,26 @@ def test_float16_is_refused_on_the_cpu() -> None:
         resolve_dtype("float16", CPU)
 
 
+def test_attention_is_the_one_that_is_set(base: str, weights: Path) -> None:
+    live = LiveModel(base, None, CPU, torch.float32, four_bit=False, attention="eager")
+    for model in (M_0, Model(weights), M_0):
+        assert live.load(model).config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "no-such-attention"])
+def test_an_attention_that_is_not_there_is_named_with_its_setting(base: str, name: str) -> None:
+    live = LiveModel(base, None, CPU, torch.float32, four_bit=False, attention=name)
+    with pytest.raises(ValueError, match=rf"(?s)model\.attention={name}: .*; set model\.attention=null"):
+        live.load(M_0)
+
+
 def config(path: str | Path, template: str | None = None, dtype: str = "auto", cache: str = "unused") -> ModelConfig:
     return ModelConfig(
         path=str(path),
         revision=None,
         device="cpu",
         dtype=dtype,
+        attention=None,
         chat_template=template,
         template_args={},
         cache_dir=cache,

@@ -55,7 +55,7 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("dataset.", "answer answer_pattern", *SCORED),
     **_settings("dataset.", "n_train train_path", *TRAINING),
     **_settings("dataset.", "n_validation n_test validation_path test_path", *HELD_OUT),
-    **_settings("model.", "_target_ path revision device dtype chat_template template_args", *MODEL),
+    **_settings("model.", "_target_ path revision device dtype attention chat_template template_args", *MODEL),
     **_settings("prompt.", "_target_ system initial", *SAMPLED),
     **_settings("", "prompt.correction sampling.n_corr", "correction"),
     **_settings("", "sampling.n_init", "initial"),
@@ -225,10 +225,10 @@ def callable_itself(part: object) -> bool:
     return hasattr(part, "__qualname__")
 
 
-def numerics(device: str, dtype: str) -> Description:
-    """What decides the numbers beside the settings: kind of device, dtype, versions of the libraries."""
+def numerics(device: str, dtype: str, attention: str | None) -> Description:
+    """What decides the numbers beside the settings: kind of device, dtype, attention, versions of the libraries."""
     libraries = {name: version for name, version in provenance.versions().items() if name not in ("stasc", "python")}
-    return {"device": device, "dtype": dtype, **libraries}
+    return {"device": device, "dtype": dtype, "attention": attention, **libraries}
 
 
 @functools.cache

@@ -44,6 +44,7 @@ class ModelConfig:
     revision: str | None
     device: str
     dtype: str
+    attention: str | None
     chat_template: str | None
     template_args: dict[str, bool | int | str]
     cache_dir: str
@@ -125,7 +126,14 @@ class LiveModel:
     """
 
     def __init__(
-        self, base: str, revision: str | None, device: torch.device, dtype: torch.dtype, *, four_bit: bool
+        self,
+        base: str,
+        revision: str | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        four_bit: bool,
+        attention: str | None = None,
     ) -> None:
         import torch
 
@@ -134,7 +142,7 @@ class LiveModel:
                 "model.dtype=float64 cannot be held in 4 bits: set model.dtype=auto, or finetune=lora, not qlora"
             )
         self.base, self.revision = base, revision
-        self.device, self.dtype, self.four_bit = device, dtype, four_bit
+        self.device, self.dtype, self.four_bit, self.attention = device, dtype, four_bit, attention
         self._current: tuple[Model, torch.dtype] | None = None
         self._loading_s = 0.0
         self._network: Network | None = None
@@ -225,6 +233,7 @@ class LiveModel:
                 weights or self.base,
                 revision=None if weights else self.revision,
                 dtype=dtype,
+                attn_implementation=self.attention,
                 device_map={"": self.device},
                 quantization_config=quantization if self.four_bit else None,
                 trust_remote_code=False,
@@ -236,6 +245,10 @@ class LiveModel:
                 f"the weights of {weights or self.base} cannot be read: {error}; "
                 "set model.path to a model with safetensors weights"
             ) from error
+        except (ImportError, ValueError) as error:
+            if self.attention is None:
+                raise
+            raise ValueError(f"model.attention={self.attention}: {error}; set model.attention=null") from error
         network, report = loaded
         sources.check_whole(weights or self.base, report["missing_keys"])
         for module in network.modules():

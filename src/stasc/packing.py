@@ -5,7 +5,7 @@ token attends to what leads to it from the root, and its position is its depth, 
 row of its own; a trained token counts once for each example that has it.
 
 Shapes: T tokens of the tree, K of them that predict a trained token, E edges that are trained (a token and one that
-follows it), V vocabulary.
+follows it), V vocabulary; B rows, Q tokens that look at S.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
@@ -23,16 +23,20 @@ from stasc.trie import Trie, common, costs
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn.attention.flex_attention import BlockMask
 
     from stasc.model import Network
 
+Mask: TypeAlias = torch.dtype | Literal["blocks"]  # what attention takes: see `as_mask`
 
-def tree(examples: Sequence[Example], weights: Sequence[float], mask: torch.dtype) -> Batch:
+
+def tree(examples: Sequence[Example], weights: Sequence[float], mask: Mask, device: torch.device | str = "cpu") -> Batch:
     """The tree of some examples.
 
     Args:
         weights: of each trained token of an example; one that several examples have gets the sum.
         mask: as `as_mask` takes it.
+        device: of the mask, which may not move. The rest is on the CPU.
     """
     trie = Trie()
     edges: dict[tuple[int, int], list[float]] = {}  # by token and next id: weight and count
@@ -50,7 +54,7 @@ def tree(examples: Sequence[Example], weights: Sequence[float], mask: torch.dtyp
         inputs={
             "input_ids": torch.tensor([trie.ids]),
             "position_ids": (seen_TT.sum(1) - 1).unsqueeze(0),
-            "attention_mask": as_mask(seen_TT, mask)[None, None],
+            "attention_mask": as_mask(seen_TT.to(device).unsqueeze(0), mask),
             "logits_to_keep": torch.tensor(kept),
         },
         rows=torch.zeros(len(edges), dtype=torch.int64),
@@ -82,16 +86,17 @@ def parts(examples: Sequence[Example], most_tokens: int, most_examples: int | No
     yield part
 
 
-def mask_dtype(network: Network, dtype: torch.dtype) -> torch.dtype | None:
+def mask_dtype(network: Network, dtype: torch.dtype) -> Mask | None:
     """What masks of a tree are for this network, which computes in `dtype`; None if its attention takes none.
 
     That is seen from short examples: some models attend by other means than masks, or have positions of their own. A
     window of attention is lost; see `sees_all`.
     """
     attention = getattr(network.config.get_text_config(), "_attn_implementation", None)
-    if attention not in ("sdpa", "eager"):
+    masks: dict[str | None, Mask] = {"sdpa": torch.bool, "eager": dtype, "flex_attention": "blocks"}
+    if attention not in masks:
         return None
-    mask = torch.bool if attention == "sdpa" else dtype
+    mask = masks[attention]
     examples = [Example("", (1, 2, 3), (4, 5, 6)), Example("", (1, 2, 3), (4, 6, 7)), Example("", (1, 8, 2), (9, 3, 5))]
     weights = [1.0] * len(examples)
     was_training = network.training
@@ -101,7 +106,8 @@ def mask_dtype(network: Network, dtype: torch.dtype) -> torch.dtype | None:
             packed, rows = (
                 (batch.weights * token_losses(network, batch)).sum()
                 for batch in (
-                    batch.to(network.device) for batch in (tree(examples, weights, mask), collate(examples, weights))
+                    batch.to(network.device)
+                    for batch in (tree(examples, weights, mask, network.device), collate(examples, weights))
                 )
             )
             return mask if torch.allclose(packed, rows, rtol=1e-4 if dtype.itemsize > 2 else 0.05) else None
@@ -139,8 +145,26 @@ def worthwhile(network: Network) -> int:
     return max(64, cost.token // (4 * cost.pair))
 
 
-def as_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask of what is seen: as it is if `dtype` is bool, else to be added to scores of that dtype."""
-    if dtype == torch.bool:
-        return seen
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+def as_mask(seen_BQS: Tensor, mask: Mask) -> Any:
+    """A mask (B, 1, Q, S) of what each token sees, on the same device.
+
+    Args:
+        mask: bool for what is seen itself, another dtype for what is added to scores, or blocks for flex attention,
+            which computes only those in which something is seen.
+    """
+    if mask == "blocks":
+        return _blocks(seen_BQS)
+    if mask == torch.bool:
+        return seen_BQS.unsqueeze(1)
+    added = torch.zeros(seen_BQS.shape, dtype=mask, device=seen_BQS.device)
+    return added.masked_fill(~seen_BQS, torch.finfo(mask).min).unsqueeze(1)
+
+
+def _blocks(seen_BQS: Tensor) -> BlockMask:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, s: Tensor) -> Tensor:
+        return seen_BQS[b, q, s]
+
+    rows, queries, keys = seen_BQS.shape
+    return create_block_mask(sees, rows, None, queries, keys, device=seen_BQS.device)

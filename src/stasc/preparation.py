@@ -97,7 +97,7 @@ def prepare(experiment: Experiment) -> Prepared:
         settings=experiment.settings,
         base=content.folder_digest(Path(live.base), root / "digests.json"),
         four_bit=live.four_bit,
-        numerics=keys.numerics(live.device.type, str(live.dtype)),
+        numerics=keys.numerics(live.device.type, str(live.dtype), live.attention),
         template={
             "text": chat.tokenizer.chat_template,
             "args": chat.args,
@@ -175,7 +175,8 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     # Weights that are pickled are refused; without this, transformers would ask a service to convert them.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     base = experiment.model.fetch()
-    live = LiveModel(base, experiment.model.revision, device, dtype, four_bit=tune.four_bit)
+    attention = experiment.model.attention
+    live = LiveModel(base, experiment.model.revision, device, dtype, four_bit=tune.four_bit, attention=attention)
     chat = load_chat(experiment.model, base)
     check_context(
         context_limit(experiment.model, base),

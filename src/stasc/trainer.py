@@ -182,8 +182,9 @@ class CompletionTrainer(Trainer):
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
         for part in packing.parts(examples, self.most_tokens, self.settings.micro_batch_size):
             some, weigh = [examples[index] for index in part], [weights[index] for index in part]
-            batch = packing.tree(some, weigh, self._mask) if self._mask else collate(some, weigh)
-            batch = batch.to(self.args.device)
+            device = self.args.device
+            batch = packing.tree(some, weigh, self._mask, device) if self._mask else collate(some, weigh)
+            batch = batch.to(device)
             with self.compute_loss_context_manager():
                 losses = token_losses(model, batch)
                 loss = (losses * batch.weights.to(losses.dtype)).sum()

@@ -25,7 +25,8 @@ class Ours:
         self.engine: HF = build(cfg, "engine")
         self.tune: Optimization = build(cfg, "finetune")
         device = resolve_device(config.device)
-        self.live = LiveModel(work.model, config.revision, device, resolve_dtype(config.dtype, device), four_bit=False)
+        dtype, attention = resolve_dtype(config.dtype, device), config.attention
+        self.live = LiveModel(work.model, config.revision, device, dtype, four_bit=False, attention=attention)
         self.live.load(M_0, self.live.training_dtype if work.trains else None)
         settings = {**cfg.finetune, "batch_size": work.batch_size} if work.trains else dict(cfg.engine)
         shown = ("batch_size", "packing", "shuffle", "optimizer") if work.trains else settings

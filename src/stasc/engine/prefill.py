@@ -163,7 +163,7 @@ def _batches(rows: Sequence[Row], most_tokens: int) -> Iterator[list[Row]]:
 
 
 def _forward(
-    model: Network, rows: Sequence[Row], first: RoomyCache, shared: int, mask: torch.dtype
+    model: Network, rows: Sequence[Row], first: RoomyCache, shared: int, mask: packing.Mask
 ) -> tuple[Tensor, RoomyCache]:
     """Logits (R, E, V) of the last E tokens of each row, and the cache of all its tokens behind the shared ones."""
     width = max(len(row.trie) for row in rows)
@@ -181,7 +181,7 @@ def _forward(
     computed = first.copies(len(rows))
     logits_REV = model(
         input_ids=ids_RW.to(model.device),
-        attention_mask=packing.as_mask(seen_RWS, mask).unsqueeze(1).to(model.device),
+        attention_mask=packing.as_mask(seen_RWS.to(model.device), mask),
         position_ids=positions_RW.to(model.device),
         past_key_values=computed,
         use_cache=True,
@@ -213,7 +213,7 @@ def _plain(model: Network, distinct: Sequence[tuple[int, ...]], prompt_B: Tensor
 class _Traits(NamedTuple):
     """What masks of trees are for a network, None if prompts cannot be shared; and what it costs."""
 
-    mask: torch.dtype | None
+    mask: packing.Mask | None
     costs: Costs
 
 
