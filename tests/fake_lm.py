@@ -38,6 +38,7 @@ class FakeLive:
     four_bit = False
     device = torch.device("cpu")
     dtype = training_dtype = torch.float32
+    attention = None
 
     def __init__(self, base: Path) -> None:
         if not base.exists():  # another process may be reading it

@@ -395,6 +395,11 @@ def test_attention_is_the_one_that_is_set(base: str, weights: Path) -> None:
         assert live.load(model).config._attn_implementation == "eager"
 
 
+def test_flex_attention_is_refused_on_the_cpu(base: str) -> None:
+    with pytest.raises(ValueError, match=r"model\.attention=flex_attention .*CPU"):
+        LiveModel(base, None, CPU, torch.float32, four_bit=False, attention="flex_attention")
+
+
 @pytest.mark.parametrize("name", ["flash_attention_2", "no-such-attention"])
 def test_an_attention_that_is_not_there_is_named_with_its_setting(base: str, name: str) -> None:
     live = LiveModel(base, None, CPU, torch.float32, four_bit=False, attention=name)

@@ -141,6 +141,11 @@ class LiveModel:
             raise ValueError(
                 "model.dtype=float64 cannot be held in 4 bits: set model.dtype=auto, or finetune=lora, not qlora"
             )
+        if attention == "flex_attention" and device.type == "cpu":
+            raise ValueError(
+                "model.attention=flex_attention cannot be trained on the CPU: set model.attention=null, or "
+                "model.device=cuda"
+            )
         self.base, self.revision = base, revision
         self.device, self.dtype, self.four_bit, self.attention = device, dtype, four_bit, attention
         self._current: tuple[Model, torch.dtype] | None = None

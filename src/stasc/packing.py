@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 Mask: TypeAlias = torch.dtype | Literal["blocks"]  # what attention takes: see `as_mask`
 
 
-def tree(examples: Sequence[Example], weights: Sequence[float], mask: Mask, device: torch.device | str = "cpu") -> Batch:
+def tree(
+    examples: Sequence[Example], weights: Sequence[float], mask: Mask, device: torch.device | str = "cpu"
+) -> Batch:
     """The tree of some examples.
 
     Args:
