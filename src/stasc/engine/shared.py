@@ -5,9 +5,9 @@ A prompt that is asked far more often than the others is held more than once, as
 What all prompts begin with, the rest of each prompt, and each answer are three parts of what a token looks at. The
 scores of all three go into one softmax, so that it is the attention of a row that holds all of it.
 
-Shapes: B rows (one per sample), P prompts, M rows of a prompt at most, F tokens that all prompts begin with, S tokens of
-a prompt behind these, T tokens of answers with the room for more, H heads of keys, R heads of queries for each of these,
-D size of a head, V vocabulary.
+Shapes: B rows (one per sample), P prompts, M rows of a prompt at most, F tokens that all prompts begin with, S tokens
+of a prompt behind these, T tokens of answers with the room for more, H heads of keys, R heads of queries for each of
+these, D size of a head, V vocabulary.
 """
 
 from __future__ import annotations
