@@ -183,18 +183,20 @@ def test_a_choice_matters_only_if_seeds_counted_as_samples_allow_it() -> None:
 
 def test_an_interaction_larger_than_every_effect_is_told_with_the_answer() -> None:
     main_effects = [made_effect("init", 5, 3, 0.01, 0.01), made_effect("filter", 0, 3, 0.9, 0.9)]
-    crossing = made_effect("init × filter", 22, 5, 0.01, 0.01)
-    assert "But it depends on another choice: init × filter label: +22.0 pp" in wording.headline(
-        main_effects, [crossing]
-    )
+    crossing = replace(made_effect("init × filter", 22, 5, 0.01, 0.01), factors=("init", "filter"))
+    assert "But it depends on filter: init × filter label: +22.0 pp" in wording.headline(main_effects, [crossing])
+    apart = replace(made_effect("filter × start", 22, 5, 0.01, 0.01), factors=("filter", "start"))
+    assert "But filter and start depend on each other: filter × start label" in wording.headline(main_effects, [apart])
     weak = made_effect("init × filter", 4, 3, 0.01, 0.01)
     assert "depends" not in wording.headline(main_effects, [weak])
 
 
 def test_an_interaction_that_is_surer_than_the_largest_effect_is_told_with_the_answer() -> None:
     main_effects = [made_effect("init", 18, 14, 0.01, 0.2), made_effect("filter", 0, 3, 0.9, 0.9)]
-    crossing = made_effect("init × filter", 10, 3, 0.01, 0.01)
-    assert "But it depends on another choice: init × filter label" in wording.headline(main_effects, [crossing])
+    crossing = replace(made_effect("init × filter", 10, 3, 0.01, 0.01), factors=("init", "filter"))
+    assert "Surely, in others too, it depends on filter: init × filter label" in wording.headline(
+        main_effects, [crossing]
+    )
 
 
 def test_settings_that_only_a_baseline_has_are_told(folder: Path) -> None:

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from pages import made
 
@@ -23,6 +24,7 @@ from stasc.report import figures, page, samples, words
 from stasc.report.records import Analysis, Interval, Sweep
 
 NASTY = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">{{7*7}}'\"&lt;"
+EXAMPLE = Path(__file__).parents[1] / "multirun" / "smollm2_countries"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -328,6 +330,21 @@ def test_the_charts_are_drawn(visit: Any, written: Path, scheme: str) -> None:
     assert shown.locator("[data-chart=effects] svg .mark-symbol path").count() == 6  # 3 choices, 2 outcomes
     bars = shown.locator("[data-chart=transitions] svg .mark-rect.role-mark path")
     assert bars.count() == 8 * 4 * 4  # variants, iterations, transitions
+
+
+@pytest.mark.slow
+def test_the_finished_example_opens_and_its_browser_finds_answers(visit: Any) -> None:
+    shown = visit(EXAMPLE)
+    assert "filter matters most" in shown.locator("h1").first.inner_text()
+    for name in ("effects", "interactions", "trajectories", "curves", "transitions"):
+        shown.evaluate(f"document.querySelector('[data-chart={name}]').scrollIntoView()")
+        shown.wait_for_selector(f"[data-chart={name}][data-drawn] svg")
+    to_samples(shown)
+    outcomes = pd.read_json(EXAMPLE / "outcomes.jsonl.gz", lines=True)
+    spoiled = outcomes.query("cell == 'EIE' and seed == 0 and iteration == 3 and initial == 1 and corrected == 0")
+    shown.select_option("[name=variant]", "EIE")
+    shown.select_option("[name=transition]", "right_wrong")
+    found(shown, len(spoiled))
 
 
 @pytest.mark.slow

@@ -22,7 +22,8 @@ NOTES = f"""\
   turns (ours, peer, ours, peer, ...), and each ratio is of two that followed each other; median, and in brackets the
   least and the greatest.
 - **peak**: resident memory of the process and its children in a repetition (VmHWM, reset before each).
-- **peak / theirs**: our peak by the peer's. **loss**: the mean loss of the first repetition, which has to agree.
+- **peak / theirs**: our peak by the peer's. **loss**: the mean loss of the first repetition, which has to agree but
+  for the order of examples.
 - **loading**: from the start of the process's own work to a model in memory, imports of a peer included.
 - All contenders sample in bfloat16 where the processor has instructions for it, and train in float32.
 - **limit**: what matrix products of the model's own shapes reach by {ROWS} rows in this dtype, layers and output matrix

@@ -75,7 +75,7 @@ def config(palette: Mapping[str, str] | None = None) -> Spec:
         | {"symbolSize": 130, "labelLimit": 220, "columnPadding": 18},
         "text": {"color": ink, "fontSize": 12},
         "rule": {"color": ink},
-        "style": {"halo": {"stroke": "#fff" if palette else "var(--paper)", "strokeWidth": 4, "strokeJoin": "round"}},
+        "style": {"halo": {"stroke": "#fff" if palette else "var(--paper)", "strokeWidth": 6, "strokeJoin": "round"}},
         **{mark: {"color": colour["first"]} for mark in ("line", "area", "point")},
         "range": {
             "category": [colour["first"], colour["second"]],

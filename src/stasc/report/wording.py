@@ -57,8 +57,17 @@ def headline(effects: Sequence[Effect], interactions: Sequence[Effect] = (), hel
     crossing = [effect for effect in interactions if surely(effect)]
     strongest = max(crossing, key=lambda effect: abs(effect.interval.value), default=None)
     if strongest and (not surely(effects[0]) or abs(strongest.interval.value) > abs(effects[0].interval.value)):
-        return f"{only}{_main(effects)} But it depends on another choice: {sentence(strongest)}."
+        return f"{only}{_main(effects)} {_dependence(effects[0], strongest)}: {sentence(strongest)}."
     return only + _main(effects)
+
+
+def _dependence(first: Effect, crossing: Effect) -> str:
+    """What a sure interaction says, beside the largest effect."""
+    others = [name for name in crossing.factors if name not in first.factors]
+    if len(others) == len(crossing.factors):
+        return f"But {listed(others)} depend on each other"
+    told = f"it depends on {listed(others)}"
+    return f"But {told}" if surely(first) or first.seeds == 1 else f"Surely, in others too, {told}"
 
 
 def _main(effects: Sequence[Effect]) -> str:
