@@ -47,8 +47,8 @@ def voted(pairs: Sequence[Pair], k: int, words: Words) -> list[float]:
     """
     rewards = []
     for answers in _by_question(pairs):
-        k = min(k, len(answers))
-        rewards += [majority([*answers[i:], *answers[:i]][:k], words).r1 for i in range(len(answers))]
+        voters = min(k, len(answers))
+        rewards += [majority([*answers[i:], *answers[:i]][:voters], words).r1 for i in range(len(answers))]
     return rewards
 
 

@@ -13,9 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stasc.report import export
-from stasc.report.analysis import analyse
-from stasc.report.reading import read
 from stasc.report.records import Analysis, Sweep
 from stasc.report.words import interval_text, number, p_text, plain
 
@@ -27,6 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m stasc.report", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="multirun/NAME, or the folder of a run")
     folder: Path = parser.parse_args(arguments).folder
+    try:
+        from stasc.report import export
+        from stasc.report.analysis import analyse
+        from stasc.report.reading import read
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed; pip install 'stasc[report]'")
     try:
         sweep = read(folder)
         analysis = analyse(sweep)

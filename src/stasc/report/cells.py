@@ -106,13 +106,15 @@ def _change(scores: Scores, n: int) -> Change:
 def _spent(run: Run, n: int) -> dict[str, float]:
     """What a run has spent until iteration n."""
     done = [entry for entry in run.iterations if entry["n"] <= n]
-    started = max((i for i, event in enumerate(run.events) if event["event"] == "run_started"), default=0)
-    stages = [event for event in run.events[started:] if event["event"] == "stage" and event.get("n", 0) <= n]
+    reused: dict[tuple[str, str], bool] = {}  # at first: one that was computed is reused once the run goes on
+    for event in run.events:
+        if event["event"] == "stage" and event.get("n", 0) <= n and event["kind"] != "model":  # of its fine-tuning
+            reused.setdefault((event["kind"], event["key"]), bool(event["reused"]))
     return {
         "pairs": sum((entry["train"] or {}).get("pairs", 0) for entry in done),
         "kept": sum((entry["train"] or {}).get("kept", 0) for entry in done),
         "steps": sum((entry["finetune"] or {}).get("steps", 0) for entry in done),
         "tokens": sum((entry["finetune"] or {}).get("tokens", 0) for entry in done),
         "seconds": sum(s for entry in done for name, s in entry["seconds"].items() if name not in ("total", "loading")),
-        "reused": sum(bool(event["reused"]) for event in stages),
+        "reused": sum(reused.values()),
     }

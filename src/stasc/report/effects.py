@@ -176,9 +176,9 @@ def within(interval: Interval, lowest: float = -BOUND) -> Interval:
 
 
 def _agree(found: statistics.Crossed, bootstrap: float) -> bool:
-    """Whether the two intervals' widths are within a fifth of the larger; constant data agree."""
+    """Whether the bootstrap's interval is within a fifth of the width of the other; constant data agree."""
     width = 2 * statistics.quantile(found.df) * found.se
-    return abs(width - bootstrap) <= WIDTHS_AGREE * max(width, bootstrap)
+    return abs(width - bootstrap) <= WIDTHS_AGREE * width
 
 
 def _three(questions: int) -> float:

@@ -184,8 +184,9 @@ def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
     rows += [
         {"cell": run.cell, "n": entry["n"], "answer": answer, "seed": run.seed, "seeded": 100 * entry["test"][key]}
         for run in (*sweep.runs, *sweep.baselines)
-        if run.cell in curves
+        if run.cell in curves and run.complete
         for entry in run.iterations
+        if entry["n"] <= analysis.n
         for answer, key in (("correction", "corr_acc"), ("initial", "init_acc"))
     ]
     lines = alt.Legend(title=None, symbolType="stroke", symbolOpacity=1, symbolSize=400)
@@ -221,12 +222,16 @@ def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
     if len({effect.n for effect in effects}) < 2:
         return None
     rows = [
-        {"cell": _choice(one).replace("\n", ": "), "n": one.n, "value": one.interval.value, **_bounds(one.interval)}
+        {
+            **{"cell": _choice(one).replace("\n", ": "), "n": one.n, "p": p_text(one.p_adjusted)},
+            **{"value": one.interval.value, **_bounds(one.interval)},
+        }
         for one in effects
     ]
     base = alt.Chart().encode(_iterations({effect.n for effect in effects}))
     y = alt.Y("value:Q").title("effect, pp")
     tips = [alt.Tooltip("n:Q", title="iteration"), *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in _BOUNDED)]
+    tips.append(alt.Tooltip("p:N", title="p, adjusted over all iterations"))
     layers = alt.layer(
         alt.Chart().mark_rule(strokeDash=[4, 3], opacity=0.4).encode(y=alt.datum(0)),
         base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q"), y2="high:Q"),

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -145,21 +145,31 @@ def _combinations(sweep: Sweep) -> str:
 
 def _setting(sweep: Sweep, analysis: Analysis) -> str:
     """Which model was taught on what, and what it was asked."""
-    settings = next((run.settings for run in sweep.runs if run.settings), {})
-    model = str((settings.get("model") or {}).get("path") or "").partition("#")[0].rstrip("/").rpartition("/")[2]
+    known = _settings(sweep)
+    settings = known[0] if known else {}
+    models = {str((one.get("model") or {}).get("path") or "").partition("#")[0] for one in known}
+    model = models.pop().rstrip("/").rpartition("/")[2] if len(models) == 1 else ""
     dataset = str((settings.get("dataset") or {}).get("_target_") or "").rpartition(".")[2].lower()
     questions = max((cell.questions for cell in analysis.cells), default=0)
     split = (settings.get("evaluation") or {}).get("split") or "test"
+    name = model.removesuffix(".gguf") or ("A model" if len(known) == 1 or not models else "Each of several models")
+    asked = f"{counted(questions, f'{split} question')} and corrected each answer."
+    if not analysis.n:
+        return f"{name}, without training, answered {asked}"
     return (
-        f"{model.removesuffix('.gguf') or 'A model'} was taught for {counted(analysis.n, 'iteration')} to correct its "
-        f"own answers{f' to the {dataset} questions' if dataset else ''}. It then answered "
-        f"{counted(questions, f'{split} question')} and corrected each answer."
+        f"{name} was taught for {counted(analysis.n, 'iteration')} to correct its own answers"
+        f"{f' to the {dataset} questions' if dataset else ''}. It then answered {asked}"
     )
+
+
+def _settings(sweep: Sweep) -> list[Mapping[str, Any]]:
+    """Of the runs; of baselines where there is nothing else."""
+    return [run.settings for runs in (sweep.runs, sweep.baselines) for run in runs if run.settings]
 
 
 def correct_at(sweep: Sweep) -> float:
     """The reward from which an answer is right."""
-    return next((float(run.settings["correct_at"]) for run in sweep.runs if "correct_at" in run.settings), 1.0)
+    return next((float(one["correct_at"]) for one in _settings(sweep) if "correct_at" in one), 1.0)
 
 
 def as_json(value: Any) -> str:

@@ -35,7 +35,9 @@ def provenance(sweep: Sweep) -> dict[str, Any]:
 
 def _short(folder: Path) -> str:
     """As one would give it: where the folder lies on this machine is nobody's business."""
-    return f"multirun/{folder.name}" if folder.parent.name == "multirun" else folder.name
+    parts = folder.parts
+    known = [i for i, name in enumerate(parts[:-1]) if name in ("multirun", "outputs")]
+    return "/".join(parts[known[-1] if known else -1 :])
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -8,6 +8,7 @@ from stasc.report.records import Cell, Effect, Interval
 from stasc.report.words import interval_text, listed, number, p_text
 from stasc.units import counted
 
+FEW_SEEDS = 5  # fewer hardly tell how much training runs differ
 OUTCOMES = {"correction": "final correction accuracy", "gain": "correction gain"}
 
 
@@ -36,7 +37,10 @@ def sentence(effect: Effect) -> str:
     told += f", adjusted p {p_text(effect.p_adjusted)}"
     if effect.seeds == 1:
         return f"{told}, {size_text(effect)}; conditional on one training run of each variant"
-    return f"{told} for these training runs and {p_text(effect.p_crossed_adjusted)} for others, {size_text(effect)}"
+    told += f" for these training runs and {p_text(effect.p_crossed_adjusted)} for others, {size_text(effect)}"
+    if not effect.se_seed and effect.seeds < FEW_SEEDS:
+        return f"{told}; it was not seen to differ between seeds, which {effect.seeds} of them hardly tell"
+    return told
 
 
 def surely(effect: Effect) -> bool:
@@ -56,26 +60,19 @@ def headline(effects: Sequence[Effect], interactions: Sequence[Effect] = (), hel
     only = f"With {' and '.join(held)} alone: " if held else ""
     crossing = [effect for effect in interactions if surely(effect)]
     strongest = max(crossing, key=lambda effect: abs(effect.interval.value), default=None)
-    if strongest and (not surely(effects[0]) or abs(strongest.interval.value) > abs(effects[0].interval.value)):
-        return f"{only}{_main(effects)} {_dependence(effects[0], strongest)}: {sentence(strongest)}."
-    return only + _main(effects)
+    sure = next((effect for effect in effects if surely(effect)), None)
+    told = only + _main(effects, sure)
+    if strongest and (sure is None or abs(strongest.interval.value) > abs(sure.interval.value)):
+        return f"{told} But {listed(strongest.factors)} depend on each other: {sentence(strongest)}."
+    return told
 
 
-def _dependence(first: Effect, crossing: Effect) -> str:
-    """What a sure interaction says, beside the largest effect."""
-    others = [name for name in crossing.factors if name not in first.factors]
-    if len(others) == len(crossing.factors):
-        return f"But {listed(others)} depend on each other"
-    told = f"it depends on {listed(others)}"
-    return f"But {told}" if surely(first) or first.seeds == 1 else f"Surely, in others too, {told}"
-
-
-def _main(effects: Sequence[Effect]) -> str:
+def _main(effects: Sequence[Effect], sure: Effect | None) -> str:
+    """About the first of the effects, and about the first that is sure."""
     first, found = effects[0], f"{sentence(effects[0])}."
     choice, outcome = first.factors[0], OUTCOMES["correction"]
     most = " most" if len(effects) > 1 else ""
     among = " among these training runs" if first.seeds == 1 else ""
-    sure = next((effect for effect in effects if surely(effect)), None)
     if sure is first:
         return f"{choice} matters{most} for {outcome}{among}: {found}"
     if sure:
@@ -113,12 +110,19 @@ def highest(cell: Cell, variants: int) -> str:
 
 
 def certainty(effects: Sequence[Effect], share: float, draws: int) -> str:
-    """How sure it is that the first of the effects is the largest, by the share of bootstrap draws."""
+    """How sure it is that the first of the effects is the largest, by the share of bootstrap draws.
+
+    Few seeds, drawn again and again, say too little of others, so then the share is left out.
+    """
     first, second = effects[0], effects[1]
+    following = f"{second.factors[0]}: {second.label} {effect_text(second.interval)}."
+    if 1 < first.seeds < FEW_SEEDS:
+        return f"Next is {following}"
     drawn = "questions and seeds" if first.seeds > 1 else "questions"
+    percent = "more than 99.9" if share > 0.999 else number(100 * share)
     return (
-        f"{first.factors[0]} has the largest effect in {100 * share:.0f} % of {draws:,} bootstrap draws of {drawn}; "
-        f"next is {second.factors[0]}: {second.label} {effect_text(second.interval)}."
+        f"{first.factors[0]} has the largest effect in {percent} % of {draws:,} bootstrap draws of {drawn}; next is "
+        f"{following}"
     )
 
 

@@ -216,7 +216,7 @@ function browse(form) {
         status.textContent = "Looking …";
         const mine = (latest ??= matches());
         const found = await mine;
-        status.textContent = `${found.length.toLocaleString("en")} of the pairs match`;
+        if (mine === latest) status.textContent = `${found.length.toLocaleString("en")} of the pairs match`;
         const shown = found.slice(start, start + length);
         callback({ draw, recordsTotal: found.length, recordsFiltered: found.length, data: shown });
       },
