@@ -557,6 +557,31 @@ def test_the_best_iteration_on_the_test_questions_is_called_optimistic(folder: P
             assert found.optimistic[name].method.startswith("optimistic")
 
 
+def test_a_stage_that_was_computed_is_not_reused_when_its_run_goes_on(folder: Path) -> None:
+    run = write_run(folder, {}, 0, SMALL)
+    before = report(run).cells[0].reused
+    journal = run / "journal.jsonl"
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    again = [{**event, "reused": True} for event in events if event["event"] == "stage"]
+    loaded = [{**again[0], "kind": "model", "key": "m"}] * 2
+    journal.write_text("".join(json.dumps(event) + "\n" for event in [*events, *again, *loaded]))
+    assert report(run).cells[0].reused == before
+
+
+def test_without_its_extra_the_command_names_it(folder: Path) -> None:
+    code = f"import sys; sys.modules['scipy'] = None; from stasc.report.__main__ import main; main([{str(folder)!r}])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr == "error: scipy is not installed; pip install 'stasc[report]'\n"
+
+
+def test_where_nothing_differs_no_choice_is_called_the_largest(folder: Path) -> None:
+    same = Made(questions=20, iterations=1, seeds=(0, 1), right=lambda levels, n: (0.0, 0.0))
+    found = report(write_sweep(folder, same))
+    assert found.headline.startswith("No choice made a difference to final correction accuracy")
+    assert found.certainty == ""
+
+
 def test_what_was_spent_is_what_the_summaries_say(folder: Path) -> None:
     run = write_run(folder, {}, 0, SMALL)
     entries = json.loads((run / "summary.json").read_text())["iterations"]

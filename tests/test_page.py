@@ -41,7 +41,8 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nasty")
     sweep, analysis = made(factors=1, seeds=(0, 1), n=1, questions=3, text=NASTY)
     cells = {f"{name}{NASTY}": levels for name, levels in sweep.cells.items()}
-    runs = tuple(replace(run, cell=f"{run.cell}{NASTY}", error=NASTY, status=f"failed{NASTY}") for run in sweep.runs)
+    status = {0: "finished", 1: f"failed{NASTY}"}
+    runs = tuple(replace(run, cell=f"{run.cell}{NASTY}", error=NASTY, status=status[run.seed]) for run in sweep.runs)
     curves = {f"{name}{NASTY}": curve for name, curve in analysis.curves.items()}
     effects = tuple(replace(one, label=f"{one.label}{NASTY}", sentence=NASTY) for one in analysis.effects)
     analysis = replace(
@@ -348,6 +349,19 @@ def test_the_finished_example_opens_and_its_browser_finds_answers(visit: Any) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "section"), [(1280, "samples"), (1280, "method"), (400, "variants"), (400, "method")]
+)
+def test_a_link_to_a_section_leads_there_though_sections_grow(visit: Any, width: int, section: str) -> None:
+    shown = visit(EXAMPLE, width=width)
+    shown.locator(f"nav a[href='#{section}']").click()
+    shown.wait_for_timeout(2500)
+    top = f"document.getElementById('{section}').getBoundingClientRect().top"
+    at_end = "innerHeight + scrollY >= document.documentElement.scrollHeight - 2"
+    assert 0 <= shown.evaluate(top) < 150 or shown.evaluate(at_end)
+
+
+@pytest.mark.slow
 def test_the_theme_is_the_system_s_until_it_is_switched(visit: Any, written: Path) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
     light, dark = visit(written), visit(written, scheme="dark")
@@ -430,8 +444,7 @@ def test_a_large_sweep_is_a_page_that_opens_at_once(visit: Any, tmp_path: Path) 
     page.write(*large(), tmp_path)
     assert (tmp_path / "report.html").stat().st_size < 20e6
     shown = visit(tmp_path)
-    milliseconds = shown.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
-    assert milliseconds < 3000
+    assert shown.evaluate("performance.now()") < 3000  # milliseconds since it began to open; it is ready
     to_samples(shown)
     found(shown, "8,000")
     assert "Left out here" in shown.locator("#left-out").inner_text()

@@ -828,7 +828,10 @@ def stopped(command: Zygote, cwd: Path, number: signal.Signals, *arguments: str)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_in_order(number: signal.Signals, status: int, command: Zygote, tmp_path: Path) -> None:
     code, told, folder = stopped(command, tmp_path, number)
-    assert code == status and told.splitlines()[-1] == f"stopped by {number.name}"
+    assert (
+        code == status
+        and told.splitlines()[-1] == f"stopped by {number.name}: the same command again reuses what is done"
+    )
     *_, ended = read(folder / "journal.jsonl")
     assert (ended["event"], ended["status"], ended["error"]) == ("run_ended", "interrupted", number.name)
     assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"

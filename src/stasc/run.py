@@ -173,7 +173,7 @@ def main() -> None:
     try:
         _job()
     except signals.Stopped as stop:
-        print(f"stopped by {stop}", file=sys.stderr)
+        print(f"stopped by {stop}: the same command again reuses what is done", file=sys.stderr)
         sys.exit(stop.status)
     except Exception as error:
         reason = None if in_full else _config_error(error)

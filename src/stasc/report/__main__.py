@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sweep = read(folder)
         analysis = analyse(sweep)
-        show(analysis, Console())
         written = export.write(sweep, analysis, folder)
         written += _page(sweep, analysis, folder)
+        show(analysis, Console())
     except (ValueError, OSError) as error:
         sys.exit(plain(f"error: {error}"))
     print(plain(f"written: {', '.join(os.path.relpath(folder / name) for name in written)}"))

@@ -36,23 +36,31 @@ _STATES = (
 
 def states(sweep: Sweep) -> list[str]:
     """What is wrong with runs, and those that stopped early as nothing was kept."""
-    notes = []
+    notes, empty, missing = [], dict[int | None, list[Run]](), list[Run]()
     for run in (*sweep.runs, *sweep.baselines):
         state = next((state.told for state in _STATES if state.status == run.status), run.status)
         last = max((entry["n"] for entry in run.iterations), default=None)
         if run.status == "stopped_empty":
-            notes.append(
-                f"{run.cell}, seed {run.seed}, stopped after iteration {last}, as nothing was kept: later models are "
-                f"the same as M_{last}, and count with its outcomes"
-            )
-        elif not run.complete and run.status != "missing":
+            empty.setdefault(last, []).append(run)
+        elif run.status == "missing":
+            missing.append(run)
+        elif not run.complete:
             until = "" if last is None else f", after iteration {last}"
             notes.append(f"{run.cell}, seed {run.seed}, {state}{until}" + (f" ({run.error})" if run.error else ""))
-    return [*notes, *_missing([run for run in (*sweep.runs, *sweep.baselines) if run.status == "missing"])]
+    for last, runs in sorted(empty.items(), key=lambda item: item[0] or 0):
+        notes += [
+            f"{names}, stopped after iteration {last}, as nothing was kept: later models are the same as M_{last}, and "
+            "count with its outcomes"
+            for names, _ in _together(runs)
+        ]
+    for names, count in _together(missing):
+        be, s = ("is", "") if count == 1 else ("are", "s")
+        notes.append(f"{names}, {be} missing: the sweep has no such run{s}")
+    return notes
 
 
-def _missing(runs: Sequence[Run]) -> list[str]:
-    """Runs that are not there, those of the same seeds together."""
+def _together(runs: Sequence[Run]) -> list[tuple[str, int]]:
+    """The cells with their seeds, those of the same seeds together, and how many cells."""
     seeds: dict[str, tuple[int, ...]] = {}
     for run in runs:
         seeds[run.cell] = (*seeds.get(run.cell, ()), run.seed)
@@ -60,8 +68,7 @@ def _missing(runs: Sequence[Run]) -> list[str]:
     for cell, its in seeds.items():
         cells.setdefault(tuple(sorted(its)), []).append(cell)
     return [
-        f"{listed(several)}, seed{'s' if len(its) > 1 else ''} {listed([*map(str, its)])}, "
-        + (f"{'is' if len(several) == 1 else 'are'} missing: the sweep has no such run{'s' * (len(several) > 1)}")
+        (f"{listed(several)}, seed{'s' if len(its) > 1 else ''} {listed([*map(str, its)])}", len(several))
         for its, several in cells.items()
     ]
 

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 
 from stasc import fsx
 from stasc.report import figures, samples, words
+from stasc.report.reading import ABSENT
 from stasc.report.records import Analysis, Change, Effect, Sweep
 from stasc.units import counted, duration_text
 
@@ -68,8 +69,8 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> None:
 class Told:
     """What the page says beside the numbers.
 
-    `headline` is in parts, of claims and figures. `main` are the effects of choices, the greatest first. `seeds`
-    were asked for, `replicated` says whether a variant has run with several.
+    `headline` is in parts, of claims and figures. `main` are the effects of choices, the greatest first. `replicated`
+    says whether a variant has run with several seeds.
     """
 
     headline: list[tuple[str, bool]]
@@ -77,7 +78,6 @@ class Told:
     setting: str
     main: list[list[Effect]]
     others: list[Effect]
-    seeds: int
     replicated: bool
     combinations: str
     changes: list[tuple[str, int, Change]]
@@ -98,7 +98,6 @@ def tell(sweep: Sweep, analysis: Analysis) -> Told:
         setting=_setting(sweep, analysis),
         main=sorted(by_factor.values(), key=lambda effects: -abs(effects[0].interval.value)),
         others=[effect for effect in analysis.effects if effect.family != "primary"],
-        seeds=len({run.seed for run in sweep.runs}),
         replicated=any(len(cell.seeds) > 1 for cell in analysis.cells),
         combinations=_combinations(sweep),
         changes=[
@@ -126,21 +125,20 @@ def _incomplete(sweep: Sweep) -> list[str]:
     for run in (*sweep.runs, *sweep.baselines):
         if not run.complete:
             by_status.setdefault(run.status, []).append(run.name)
-    return [
+    told = [
         f"{status}: {words.listed(names) if len(names) <= NAMED else len(names)}" for status, names in by_status.items()
     ]
+    return [*told, *(note for note in sweep.notes if note.startswith(ABSENT))]
 
 
 def _combinations(sweep: Sweep) -> str:
-    """How many combinations of the settings' levels the sweep has."""
-    every = math.prod(map(len, sweep.settings.values()))
-    if len(sweep.settings) < 2:
-        return "each"
-    return (
-        "in every combination, each"
-        if len(sweep.cells) == every
-        else f"in {len(sweep.cells)} of {every} combinations, each"
-    )
+    """How many combinations of the settings' levels the sweep has, or where runs are not complete, should have."""
+    every, seeds = math.prod(map(len, sweep.settings.values())), len({run.seed for run in sweep.runs})
+    told = f"each with {counted(seeds, 'seed')}"
+    if len(sweep.settings) > 1:
+        whole = len(sweep.cells) == every
+        told = f"in {'every combination' if whole else f'{len(sweep.cells)} of {every} combinations'}, {told}"
+    return f"to be run {told}; not all of these runs are complete" if _incomplete(sweep) else told
 
 
 def _setting(sweep: Sweep, analysis: Analysis) -> str:

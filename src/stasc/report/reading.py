@@ -16,6 +16,8 @@ from stasc.report.design import Design, Levels
 from stasc.report.files import OUTCOMES, PAIRS, Found, empty, is_run, read_run
 from stasc.report.records import Run, Sweep
 
+ABSENT = "there is no run with"  # begins the note on an option
+
 
 def read(folder: Path) -> Sweep:
     """The runs of `multirun/NAME`, or the one run of a folder.
@@ -155,7 +157,7 @@ def _unseen(found: Sequence[Found], command: Mapping[str, Levels]) -> list[str]:
     """Levels that the command gave to a setting, and no run has: what these cells would be called, none can tell."""
     there = [{**design.texts(one.settings), **one.choices} for one in found]
     return [
-        f"there is no run with {name}={level}, which the sweep asked for"
+        f"{ABSENT} {name}={level}, which the sweep asked for"
         for name, levels in command.items()
         if name not in ("seed", "iterations", "baseline") and any(name in one for one in there)
         for level in levels

@@ -84,6 +84,8 @@ def _main(effects: Sequence[Effect], sure: Effect | None) -> str:
         return f"{choice} may matter{most} for {outcome}{among}, not surely once all choices are allowed for: {found}"
     if first.p_adjusted < 0.05:
         return f"{choice} matters{most} for {outcome} among these training runs, not surely in others: {found}"
+    if not first.interval.value:
+        return f"No choice made a difference to {outcome}{among}: {found}"
     return f"No choice's effect on {outcome} can be told from 0{among}. The largest estimate: {found}"
 
 
@@ -115,6 +117,8 @@ def certainty(effects: Sequence[Effect], share: float, draws: int) -> str:
     Few seeds, drawn again and again, say too little of others, so then the share is left out.
     """
     first, second = effects[0], effects[1]
+    if not first.interval.value:
+        return ""
     following = f"{second.factors[0]}: {second.label} {effect_text(second.interval)}."
     if 1 < first.seeds < FEW_SEEDS:
         return f"Next is {following}"

@@ -88,6 +88,21 @@ if (charts.length) {
   addEventListener("beforeprint", () => drawAll(true));
 }
 
+// Sections grow as charts are drawn and tables made: the one that was asked for stays where it is until the reader moves.
+let asked = null;
+const keep = () => asked?.scrollIntoView();
+const ask = () => {
+  asked = location.hash ? document.getElementById(location.hash.slice(1)) : null;
+  keep();
+};
+for (const name of ["wheel", "touchstart", "keydown", "pointerdown"]) {
+  addEventListener(name, () => (asked = null), { passive: true });
+}
+addEventListener("click", (event) => event.target.closest?.("a[href^='#']") && setTimeout(ask));
+addEventListener("hashchange", ask);
+new ResizeObserver(keep).observe(document.body);
+ask();
+
 // Tables.
 const { default: DataTable } = await library("datatables");
 DataTable.ext.errMode = "throw";
