@@ -433,10 +433,11 @@ def test_no_text_from_outside_runs(visit: Any, nasty: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 768])
 def test_a_small_screen_needs_no_sideways_scrolling(visit: Any, written: Path, width: int) -> None:
-    shown = visit(written, width=width)
-    to_samples(shown)
-    shown.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    for folder in (written, EXAMPLE):
+        shown = visit(folder, width=width)
+        to_samples(shown)
+        shown.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.slow
