@@ -100,6 +100,39 @@ def test_figures_for_papers_have_colours_that_colour_blind_readers_tell_apart(wr
     assert "var(" not in curves
 
 
+def test_options_that_no_run_has_are_told_on_the_first_screen(written: Path) -> None:
+    sweep, analysis = made()
+    whole = page.tell(sweep, analysis)
+    assert (whole.incomplete, whole.combinations) == ([], "in every combination, each with 3 seeds")
+    told = page.tell(replace(sweep, absent=("there is no run with filter=lenient",)), analysis)
+    assert told.incomplete == ["there is no run with filter=lenient"]
+    assert told.combinations == (
+        "to be run in every combination, each with 3 seeds; not all of these runs are complete"
+    )
+
+
+def with_settings(sweep: Sweep, *several: dict[str, Any]) -> Sweep:
+    """With these settings for its first runs, and none for the others."""
+    empty: dict[str, Any] = {}
+    settings = [*several, *[empty] * (len(sweep.runs) - len(several))]
+    return replace(sweep, runs=tuple(replace(run, settings=one) for run, one in zip(sweep.runs, settings, strict=True)))
+
+
+def test_the_lead_names_the_model_if_there_is_one_and_teaching_if_there_was_any() -> None:
+    sweep, analysis = made()
+    one, other = {"model": {"path": "hub/one"}}, {"model": {"path": "hub/other"}}
+    assert page.tell(with_settings(sweep, one, one), analysis).setting.startswith("one was taught for 3 iterations")
+    assert page.tell(with_settings(sweep, one, other), analysis).setting.startswith("Each of several models was taught")
+    told = page.tell(with_settings(sweep, one), replace(analysis, n=0)).setting
+    assert told.startswith("one, without training, answered ") and "taught" not in told
+
+
+def test_a_folder_of_baselines_alone_has_its_settings_from_them() -> None:
+    sweep, _ = made()
+    baseline = replace(sweep.runs[0], settings={"correct_at": 0.5})
+    assert page.correct_at(replace(with_settings(sweep), baselines=(baseline,))) == 0.5
+
+
 def test_every_chart_says_in_words_what_it_shows(written: Path) -> None:
     tags = Scripts((written / "report.html").read_text()).tags
     images = [attributes["aria-label"] or "" for _, attributes in tags if attributes.get("role") == "img"]

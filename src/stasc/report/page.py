@@ -19,7 +19,6 @@ from markupsafe import Markup, escape
 
 from stasc import fsx
 from stasc.report import figures, samples, words
-from stasc.report.reading import ABSENT
 from stasc.report.records import Analysis, Change, Effect, Sweep
 from stasc.units import counted, duration_text
 
@@ -128,7 +127,7 @@ def _incomplete(sweep: Sweep) -> list[str]:
     told = [
         f"{status}: {words.listed(names) if len(names) <= NAMED else len(names)}" for status, names in by_status.items()
     ]
-    return [*told, *(note for note in sweep.notes if note.startswith(ABSENT))]
+    return [*told, *sweep.absent]
 
 
 def _combinations(sweep: Sweep) -> str:
@@ -150,7 +149,7 @@ def _setting(sweep: Sweep, analysis: Analysis) -> str:
     dataset = str((settings.get("dataset") or {}).get("_target_") or "").rpartition(".")[2].lower()
     questions = max((cell.questions for cell in analysis.cells), default=0)
     split = (settings.get("evaluation") or {}).get("split") or "test"
-    name = model.removesuffix(".gguf") or ("A model" if len(known) == 1 or not models else "Each of several models")
+    name = model.removesuffix(".gguf") or ("Each of several models" if models else "A model")
     asked = f"{counted(questions, f'{split} question')} and corrected each answer."
     if not analysis.n:
         return f"{name}, without training, answered {asked}"
@@ -161,7 +160,7 @@ def _setting(sweep: Sweep, analysis: Analysis) -> str:
 
 
 def _settings(sweep: Sweep) -> list[Mapping[str, Any]]:
-    """Of the runs; of baselines where there is nothing else."""
+    """The variants' first, then the baselines', which may be all there is."""
     return [run.settings for runs in (sweep.runs, sweep.baselines) for run in runs if run.settings]
 
 

@@ -16,8 +16,6 @@ from stasc.report.design import Design, Levels
 from stasc.report.files import OUTCOMES, PAIRS, Found, empty, is_run, read_run
 from stasc.report.records import Run, Sweep
 
-ABSENT = "there is no run with"  # begins the note on an option
-
 
 def read(folder: Path) -> Sweep:
     """The runs of `multirun/NAME`, or the one run of a folder.
@@ -48,8 +46,8 @@ def read(folder: Path) -> Sweep:
     _check_questions([*runs, *baselines])
     asked = swept(task)
     expected = _expected(varying, [run.seed for run in runs], asked)
-    notes += _unseen(ordinary, asked)
-    notes += varying.notes
+    unseen = _unseen(ordinary, asked)
+    notes += [*unseen, *varying.notes]
     there = {(run.cell, run.seed) for run in runs}
     gone = [(names[levels], seed) for levels, seed in expected if (names[levels], seed) not in there]
     absent = {(run.cell, run.seed) for run in baselines}
@@ -62,6 +60,7 @@ def read(folder: Path) -> Sweep:
         cells=cells,
         runs=(*runs, *(_missing(cell, seed) for cell, seed in gone)),
         baselines=(*baselines, *(_missing(*one) for one in _baselines(asked, baselines) if one not in absent)),
+        absent=tuple(unseen),
         notes=tuple(notes),
         questions=_questions(found),
     )
@@ -157,7 +156,7 @@ def _unseen(found: Sequence[Found], command: Mapping[str, Levels]) -> list[str]:
     """Levels that the command gave to a setting, and no run has: what these cells would be called, none can tell."""
     there = [{**design.texts(one.settings), **one.choices} for one in found]
     return [
-        f"{ABSENT} {name}={level}, which the sweep asked for"
+        f"there is no run with {name}={level}, which the sweep asked for"
         for name, levels in command.items()
         if name not in ("seed", "iterations", "baseline") and any(name in one for one in there)
         for level in levels

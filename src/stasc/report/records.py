@@ -59,7 +59,8 @@ class Sweep:
     """All runs of a sweep.
 
     `cells` are the combinations of levels that there are or should be, by name; `settings` are all settings that vary,
-    with their levels, and `factors` those with two. `notes` say what was wrong with the folder.
+    with their levels, and `factors` those with two. `absent` says which levels were asked for that no run has, `notes`
+    also what else was wrong with the folder.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Sweep:
     baselines: tuple[Run, ...]
     notes: tuple[str, ...] = ()
     questions: Mapping[str, Question] = field(default_factory=dict)  # by id
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
