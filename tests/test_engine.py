@@ -6,6 +6,7 @@ The model is tiny and random, in float64 where something is claimed to be exact.
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -614,6 +615,15 @@ def test_a_step_copies_nothing_where_there_is_room(model: LlamaForCausalLM) -> N
     assert layer.keys.shape == (2, 3, 5, 4)
 
 
+def test_few_kernels_are_held_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")  # so that it is put back afterwards
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    memory.hold_few_kernels()
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
+
+
 def test_a_window_that_a_row_may_outgrow_is_left_to_transformers() -> None:
     config = MistralConfig(num_hidden_layers=2, sliding_window=20)
     assert cache.sees_all(config, 20)
@@ -686,10 +696,10 @@ def test_however_prompts_are_computed_their_answers_are_the_same(
                     torch.testing.assert_close(row, next_logits(network, whole), **close)
 
 
-def test_keys_and_values_of_a_prompt_are_held_once_and_go_when_few_are_answered(model: LlamaForCausalLM) -> None:
+@torch.inference_mode()
+def test_keys_and_values_of_a_prompt_are_held_once_and_go_when_it_is_answered(model: LlamaForCausalLM) -> None:
     some = [prompt for prompt in prompts([5, 6, 7, 8], shared=3) for _ in range(5)]
-    with torch.inference_mode():
-        _, batch = prefill.prefill(model, some, 4, 100)
+    _, batch = prefill.prefill(model, some, 4, 100)
     assert isinstance(batch, shared.SharedPrompts)
 
     def held() -> list[tuple[int, ...]]:
@@ -700,6 +710,36 @@ def test_keys_and_values_of_a_prompt_are_held_once_and_go_when_few_are_answered(
     assert held() == [(1, 3), (4, 8)]
     batch.select(torch.tensor([1, 3, 3]))
     assert held() == [(1, 3), (2, 8)]
+
+
+@pytest.mark.parametrize(
+    "stays, order",
+    [
+        ([1, 1, 1], [0, 1, 2]),
+        ([0, 1, 1, 0, 1, 1], [4, 1, 2, 5]),
+        ([1, 0, 0, 0], [0]),
+        ([0, 0, 0, 1], [3]),
+        ([0, 0], []),
+    ],
+)
+def test_rows_that_stay_keep_their_places_but_those_that_fill_the_places_of_others(
+    stays: list[int], order: list[int]
+) -> None:
+    assert cache.staying(torch.tensor(stays, dtype=torch.bool)).tolist() == order
+
+
+def test_rows_are_dropped_without_a_copy_of_those_that_keep_their_places(model: LlamaForCausalLM) -> None:
+    ours, theirs = RoomyCache(2, room=3), DynamicCache(config=model.config)
+    for both in (ours, theirs):
+        for index in range(2):
+            both.update(torch.arange(120.0).view(5, 3, 2, 4), torch.arange(120.0).view(5, 3, 2, 4) + index, index)
+    where = ours.layers[0].keys.data_ptr()
+    for indices in ([0, 4, 2], [2, 0, 1], [1]):
+        ours.keep(torch.tensor(indices))
+        theirs.batch_select_indices(torch.tensor(indices))
+        same_cache(ours, theirs)
+    assert ours.layers[0].keys.data_ptr() == where
+    RoomyCache(2).keep(torch.tensor([0]))  # before the first token
 
 
 @pytest.mark.parametrize(

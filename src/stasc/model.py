@@ -162,8 +162,6 @@ class LiveModel:
 
     def load(self, model: Model, dtype: torch.dtype | None = None) -> Network:
         """The network of `model`, in `dtype` or in that of sampling."""
-        from peft import PeftModel
-
         wanted = (model, dtype or self.dtype)
         if self._current == wanted and self._network is not None:
             return self._network
@@ -172,6 +170,8 @@ class LiveModel:
         began = time.perf_counter()
         network: Network = self._base_network(*wanted)
         if model.adapter is not None:
+            from peft import PeftModel
+
             if not (model.adapter / "adapter_model.safetensors").is_file():  # peft would open adapter_model.bin
                 raise OSError(f"there is no adapter_model.safetensors in {model.adapter}")
             network = PeftModel.from_pretrained(network, model.adapter, is_trainable=True)
@@ -208,14 +208,13 @@ class LiveModel:
 
     def _base_network(self, model: Model, dtype: torch.dtype) -> PreTrainedModel:
         """The network of `model` without its adapter: the one in memory, with other base weights if need be."""
-        from peft import PeftModel
         from transformers import PreTrainedModel
 
         network, current = self._network, self._current
         self._network = self._current = None
         if network is not None and current is not None and current[1] == dtype:
             if current[0].weights == model.weights:
-                base = network.unload() if isinstance(network, PeftModel) else network
+                base = network if isinstance(network, PreTrainedModel) else network.unload()
                 assert isinstance(base, PreTrainedModel)
                 return base
             source = model.weights or Path(self.base)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from stasc import provenance, trainer
+from stasc import provenance
 from stasc.bench.contender import Done, Work, serve, useful
 from stasc.bench.works import compose, quieten
 from stasc.build import build
@@ -50,6 +50,8 @@ class Ours:
         return Done(lengths)
 
     def _train(self, work: Work) -> Done:
+        from stasc import trainer  # sampling does without, and without the memory of what it imports
+
         settings = replace(
             self.tune,
             learning_rate=work.learning_rate,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -64,6 +65,15 @@ class RoomyLayer(DynamicLayer):
             self._whole = (self._whole[0][indices], self._whole[1][indices])
             self._use(length)
 
+    def keep(self, rows: int, holes: Tensor, movers: Tensor) -> None:
+        """Goes on with so many rows, the first but for the holes, which others are moved into."""
+        if self._whole is not None:
+            length = self.get_seq_length()
+            for whole in self._whole:
+                whole[holes] = whole[movers]
+            self._whole = (self._whole[0][:rows], self._whole[1][:rows])
+            self._use(length)
+
     def _put(self, rows: slice | Tensor, tokens: slice, parts: tuple[Tensor, Tensor]) -> None:
         for whole, part in zip(self.whole, parts, strict=True):
             whole[rows, :, tokens] = part
@@ -93,6 +103,12 @@ class RoomyCache(Cache):
         for layer, other in zip(self.layers, like.layers, strict=True):
             layer.allocate(other.keys, other.values, rows, length)
 
+    def keep(self, indices: Tensor) -> None:
+        """Goes on with these rows alone, without a copy of those that stay in their places."""
+        holes = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(1)
+        for layer in self.layers:
+            layer.keep(len(indices), holes, indices[holes])
+
     def take(self, rows: Tensor, source: RoomyCache, source_rows: Tensor, columns: Tensor) -> None:
         """Has the given rows begin with the tokens `columns` (len(rows), S) of rows of another cache."""
         for layer, other in zip(self.layers, source.layers, strict=True):
@@ -105,3 +121,11 @@ def sees_all(config: PreTrainedConfig, longest: int) -> bool:
         layer.sliding_window >= longest if type(layer) is DynamicSlidingWindowLayer else type(layer) is DynamicLayer
         for layer in DynamicCache(config=config).layers
     )
+
+
+def staying(stays_B: Tensor) -> Tensor:
+    """The rows that stay, int64, in an order that leaves most in their places: the last fill the places of others."""
+    rows = stays_B.nonzero().squeeze(1)
+    order = torch.arange(len(rows), device=rows.device)
+    order[~stays_B[: len(rows)]] = rows[rows >= len(rows)]
+    return order

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stasc.engine import Completion, Decoding, noise, prefill
+from stasc.engine import Completion, Decoding, memory, noise, prefill
+from stasc.engine.cache import staying
 from stasc.records import Advance
 
 if TYPE_CHECKING:
     from stasc.model import Network
 
 _FIRST_CANDIDATES = 128
-_DRAWN_AT_ONCE = 2**22  # logits: drawing takes several times their memory
+_DRAWN_AT_ONCE = 2**21  # logits: drawing takes several times their memory
+_IN_CACHE = 2**19  # logits: several passes over them
 _LEAVE_TOGETHER = 1 / 8  # of the rows: to be rid of one costs a copy of all others
 
 
@@ -35,6 +37,7 @@ def sample_batch(
     """One completion per row, for its prompt and noise key."""
     device = model.device
     logits_BV, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
+    memory.give_back()
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
     stop = torch.tensor(sorted(decoding.stop_ids), dtype=torch.int64, device=device)
     sampled: list[list[int]] = [[] for _ in prompts]
@@ -60,8 +63,8 @@ def sample_batch(
         if position + 1 == decoding.max_new_tokens or all(ended):
             break
         if sum(ended[row] for row in live) >= _LEAVE_TOGETHER * len(live):
-            going = torch.tensor([line for line, row in enumerate(live) if not ended[row]], device=device)
-            live = [row for row in live if not ended[row]]
+            going = staying(torch.tensor([not ended[row] for row in live], device=device))
+            live = [live[line] for line in going.tolist()]
             ids_B, keys_B = ids_B[going], keys_B[going]
             batch.select(going)
         logits_BV = batch.forward(model, ids_B).logits[:, -1]
@@ -77,8 +80,7 @@ def draw(logits_BV: Tensor, keys_B: Tensor, position: int, temperature: float, t
     """
     if temperature == 0:
         return logits_BV.argmax(-1)
-    scaled_BV = logits_BV.double() if logits_BV.dtype == torch.float64 else logits_BV.float()
-    scaled_BV = scaled_BV / temperature
+    scaled_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32), copy=True).div_(temperature)
     if top_p >= 1:
         return (scaled_BV + noise.gumbel_all(keys_B, position, scaled_BV.shape[1])).argmax(-1)
     chosen_B = torch.empty_like(keys_B)
@@ -95,11 +97,10 @@ def nuclei(scaled_BV: Tensor, top_p: float) -> Iterator[tuple[Tensor, Tensor, Te
         row's nucleus has fewer than K tokens. No row is sorted much further than its nucleus reaches.
     """
     vocabulary = scaled_BV.shape[1]
-    total_B1 = scaled_BV.logsumexp(-1, keepdim=True)
-    rows_R = torch.arange(len(scaled_BV), device=scaled_BV.device)
     k = min(_FIRST_CANDIDATES, vocabulary)
-    while len(rows_R):
-        values_RK, ids_RK = scaled_BV[rows_R].topk(k, dim=-1)
+    total_B1, values_RK, ids_RK = _most_probable(scaled_BV, k)
+    rows_R = torch.arange(len(scaled_BV), device=scaled_BV.device)
+    while True:
         mass_RK = (values_RK - total_B1[rows_R]).exp().cumsum(-1)
         before_RK = torch.cat([torch.zeros_like(mass_RK[:, :1]), mass_RK[:, :-1]], dim=1)
         values_RK = values_RK.masked_fill(before_RK >= top_p, float("-inf"))
@@ -107,4 +108,18 @@ def nuclei(scaled_BV: Tensor, top_p: float) -> Iterator[tuple[Tensor, Tensor, Te
         if within_R.any():
             yield rows_R[within_R], values_RK[within_R], ids_RK[within_R]
         rows_R = rows_R[~within_R]
+        if not len(rows_R):
+            break
         k = min(8 * k, vocabulary)
+        values_RK, ids_RK = scaled_BV[rows_R].topk(k, dim=-1)
+
+
+def _most_probable(scaled_BV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The logarithm of each row's sum of exponentials (B, 1), and its k largest logits (B, K) with their ids.
+
+    That is for a few rows at a time, so that the second pass over them finds them in the processor's cache.
+    """
+    some = max(1, _IN_CACHE // scaled_BV.shape[1])
+    found = [(part.logsumexp(-1, keepdim=True), *part.topk(k, dim=-1)) for part in scaled_BV.split(some)]
+    total_B1, values_BK, ids_BK = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return total_B1, values_BK, ids_BK

@@ -39,7 +39,7 @@ class HF:
     """
 
     batch_size: int
-    prefill_tokens: int = 1536
+    prefill_tokens: int = 768
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -85,10 +85,11 @@ class HF:
         import torch
 
         from stasc.engine.decode import sample_batch
-        from stasc.engine.memory import Limit
+        from stasc.engine.memory import Limit, give_back, hold_few_kernels
         from stasc.oom import ran_out
 
         check_context(model, requests, decoding)
+        hold_few_kernels()
         prompts = [requests[request].prompt for request, _ in batch]
         keys = [requests[request].keys[sample] for request, sample in batch]
         limit, done = limit or Limit(), list[Completion]()
@@ -99,6 +100,7 @@ class HF:
                 part = slice(len(done), len(done) + rows)
                 size = len(prompts[part])
                 told = Counted(advance)
+                give_back()
                 try:
                     done += sample_batch(model, prompts[part], keys[part], decoding, told, self.prefill_tokens)
                     continue

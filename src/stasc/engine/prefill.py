@@ -100,13 +100,14 @@ def prefill(model: Network, prompts: Sequence[tuple[int, ...]], room: int, most_
     traits = _traits(model)
     if traits.mask is None or not sees_all(model.config, max(map(len, distinct)) + room):
         return _plain(model, distinct, prompt_B)
-    return _shared(model, distinct, prompt_B, most_tokens, traits)
+    return _shared(model, distinct, prompt_B, room, most_tokens, traits)
 
 
 def _shared(
     model: Network,
     distinct: Sequence[tuple[int, ...]],
     prompt_B: Tensor,
+    room: int,
     most_tokens: int,
     traits: _Traits,
 ) -> tuple[Tensor, SharedPrompts]:
@@ -137,7 +138,7 @@ def _shared(
         targets_p, sources_p, columns_pS = (torch.tensor(i, device=model.device) for i in (targets, sources, paths))
         kept.take(targets_p, computed, sources_p, columns_pS)
     lengths_P = torch.tensor([len(rest) for rest in rests], device=model.device)
-    return logits_PV[prompt_B], SharedPrompts(first, kept, lengths_P, prompt_B)
+    return logits_PV[prompt_B], SharedPrompts(first, kept, lengths_P, prompt_B, room)
 
 
 def _rows(rests: Sequence[tuple[int, ...]], cost: Costs) -> list[Row]:
@@ -245,7 +246,7 @@ def _shares(model: Network, traits: _Traits) -> bool:
     wide = model.dtype.itemsize > 2
     prompts, prompt_B = [(1, 2, 3), (1, 2, 4, 5)], torch.tensor([1, 0, 1], device=model.device)
     batches = (
-        lambda: _shared(model, prompts, prompt_B, 100, traits),
+        lambda: _shared(model, prompts, prompt_B, 2, 100, traits),
         lambda: _plain(model, prompts, prompt_B),
     )
     found: list[Tensor] = []

@@ -21,13 +21,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from stasc.engine.cache import RoomyCache
+from stasc.engine.cache import RoomyCache, staying
 
 if TYPE_CHECKING:
     from stasc.model import Network
 
 _NAME = "stasc_shared_prompts"  # of this attention, in transformers' register
-_FEW = 1 / 2  # of the prompts: when no more are being answered, the others go
 _ROOM = 32  # tokens of answers that place is made for at once
 _COPY = 3  # to read a prompt's keys and values costs as much as so many rows
 
@@ -50,11 +49,12 @@ class SharedPrompts:
         prompts: of P rows, the rest of each prompt.
         lengths_P: tokens of these, int64; what stands behind them is padding.
         prompt_B: the prompt of each row, int64; every prompt has one.
+        room: how many tokens an answer has at most.
     """
 
-    def __init__(self, first: RoomyCache, prompts: RoomyCache, lengths_P: Tensor, prompt_B: Tensor) -> None:
+    def __init__(self, first: RoomyCache, prompts: RoomyCache, lengths_P: Tensor, prompt_B: Tensor, room: int) -> None:
         self._first, self._prompts, self._lengths_P, self._prompt_B = first, prompts, lengths_P, prompt_B
-        self._answers = RoomyCache(len(prompts.layers), _ROOM)
+        self._answers = RoomyCache(len(prompts.layers), min(room, _ROOM))
         self._copy()
         self._place()
 
@@ -72,12 +72,16 @@ class SharedPrompts:
 
     def select(self, rows: Tensor) -> None:
         """Goes on with these rows alone."""
-        self._answers.batch_select_indices(rows)
+        self._answers.keep(rows)
         self._prompt_B = self._prompt_B[rows]
-        asked, new_B = self._prompt_B.unique(return_inverse=True)
-        if len(asked) <= _FEW * len(self._lengths_P):
-            self._prompts.batch_select_indices(asked)
-            self._lengths_P, self._prompt_B = self._lengths_P[asked], new_B
+        asked_P = torch.zeros_like(self._lengths_P, dtype=torch.bool)
+        asked_P[self._prompt_B] = True
+        kept = staying(asked_P)
+        if len(kept) < len(asked_P):
+            self._prompts.keep(kept)
+            new_P = torch.empty_like(self._lengths_P)
+            new_P[kept] = torch.arange(len(kept), device=kept.device)
+            self._lengths_P, self._prompt_B = self._lengths_P[kept], new_P[self._prompt_B]
         self._place()
 
     def _copy(self) -> None:
