@@ -477,12 +477,8 @@ def test_a_small_screen_needs_no_sideways_scrolling(visit: Any, written: Path, w
 def test_a_large_sweep_is_a_page_that_opens_at_once(visit: Any, tmp_path: Path) -> None:
     page.write(*large(), tmp_path)
     assert (tmp_path / "report.html").stat().st_size < 20e6
-    for _ in range(3):  # the machine may stand still for a while, which is not the page's doing
-        shown = visit(tmp_path)
-        ready_ms = shown.evaluate("performance.now()")  # since it began to open
-        if ready_ms < 3000:
-            break
-    assert ready_ms < 3000
+    shown = visit(tmp_path)
+    assert shown.evaluate("performance.now()") < 3000  # milliseconds since it began to open; it is ready
     to_samples(shown)
     found(shown, "8,000")
     assert "Left out here" in shown.locator("#left-out").inner_text()
