@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 _FIRST_CANDIDATES = 128
 _DRAWN_AT_ONCE = 2**21  # logits: drawing takes several times their memory
-_IN_CACHE = 2**19  # logits: several passes over them
-_LEAVE_TOGETHER = 1 / 8  # of the rows: to be rid of one costs a copy of all others
+_LEAVE_TOGETHER = 1 / 8  # of the rows: to be rid of some takes an operation or more for each layer
 
 
 def sample_batch(
@@ -36,6 +35,7 @@ def sample_batch(
 ) -> list[Completion]:
     """One completion per row, for its prompt and noise key."""
     device = model.device
+    memory.give_back()
     logits_BV, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
     memory.give_back()
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
@@ -97,9 +97,10 @@ def nuclei(scaled_BV: Tensor, top_p: float) -> Iterator[tuple[Tensor, Tensor, Te
         row's nucleus has fewer than K tokens. No row is sorted much further than its nucleus reaches.
     """
     vocabulary = scaled_BV.shape[1]
-    k = min(_FIRST_CANDIDATES, vocabulary)
-    total_B1, values_RK, ids_RK = _most_probable(scaled_BV, k)
+    total_B1 = scaled_BV.logsumexp(-1, keepdim=True)
     rows_R = torch.arange(len(scaled_BV), device=scaled_BV.device)
+    k = min(_FIRST_CANDIDATES, vocabulary)
+    values_RK, ids_RK = scaled_BV.topk(k, dim=-1)
     while True:
         mass_RK = (values_RK - total_B1[rows_R]).exp().cumsum(-1)
         before_RK = torch.cat([torch.zeros_like(mass_RK[:, :1]), mass_RK[:, :-1]], dim=1)
@@ -112,14 +113,3 @@ def nuclei(scaled_BV: Tensor, top_p: float) -> Iterator[tuple[Tensor, Tensor, Te
             break
         k = min(8 * k, vocabulary)
         values_RK, ids_RK = scaled_BV[rows_R].topk(k, dim=-1)
-
-
-def _most_probable(scaled_BV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The logarithm of each row's sum of exponentials (B, 1), and its k largest logits (B, K) with their ids.
-
-    That is for a few rows at a time, so that the second pass over them finds them in the processor's cache.
-    """
-    some = max(1, _IN_CACHE // scaled_BV.shape[1])
-    found = [(part.logsumexp(-1, keepdim=True), *part.topk(k, dim=-1)) for part in scaled_BV.split(some)]
-    total_B1, values_BK, ids_BK = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return total_B1, values_BK, ids_BK

@@ -85,7 +85,7 @@ class HF:
         import torch
 
         from stasc.engine.decode import sample_batch
-        from stasc.engine.memory import Limit, give_back, hold_few_kernels
+        from stasc.engine.memory import Limit, hold_few_kernels
         from stasc.oom import ran_out
 
         check_context(model, requests, decoding)
@@ -100,7 +100,6 @@ class HF:
                 part = slice(len(done), len(done) + rows)
                 size = len(prompts[part])
                 told = Counted(advance)
-                give_back()
                 try:
                     done += sample_batch(model, prompts[part], keys[part], decoding, told, self.prefill_tokens)
                     continue
