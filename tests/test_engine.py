@@ -6,7 +6,6 @@ The model is tiny and random, in float64 where something is claimed to be exact.
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -613,15 +612,6 @@ def test_a_step_copies_nothing_where_there_is_room(model: LlamaForCausalLM) -> N
     layer.update(token, token)
     assert layer.keys.data_ptr() != where
     assert layer.keys.shape == (2, 3, 5, 4)
-
-
-def test_few_kernels_are_held_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")  # so that it is put back afterwards
-    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
-    memory.hold_few_kernels()
-    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
-    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
 
 
 def test_a_window_that_a_row_may_outgrow_is_left_to_transformers() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from stasc import sources
+from stasc import processor, sources
 
 if TYPE_CHECKING:
     import torch
@@ -146,6 +146,7 @@ class LiveModel:
                 "model.attention=flex_attention cannot be trained on the CPU: set model.attention=null, or "
                 "model.device=cuda"
             )
+        processor.prepare()
         self.base, self.revision = base, revision
         self.device, self.dtype, self.four_bit, self.attention = device, dtype, four_bit, attention
         self._current: tuple[Model, torch.dtype] | None = None

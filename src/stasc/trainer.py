@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice, repeat
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from stasc import packing
+from stasc import gradients, packing
 from stasc.finetune import (
     Example,
     NonFiniteError,
@@ -64,7 +64,8 @@ def train(
             callbacks=[Told(advance)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        with gradients.kept(network, {}) if live.device.type == "cpu" else nullcontext():  # CUDA's allocator keeps them
+            trainer.train()
         trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     if settings.gradient_checkpointing:
         network.activation_checkpointing_disable()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stasc.engine import Completion, Decoding, memory, noise, prefill
+from stasc import processor
+from stasc.engine import Completion, Decoding, noise, prefill
 from stasc.engine.cache import staying
 from stasc.records import Advance
 
@@ -35,9 +36,9 @@ def sample_batch(
 ) -> list[Completion]:
     """One completion per row, for its prompt and noise key."""
     device = model.device
-    memory.give_back()
+    processor.give_back()
     logits_BV, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
-    memory.give_back()
+    processor.give_back()
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
     stop = torch.tensor(sorted(decoding.stop_ids), dtype=torch.int64, device=device)
     sampled: list[list[int]] = [[] for _ in prompts]

@@ -85,11 +85,10 @@ class HF:
         import torch
 
         from stasc.engine.decode import sample_batch
-        from stasc.engine.memory import Limit, hold_few_kernels
+        from stasc.engine.memory import Limit
         from stasc.oom import ran_out
 
         check_context(model, requests, decoding)
-        hold_few_kernels()
         prompts = [requests[request].prompt for request, _ in batch]
         keys = [requests[request].keys[sample] for request, sample in batch]
         limit, done = limit or Limit(), list[Completion]()

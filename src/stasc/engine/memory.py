@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_KERNELS = "32"  # more than a pass needs, which has about a dozen; oneDNN's own bounds are 1024
 _SHARE = 0.8  # of the free memory; the rest is for what a forward pass needs
 
 
@@ -80,22 +76,3 @@ def free_bytes(device: torch.device) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def give_back() -> None:
-    """Gives free memory that the C library holds for later back to the system, where it is glibc.
-
-    Else what is free between things that are held adds up, batch by batch.
-    """
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def hold_few_kernels() -> None:
-    """Has oneDNN keep few of the kernels that it makes for each number of rows, before it makes the first.
-
-    They take some 0.4 MB each, and there is another number of rows whenever some have ended. What the environment says
-    stands.
-    """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, _KERNELS)

@@ -1,0 +1,106 @@
+"""Gradients of matrices that are added up where they are kept, from step to step, rather than each in new memory.
+
+A gradient as large as an embedding takes longer to get from the system than to compute. Without this, each backward
+pass makes one for the embedding, which is zero but for a few rows, one for the output matrix, and one of their sum.
+
+Shapes: I and O values into and out of a matrix; V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Kept = dict[nn.Parameter, Tensor]  # the memory of gradients
+
+
+@contextmanager
+def kept(network: nn.Module, memory: Kept) -> Iterator[None]:
+    """Keeps gradients of embeddings and linear layers, of matrices alone, in `memory`."""
+    replaced = [module for module in network.modules() if _is_plain(module)]
+    for module in replaced:
+        product = _Linear if isinstance(module, nn.Linear) else _Embedding
+        module.forward = _forward(module, product, memory)
+    try:
+        yield
+    finally:
+        for module in replaced:
+            del module.forward
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own, without options or anything that has been made of it."""
+    if "forward" in vars(module) or not getattr(module, "weight", torch.empty(0)).requires_grad:
+        return False
+    if type(module) is nn.Linear:
+        return module.bias is None
+    return type(module) is nn.Embedding and not (module.sparse or module.scale_grad_by_freq or module.max_norm)
+
+
+def _forward(module: nn.Module, product: type[torch.autograd.Function], memory: Kept) -> Callable[[Tensor], Tensor]:
+    plain = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+            return cast("Tensor", plain(x))
+        found: Tensor = product.apply(x, module.weight, module, memory)
+        return found
+
+    return forward
+
+
+def _gradient(weight: nn.Parameter, memory: Kept) -> tuple[Tensor, bool]:
+    """Where the gradient of `weight` is kept, and whether something of this step is there already."""
+    if weight.grad is not None:
+        return weight.grad, True
+    if weight not in memory:
+        memory[weight] = torch.empty_like(weight)
+    weight.grad = memory[weight]
+    return weight.grad, False
+
+
+class _Linear(torch.autograd.Function):
+    """x (..., I) times weight (O, I), transposed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, module: nn.Linear, memory: Kept) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.module, ctx.memory = module, memory
+        return functional.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (x,), weight, (gradient,) = ctx.saved_tensors, ctx.module.weight, gradients
+        outer, inner = gradient.flatten(0, -2).T, x.flatten(0, -2)
+        found, more = _gradient(weight, ctx.memory)
+        if more:
+            found.addmm_(outer, inner)
+        else:
+            torch.mm(outer, inner, out=found)
+        return gradient @ weight if ctx.needs_input_grad[0] else None, None, None, None
+
+
+class _Embedding(torch.autograd.Function):
+    """The rows of weight (V, O) that ids (...) name."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, module: nn.Embedding, memory: Kept) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.module, ctx.memory = module, memory
+        return functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None]:
+        (ids,), module, (gradient,) = ctx.saved_tensors, ctx.module, gradients
+        found, more = _gradient(module.weight, ctx.memory)
+        if not more:
+            found.zero_()
+        if module.padding_idx is not None:
+            gradient = gradient.masked_fill((ids == module.padding_idx).unsqueeze(-1), 0)
+        found.index_add_(0, ids.flatten(), gradient.flatten(0, -2))
+        return None, None, None, None

@@ -1,0 +1,74 @@
+"""What torch and the C library are told before they compute on a processor. It changes speed and rounding, no result.
+
+Some of it holds for the process, so it is told once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from contextlib import suppress
+from typing import Any
+
+_KERNELS = "32"  # more than a pass needs, which has about a dozen; oneDNN's own bounds are 1024
+_ROUNDING = 1e-5  # of a float32 product, against float64; with factors in 16 bits it is above 1e-3
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # by their names in malloc.h
+
+
+@functools.cache
+def prepare() -> None:
+    """Sets up this process for the processor."""
+    hold_few_kernels()
+    keep_memory()
+    multiply_by_onednn()
+
+
+def hold_few_kernels() -> None:
+    """Has oneDNN keep few of the kernels that it makes for each number of rows, before it makes the first.
+
+    They take some 0.4 MB each, and there is another number of rows whenever some have ended. What the environment says
+    stands.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, _KERNELS)
+
+
+def keep_memory() -> None:
+    """Has the C library, where it is glibc, keep memory that was freed, until `give_back`.
+
+    Else each large tensor gets new pages from the system, which can take longer than to compute it.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_TRIM_THRESHOLD, -1)  # never
+        mallopt(_MMAP_MAX, 0)  # no tensor apart from all others, to be unmapped when it is freed
+
+
+def give_back() -> None:
+    """Gives free memory that the C library holds for later back to the system, where it is glibc.
+
+    Else what is free between things that are held adds up, batch by batch.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def multiply_by_onednn() -> bool:
+    """Whether float32 products are oneDNN's from now on, which uses AVX-512 on processors where MKL does not.
+
+    torch asks oneDNN for them only where it may round factors to bfloat16. oneDNN does so where that is faster, with
+    AMX. So a product is tried, and if it is not that of float32, all stays as it was.
+    """
+    import torch
+
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    was = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    generator = torch.Generator().manual_seed(0)
+    rows, matrix = (torch.randn(size, 576, generator=generator) for size in (256, 1536))
+    exact = rows.double() @ matrix.double().T
+    if (rows @ matrix.T - exact).norm() <= _ROUNDING * exact.norm():
+        return True
+    matmul.fp32_precision = was
+    return False

@@ -1,0 +1,104 @@
+"""Gradients that are added up in place are those that torch makes anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from stasc import gradients
+
+
+def llama(*, tied: bool) -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=2,  # whose row of the embedding gets no gradient
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config).double()
+
+
+def gpt2() -> PreTrainedModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4)).double()
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "tied": lambda: llama(tied=True),
+    "untied": lambda: llama(tied=False),
+    "gpt2": gpt2,  # most of its matrices are no linear layers
+}
+
+
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    some = [torch.randint(0, 50, (2, length), generator=generator) for length in (7, 5, 9)]
+    some[0][0, 2] = some[1][1, 1] = 2
+    return some
+
+
+def add_gradients(network: nn.Module) -> dict[str, Tensor]:
+    """Those of all batches together, and without them in the network."""
+    for ids in batches():
+        network(input_ids=ids, labels=ids).loss.backward()
+    found = {
+        name: parameter.grad.clone() for name, parameter in network.named_parameters() if parameter.grad is not None
+    }
+    network.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_gradients_of_several_micro_batches_are_the_same_in_every_step(make: Callable[[], PreTrainedModel]) -> None:
+    torch.manual_seed(0)
+    network = make()
+    network.eval()  # without dropout, which would be another each time
+    expected = add_gradients(network)
+    memory: gradients.Kept = {}
+    with gradients.kept(network, memory):
+        for _ in range(2):  # the second in the memory of the first
+            found = add_gradients(network)
+            assert found.keys() == expected.keys()
+            for name, gradient in expected.items():
+                assert torch.allclose(found[name], gradient, rtol=1e-10, atol=1e-14), name
+    assert memory
+
+
+def test_a_gradient_is_kept_where_it_was() -> None:
+    torch.manual_seed(0)
+    network = llama(tied=True)
+    weight = network.get_input_embeddings().weight
+    places = set()
+    with gradients.kept(network, {}):
+        for _ in range(3):
+            network(input_ids=batches()[0], labels=batches()[0]).loss.backward()
+            places.add(weight.grad.data_ptr())
+            network.zero_grad()
+            assert weight.grad is None
+    assert len(places) == 1
+
+
+def test_weights_that_are_not_trained_get_no_gradient_and_a_network_is_left_as_it_was() -> None:
+    network = llama(tied=False)
+    first = network.get_input_embeddings()
+    first.weight.requires_grad_(False)
+    with gradients.kept(network, {}):
+        add_gradients(network)
+        assert "forward" not in vars(first)
+    assert not any("forward" in vars(module) for module in network.modules())
+    assert first.weight.grad is None
+
+
+def test_autocast_has_torch_s_own_gradients() -> None:
+    network = llama(tied=True).float()
+    memory: gradients.Kept = {}
+    with gradients.kept(network, memory), torch.autocast("cpu", torch.bfloat16):
+        network(input_ids=batches()[0], labels=batches()[0]).loss.backward()
+    assert not memory

@@ -1,0 +1,68 @@
+"""What a process is told before it computes."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import pytest
+import torch
+
+from stasc import processor
+
+
+def test_few_kernels_are_held_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")  # so that it is put back afterwards
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    processor.hold_few_kernels()
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
+
+
+@pytest.fixture
+def precision() -> object:
+    """Puts the precision of products back."""
+    matmul = torch.backends.mkldnn.matmul
+    was = matmul.fp32_precision
+    yield matmul
+    matmul.fp32_precision = was
+
+
+def test_products_that_onednn_computes_are_those_of_float32(precision: object) -> None:
+    processor.multiply_by_onednn()
+    generator = torch.Generator().manual_seed(3)
+    for rows, inner, outer in ((1, 64, 64), (300, 576, 1536), (88, 576, 9000), (512, 2048, 300)):
+        x, w = torch.randn(rows, inner, generator=generator), torch.randn(outer, inner, generator=generator)
+        batched = x.expand(3, -1, -1)
+        for found in (x @ w.T, torch.nn.functional.linear(x, w), (batched @ w.T)[2]):
+            exact = x.double() @ w.double().T
+            assert (found - exact).norm() <= 2e-6 * exact.norm()
+
+
+def test_onednn_is_left_alone_where_its_products_are_not_those_of_float32(
+    precision: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    monkeypatch.setattr(processor, "_ROUNDING", 1e-9)  # as if float32 could be so exact
+    assert not processor.multiply_by_onednn()
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do as they like")
+def test_memory_that_was_freed_is_used_again() -> None:
+    import resource
+
+    def faults() -> int:
+        """Pages that had to be had from the system to fill 64 MiB, in tensors of 8."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        some = [torch.ones(2**21) for _ in range(8)]
+        assert len(some) == 8
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    processor.keep_memory()
+    for _ in range(3):  # until there is room that fits
+        faults()
+    assert faults() < 4096  # of 16,384
+    processor.give_back()
+    assert faults() > 8000
