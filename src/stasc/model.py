@@ -146,7 +146,8 @@ class LiveModel:
                 "model.attention=flex_attention cannot be trained on the CPU: set model.attention=null, or "
                 "model.device=cuda"
             )
-        processor.prepare()
+        if device.type == "cpu":
+            processor.prepare()
         self.base, self.revision = base, revision
         self.device, self.dtype, self.four_bit, self.attention = device, dtype, four_bit, attention
         self._current: tuple[Model, torch.dtype] | None = None
@@ -204,6 +205,7 @@ class LiveModel:
 
         self._current = self._network = None
         gc.collect()
+        processor.give_back()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stasc import processor
 from stasc.bench.contender import Done, Work, serve
 
 ROWS = 512
@@ -22,6 +23,7 @@ class Limit:
     """A pass is one product with every matrix of the model, each by ROWS rows."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
+        processor.prepare()
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 AutoConfig.from_pretrained(work.model, trust_remote_code=False), trust_remote_code=False

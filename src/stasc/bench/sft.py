@@ -10,8 +10,6 @@ from stasc.bench.contender import Done, Work, serve
 
 # Padding-free gives the same loss on the CPU, in 1.04 times the CPU time of padded batches where prompts are of like
 # length. Packing is left out: a step would have other examples than everywhere else.
-# Float32 products by oneDNN are a setting of torch, not of trl: this project found that they are faster on some
-# processors (`processor.py`), and nothing keeps others from it.
 BEST = {"padding_free": "false", "optim": "adamw_torch_fused", "onednn": "false"}
 
 
