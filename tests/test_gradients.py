@@ -75,14 +75,13 @@ def test_a_gradient_is_kept_where_it_was() -> None:
     torch.manual_seed(0)
     network = llama(tied=True)
     weight = network.get_input_embeddings().weight
-    places = set()
-    with gradients.kept(network, {}):
+    memory: gradients.Kept = {}
+    with gradients.kept(network, memory):
         for _ in range(3):
             network(input_ids=batches()[0], labels=batches()[0]).loss.backward()
-            places.add(weight.grad.data_ptr())
+            assert weight.grad is memory[weight]
             network.zero_grad()
             assert weight.grad is None
-    assert len(places) == 1
 
 
 def test_weights_that_are_not_trained_get_no_gradient_and_a_network_is_left_as_it_was() -> None:
@@ -94,6 +93,27 @@ def test_weights_that_are_not_trained_get_no_gradient_and_a_network_is_left_as_i
         assert "forward" not in vars(first)
     assert not any("forward" in vars(module) for module in network.modules())
     assert first.weight.grad is None
+
+
+def test_what_has_hooks_is_left_alone_and_what_is_frozen_later_gets_no_gradient() -> None:
+    network = llama(tied=False)
+    head, first = network.get_output_embeddings(), network.get_input_embeddings()
+    heard: list[nn.Parameter] = []
+    head.weight.register_post_accumulate_grad_hook(heard.append)
+    with gradients.kept(network, {}):
+        first.weight.requires_grad_(False)
+        network(input_ids=batches()[0], labels=batches()[0]).loss.backward()
+    assert len(heard) == 1
+    assert heard[0] is head.weight
+    assert first.weight.grad is None
+
+
+def test_a_row_of_values_without_a_batch_has_a_gradient_as_well() -> None:
+    layer = nn.Linear(3, 2, bias=False)
+    with gradients.kept(layer, {}):
+        layer(torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.tolist() == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_autocast_has_torch_s_own_gradients() -> None:

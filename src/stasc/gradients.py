@@ -1,7 +1,7 @@
 """Gradients of matrices that are added up where they are kept, from step to step, rather than each in new memory.
 
-A gradient as large as an embedding takes longer to get from the system than to compute. Without this, each backward
-pass makes one for the embedding, which is zero but for a few rows, one for the output matrix, and one of their sum.
+To have memory for one as large as an embedding may take longer than to compute it. Without this, each backward pass
+makes one for the embedding, which is zero but for a few rows, one for the output matrix, and one of their sum.
 
 Shapes: I and O values into and out of a matrix; V vocabulary.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 Kept = dict[nn.Parameter, Tensor]  # the memory of gradients
@@ -34,8 +35,11 @@ def kept(network: nn.Module, memory: Kept) -> Iterator[None]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own, without options or anything that has been made of it."""
-    if "forward" in vars(module) or not getattr(module, "weight", torch.empty(0)).requires_grad:
+    """Whether a module is one of torch's own, without options, whose trained weight nothing else looks after."""
+    weight = getattr(module, "weight", None)
+    if "forward" in vars(module) or not isinstance(weight, nn.Parameter) or not weight.requires_grad:
+        return False
+    if weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return False
     if type(module) is nn.Linear:
         return module.bias is None
@@ -43,12 +47,13 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _forward(module: nn.Module, product: type[torch.autograd.Function], memory: Kept) -> Callable[[Tensor], Tensor]:
-    plain = module.forward
+    plain: Callable[[Tensor], Tensor] = module.forward
 
-    def forward(x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
-            return cast("Tensor", plain(x))
-        found: Tensor = product.apply(x, module.weight, module, memory)
+    def forward(input: Tensor) -> Tensor:
+        trained = torch.is_grad_enabled() and module.weight.requires_grad
+        if not trained or torch.is_autocast_enabled(input.device.type):
+            return plain(input)
+        found: Tensor = product.apply(input, module.weight, module, memory)
         return found
 
     return forward
@@ -74,9 +79,10 @@ class _Linear(torch.autograd.Function):
         return functional.linear(x, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
         (x,), weight, (gradient,) = ctx.saved_tensors, ctx.module.weight, gradients
-        outer, inner = gradient.flatten(0, -2).T, x.flatten(0, -2)
+        outer, inner = gradient.reshape(-1, gradient.shape[-1]).T, x.reshape(-1, x.shape[-1])
         found, more = _gradient(weight, ctx.memory)
         if more:
             found.addmm_(outer, inner)
@@ -95,6 +101,7 @@ class _Embedding(torch.autograd.Function):
         return functional.embedding(ids, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None]:
         (ids,), module, (gradient,) = ctx.saved_tensors, ctx.module, gradients
         found, more = _gradient(module.weight, ctx.memory)
@@ -102,5 +109,5 @@ class _Embedding(torch.autograd.Function):
             found.zero_()
         if module.padding_idx is not None:
             gradient = gradient.masked_fill((ids == module.padding_idx).unsqueeze(-1), 0)
-        found.index_add_(0, ids.flatten(), gradient.flatten(0, -2))
+        found.index_add_(0, ids.flatten(), gradient.reshape(-1, gradient.shape[-1]))
         return None, None, None, None

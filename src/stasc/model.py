@@ -146,8 +146,7 @@ class LiveModel:
                 "model.attention=flex_attention cannot be trained on the CPU: set model.attention=null, or "
                 "model.device=cuda"
             )
-        if device.type == "cpu":
-            processor.prepare()
+        processor.prepare(device)
         self.base, self.revision = base, revision
         self.device, self.dtype, self.four_bit, self.attention = device, dtype, four_bit, attention
         self._current: tuple[Model, torch.dtype] | None = None

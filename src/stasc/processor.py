@@ -1,6 +1,6 @@
-"""What torch and the C library are told before they compute on a processor. It changes speed and rounding, no result.
+"""What torch and the C library are told, for all of the process, before they compute on a CPU.
 
-Some of it holds for the process, so it is told once.
+It changes speed and rounding, and what rounding decides, such as a sampled token now and then.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ import ctypes
 import functools
 import os
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 _KERNELS = "32"  # more than a pass needs, which has about a dozen; oneDNN's own bounds are 1024
-_ROUNDING = 1e-5  # of a float32 product, against float64; with factors in 16 bits it is above 1e-3
+_ROUNDING = 1e-5  # of a float32 product, against float64; with factors in bfloat16 it is above 1e-3
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # by their names in malloc.h
 
 
-@functools.cache
-def prepare() -> None:
-    """Sets up this process for the processor."""
-    hold_few_kernels()
-    keep_memory()
-    multiply_by_onednn()
+def prepare(device: torch.device) -> None:
+    """Sets up this process to compute on a device."""
+    if device.type == "cpu":
+        hold_few_kernels()
+        keep_memory()
+    multiply_by_onednn(device.type == "cpu")
 
 
 def hold_few_kernels() -> None:
@@ -54,21 +57,37 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def multiply_by_onednn() -> bool:
-    """Whether float32 products are oneDNN's from now on, which uses AVX-512 on processors where MKL does not.
+def multiply_by_onednn(wanted: bool) -> None:
+    """Has oneDNN compute float32 products, which uses AVX-512 on processors where MKL does not; or no longer.
 
-    torch asks oneDNN for them only where it may round factors to bfloat16. oneDNN does so where that is faster, with
-    AMX. So a product is tried, and if it is not that of float32, all stays as it was.
+    torch asks oneDNN for them only where it may round factors to bfloat16. oneDNN does so where that is faster, as with
+    AMX; there all stays as it was, and so does what somebody else has set.
     """
+    matmul = _matmul()
+    if wanted and matmul.fp32_precision == "none" and exact():
+        matmul.fp32_precision = "bf16"
+    elif not wanted and matmul.fp32_precision == "bf16":
+        matmul.fp32_precision = "none"  # compiled attention asks for the precision of all devices, which must agree
+
+
+@functools.cache
+def exact() -> bool:
+    """Whether a product for which factors may be rounded to bfloat16 is that of float32 all the same."""
     import torch
 
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    was = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
     generator = torch.Generator().manual_seed(0)
     rows, matrix = (torch.randn(size, 576, generator=generator) for size in (256, 1536))
-    exact = rows.double() @ matrix.double().T
-    if (rows @ matrix.T - exact).norm() <= _ROUNDING * exact.norm():
-        return True
-    matmul.fp32_precision = was
-    return False
+    matmul = _matmul()
+    was, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        product = rows @ matrix.T
+    finally:
+        matmul.fp32_precision = was
+    expected = rows.double() @ matrix.double().T
+    return bool((product - expected).norm() <= _ROUNDING * expected.norm())
+
+
+def _matmul() -> Any:
+    import torch
+
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]

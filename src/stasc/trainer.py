@@ -64,7 +64,8 @@ def train(
             callbacks=[Told(advance)],
         )
         trainer.remove_callback(PrinterCallback)
-        with gradients.kept(network, {}) if live.device.type == "cpu" else nullcontext():  # CUDA's allocator keeps them
+        on_cpu = live.device.type == "cpu"  # CUDA's own allocator keeps memory
+        with gradients.kept(network, trainer.gradients) if on_cpu else nullcontext():
             trainer.train()
         trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     if settings.gradient_checkpointing:
@@ -145,6 +146,7 @@ class CompletionTrainer(Trainer):
         self.sums: list[Tensor] = []  # of the loss, by micro-batch of the steps that were taken
         self.steps = self.tokens = 0  # of these
         self.skipped = self.overflows = 0  # the others: by our own policy, and by the scaling that float16 needs
+        self.gradients: gradients.Kept = {}
         self.most_tokens = settings.micro_batch_tokens or packing.worthwhile(network)
         longest = max(len(example.prompt) + len(example.completion) for example in examples)
         packs = settings.packing and packing.sees_all(network, longest)
@@ -177,6 +179,7 @@ class CompletionTrainer(Trainer):
             log.warning("out of memory: fine-tuning goes on with %d tokens at once", self.most_tokens)
             self._micro_batches.clear()
             model.zero_grad()
+            self.gradients.clear()
 
     def _accumulate(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         weights = loss_weights(examples, self.settings.loss_per)

@@ -23,7 +23,7 @@ class Limit:
     """A pass is one product with every matrix of the model, each by ROWS rows."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
-        processor.prepare()
+        processor.prepare(torch.device("cpu"))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 AutoConfig.from_pretrained(work.model, trust_remote_code=False), trust_remote_code=False

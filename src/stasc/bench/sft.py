@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 
+from stasc import processor
 from stasc.bench.contender import Done, Work, serve
 
 # Padding-free gives the same loss on the CPU, in 1.04 times the CPU time of padded batches where prompts are of like
@@ -27,7 +28,7 @@ class SFT:
         transformers.logging.set_verbosity_error()
         self.chosen = {**BEST, **options}
         if self.chosen["onednn"] == "true":
-            torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+            processor.multiply_by_onednn(True)
         self.trl, self.datasets = trl, datasets
         self.tokenizer = AutoTokenizer.from_pretrained(work.model, trust_remote_code=False)
         self.model = AutoModelForCausalLM.from_pretrained(work.model, trust_remote_code=False, dtype=torch.float32)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from stasc import processor
 from stasc.engine import prefill, shared
 
 if TYPE_CHECKING:
@@ -69,10 +70,11 @@ def batch_bytes(model: Network, prompts: Sequence[tuple[int, ...]], room: int) -
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had on a device, what torch holds for later included."""
+    """Memory that can be had on a device, what torch and the C library hold for later included."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     import psutil
 
+    processor.give_back()
     return int(psutil.virtual_memory().available)
