@@ -33,8 +33,8 @@ NOTES = f"""\
   training, each distinct prompt once an epoch. Two FLOPs per parameter, three times as many in training. Attention
   itself, sampling and optimizer are not counted. So work that is done twice, or for nothing, lowers the share.
 - **trl_told** is `SFTTrainer` with what this project found for itself and anyone could set (`processor.py`): float32
-  products by oneDNN, and freed memory that is kept. **trl** runs as it comes. So the first ratio is what a user gets,
-  and the second what is left if trl's users knew.
+  products by oneDNN, and freed memory that is kept. **trl** runs as it comes. So the ratio to trl is what a user gets,
+  and the ratio to trl_told what is left of it for one who knew.
 - Every contender trains on the same examples, in batches of 8 at the same learning rate, and samples from the same
   prompts with the same temperature and top-p. Corrections are asked for the same initial answers. Before the first
   repetition each has warmed up on a part of the work.
