@@ -58,10 +58,10 @@ def give_back() -> None:
 
 
 def multiply_by_onednn(wanted: bool) -> None:
-    """Has oneDNN compute float32 products, which uses AVX-512 on processors where MKL does not; or no longer.
+    """Has oneDNN compute float32 products, which takes half as long as MKL on some processors; or no longer.
 
-    torch asks oneDNN for them only where it may round factors to bfloat16. oneDNN does so where that is faster, as with
-    AMX; there all stays as it was, and so does what somebody else has set.
+    torch asks oneDNN for them only where it may round factors to bfloat16. Where oneDNN does so, all stays as it was,
+    and so does what somebody else has set.
     """
     matmul = _matmul()
     if wanted and matmul.fp32_precision == "none" and exact():
