@@ -11,12 +11,13 @@ follows it), V vocabulary; B rows, Q tokens that look at S.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
+from stasc import attention
 from stasc.finetune import Batch, Example, collate, token_losses
 from stasc.oom import ran_out
 from stasc.trie import Trie, common, costs
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from stasc.model import Network
 
-Mask: TypeAlias = torch.dtype | Literal["blocks"]  # what attention takes: see `as_mask`
+Mask: TypeAlias = torch.dtype | Literal["blocks", "rows"]  # what attention takes: see `as_mask` and `tree`
 
 
 def tree(
@@ -37,7 +38,7 @@ def tree(
 
     Args:
         weights: of each trained token of an example; one that several examples have gets the sum.
-        mask: as `as_mask` takes it.
+        mask: as `as_mask` takes it, or rows for `attention.IN_ROWS`.
         device: of the mask, which may not move. The rest is on the CPU.
     """
     trie = Trie()
@@ -56,7 +57,7 @@ def tree(
         inputs={
             "input_ids": torch.tensor([trie.ids]),
             "position_ids": (seen_TT.sum(1) - 1).unsqueeze(0),
-            "attention_mask": as_mask(seen_TT.to(device).unsqueeze(0), mask),
+            **_attended(trie, seen_TT.to(device), mask),
             "logits_to_keep": torch.tensor(kept),
         },
         rows=torch.zeros(len(edges), dtype=torch.int64),
@@ -66,6 +67,14 @@ def tree(
         counts=torch.tensor([count for _, count in edges.values()], dtype=torch.float64),
         examples=list(examples),
     )
+
+
+def _attended(trie: Trie, seen_TT: Tensor, mask: Mask) -> dict[str, Any]:
+    """What the tokens of a tree look at, as arguments of a network."""
+    if mask != "rows":
+        return {"attention_mask": as_mask(seen_TT.unsqueeze(0), mask)}
+    rows, mask_NWS = attention.rows(trie, seen_TT)
+    return {"attention_mask": as_mask(mask_NWS, torch.bool), "rows": rows}
 
 
 def parts(examples: Sequence[Example], most_tokens: int, most_examples: int | None) -> Iterator[list[int]]:
@@ -88,23 +97,32 @@ def parts(examples: Sequence[Example], most_tokens: int, most_examples: int | No
     yield part
 
 
-def mask_dtype(network: Network, dtype: torch.dtype) -> Mask | None:
+def mask_dtype(network: Network, dtype: torch.dtype, in_rows: bool = False) -> Mask | None:
     """What masks of a tree are for this network, which computes in `dtype`; None if its attention takes none.
 
     That is seen from short examples: some models attend by other means than masks, or have positions of their own. A
     window of attention is lost; see `sees_all`.
+
+    Args:
+        in_rows: whether it may be computed as `attention.IN_ROWS`, which the network then has to be using.
     """
-    attention = getattr(network.config.get_text_config(), "_attn_implementation", None)
-    masks: dict[str | None, Mask] = {"sdpa": torch.bool, "eager": dtype, "flex_attention": "blocks"}
-    if attention not in masks:
-        return None
-    mask = masks[attention]
+    implementation = getattr(network.config.get_text_config(), "_attn_implementation", None)
+    masks: dict[str | None, list[Mask]] = {
+        "sdpa": ["rows", torch.bool] if in_rows else [torch.bool],
+        "eager": [dtype],
+        "flex_attention": ["blocks"],
+    }
+    return next((mask for mask in masks.get(implementation, []) if _works(network, dtype, mask)), None)
+
+
+def _works(network: Network, dtype: torch.dtype, mask: Mask) -> bool:
+    """Whether a tree is what a row for each example is."""
     examples = [Example("", (1, 2, 3), (4, 5, 6)), Example("", (1, 2, 3), (4, 6, 7)), Example("", (1, 8, 2), (9, 3, 5))]
     weights = [1.0] * len(examples)
     was_training = network.training
     network.eval()
     try:
-        with torch.no_grad(), Unable():
+        with torch.no_grad(), Unable(), attending(network, mask):
             packed, rows = (
                 (batch.weights * token_losses(network, batch)).sum()
                 for batch in (
@@ -112,10 +130,15 @@ def mask_dtype(network: Network, dtype: torch.dtype) -> Mask | None:
                     for batch in (tree(examples, weights, mask, network.device), collate(examples, weights))
                 )
             )
-            return mask if torch.allclose(packed, rows, rtol=1e-4 if dtype.itemsize > 2 else 0.05) else None
+            return torch.allclose(packed, rows, rtol=1e-4 if dtype.itemsize > 2 else 0.05)
     finally:
         network.train(was_training)
-    return None
+    return False
+
+
+def attending(network: Network, mask: Mask | None) -> AbstractContextManager[None]:
+    """Has a network attend by what takes such masks."""
+    return attention.using(network, attention.IN_ROWS) if mask == "rows" else nullcontext()
 
 
 class Unable(suppress):

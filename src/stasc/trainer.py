@@ -66,7 +66,8 @@ def train(
         trainer.remove_callback(PrinterCallback)
         on_cpu = live.device.type == "cpu"  # CUDA's own allocator keeps memory
         with gradients.kept(network, trainer.gradients) if on_cpu else nullcontext():
-            trainer.train()
+            with packing.attending(network, trainer.mask):
+                trainer.train()
         trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     if settings.gradient_checkpointing:
         network.activation_checkpointing_disable()
@@ -150,7 +151,7 @@ class CompletionTrainer(Trainer):
         self.most_tokens = settings.micro_batch_tokens or packing.worthwhile(network)
         longest = max(len(example.prompt) + len(example.completion) for example in examples)
         packs = settings.packing and packing.sees_all(network, longest)
-        self._mask = packing.mask_dtype(network, dtype) if packs else None
+        self.mask = packing.mask_dtype(network, dtype, in_rows=True) if packs else None
         self._micro_batches: list[tuple[Tensor, Sequence[Example]]] = []  # of the step at hand, with their summed loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
@@ -187,7 +188,7 @@ class CompletionTrainer(Trainer):
         for part in packing.parts(examples, self.most_tokens, self.settings.micro_batch_size):
             some, weigh = [examples[index] for index in part], [weights[index] for index in part]
             device = self.args.device
-            batch = packing.tree(some, weigh, self._mask, device) if self._mask else collate(some, weigh)
+            batch = packing.tree(some, weigh, self.mask, device) if self.mask else collate(some, weigh)
             batch = batch.to(device)
             with self.compute_loss_context_manager():
                 losses = token_losses(model, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,6 +36,33 @@ class Trie:
         for id_ in ids:
             path.append(at := self.child(at, id_))
         return path
+
+    def path(self, token: int) -> list[int]:
+        """What leads to a token, and itself."""
+        path = [token]
+        while self.parents[path[-1]] >= 0:
+            path.append(self.parents[path[-1]])
+        return path[::-1]
+
+    def pieces(self) -> list[list[int]]:
+        """The tokens in pieces, none of which is longer than the longest sequence, with what leads to it."""
+        depths, sizes, children = list[int](), [1] * len(self), Counter(self.parents)
+        for parent in self.parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        for token in range(len(self) - 1, 0, -1):
+            if self.parents[token] >= 0:
+                sizes[self.parents[token]] += sizes[token]
+        found: list[list[int]] = []
+        piece: list[int] = []  # of each token
+        for token, parent in enumerate(self.parents):
+            whole = parent >= 0 and depths[parent] + sizes[parent] <= max(depths) + 1
+            if whole or (parent >= 0 and children[parent] == 1):
+                piece.append(piece[parent])
+            else:
+                piece.append(len(found))
+                found.append([])
+            found[piece[token]].append(token)
+        return found
 
     def seen(self) -> Tensor:
         """Which tokens (T, T) each one has seen: itself, and those that its parent has."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from stasc import attention
 from stasc.engine.cache import RoomyCache, staying
 
 if TYPE_CHECKING:
@@ -150,20 +151,17 @@ def _by_all(x_BHRK: Tensor, matrix_HKN: Tensor) -> Tensor:
     return found.transpose(0, 1)
 
 
-_MORE = ("softcap", "s_aux", "sinks", "position_bias", "head_mask", "block_indices")  # models' names for it
 _current: ContextVar[SharedPrompts] = ContextVar("_current")
 
 
 @contextmanager
 def _attending(model: Network, batch: SharedPrompts) -> Iterator[None]:
     """Has the model's attention look at a batch's prompts, too."""
-    config: Any = model.config.get_text_config()
-    was, token = config._attn_implementation, _current.set(batch)
-    config._attn_implementation = _NAME
+    token = _current.set(batch)
     try:
-        yield
+        with attention.using(model, _NAME):
+            yield
     finally:
-        config._attn_implementation = was
         _current.reset(token)
 
 
@@ -178,8 +176,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """As transformers asks for it: queries (B, H R, 1, D), keys and values (B, H, T, D); gives (B, 1, H R, D)."""
-    if any(kwargs.get(name) is not None for name in _MORE):
-        raise ValueError("this attention is more than a softmax of scores")
+    attention.expect_plain(kwargs)
     q_BHRD = query.squeeze(2).unflatten(1, (key.shape[1], -1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: Any = module.layer_idx

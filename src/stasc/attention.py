@@ -1,0 +1,172 @@
+"""Attention within a tree of tokens, piece by piece, as most of a tree is not seen by a token.
+
+A mask of the whole tree would have scores computed between all of its tokens. So they stand in rows, each of which
+looks at itself and at what leads to it.
+
+Shapes: T tokens of the tree, N rows of W tokens that look at S, H heads of keys, R heads of queries for each of these,
+D size of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import dropout as dropped
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+if TYPE_CHECKING:
+    from stasc.model import Network
+    from stasc.trie import Trie
+
+IN_ROWS = "stasc_rows"  # in transformers' register: SDPA, but for a tree that is given with its `rows`
+_SHORT = 256  # tokens: to hold scores of so many is cheap, and products take a quarter of the time of SDPA on a CPU
+_MORE = ("softcap", "s_aux", "sinks", "position_bias", "head_mask", "block_indices")  # models' names for it
+
+
+@contextmanager
+def using(network: Network, name: str) -> Iterator[None]:
+    """Has a network attend by what is registered under a name."""
+    config: Any = network.config.get_text_config()
+    was, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
+    finally:
+        config._attn_implementation = was
+
+
+def expect_plain(more: dict[str, Any]) -> None:
+    """Raises: ValueError if a model asks attention for more than a softmax of scores."""
+    if any(more.get(name) is not None for name in _MORE):
+        raise ValueError("this attention is more than a softmax of scores")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the tokens of a tree are computed.
+
+    Args:
+        tokens_NW: of each row, padded with any.
+        seen_NS: those that they look at, padded with any.
+        places_T: where each token stands among the N W of the rows.
+    """
+
+    tokens_NW: Tensor
+    seen_NS: Tensor
+    places_T: Tensor
+
+    def to(self, device: torch.device) -> Rows:
+        return Rows(self.tokens_NW.to(device), self.seen_NS.to(device), self.places_T.to(device))
+
+
+def rows(trie: Trie, seen_TT: Tensor) -> tuple[Rows, Tensor]:
+    """The rows of a tree, and which of the S tokens each of its tokens sees, bool (N, W, S)."""
+    filled = _filled(trie)
+    width, length = (max(len(row[i]) for row in filled) for i in (0, 1))
+    mask_NWS = torch.zeros(len(filled), width, length, dtype=torch.bool, device=seen_TT.device)
+    mask_NWS[:, :, 0] = True  # what a row of padding sees, as a row of nothing is no number
+    places_T = torch.empty(len(trie), dtype=torch.int64)
+    for n, (tokens, seen) in enumerate(filled):
+        mask_NWS[n, : len(tokens), : len(seen)] = seen_TT[tokens][:, seen]
+        places_T[tokens] = n * width + torch.arange(len(tokens))
+    tokens_NW, seen_NS = (
+        torch.tensor([row[i] + row[i][:1] * (most - len(row[i])) for row in filled])
+        for i, most in ((0, width), (1, length))
+    )
+    return Rows(tokens_NW, seen_NS, places_T), mask_NWS
+
+
+def _filled(trie: Trie) -> list[tuple[list[int], list[int]]]:
+    """Tokens of rows, and those that they look at, which are no more than those of the longest sequence."""
+    pieces = [(piece, {*piece, *trie.path(piece[0])}) for piece in trie.pieces()]
+    most = max(len(seen) for _, seen in pieces)
+    rows: list[tuple[list[int], set[int]]] = []
+    for piece, seen in sorted(pieces, key=lambda pair: len(pair[0]), reverse=True):
+        fits = [row for row in rows if len(row[1] | seen) <= most]
+        if fits:
+            tokens, all_seen = min(fits, key=lambda row: len(row[0]))
+            tokens += piece
+            all_seen |= seen
+        else:
+            rows.append((list(piece), seen))
+    return [(tokens, sorted(seen)) for tokens, seen in rows]
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens (T, X) in rows (N W, X). No gradient comes back from padding, as nothing is made of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TX: Tensor, index: Tensor, places_T: Tensor) -> Tensor:
+        ctx.save_for_backward(places_T)
+        return x_TX.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (places_T,) = ctx.saved_tensors
+        return gradients[0].index_select(0, places_T), None, None
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    rows: Rows | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As transformers asks for it: queries (1, H R, T, D), keys and values (1, H, T, D); gives (1, T, H R, D).
+
+    Args:
+        attention_mask: of the rows, bool (N, 1, W, S).
+    """
+    if rows is None:
+        found, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return found, None
+    expect_plain(kwargs)
+    assert attention_mask is not None
+    heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
+    q_TX, k_TX, v_TX = (x[0].transpose(0, 1).flatten(1) for x in (query, key, value))
+    q_NWX = _Spread.apply(q_TX, rows.tokens_NW.flatten(), rows.places_T).view(*rows.tokens_NW.shape, -1)
+    q_NHRWD = q_NWX.unflatten(2, (heads, repeats, -1)).permute(0, 2, 3, 1, 4)
+    k_NHSD, v_NHSD = (
+        x.index_select(0, rows.seen_NS.flatten()).view(*rows.seen_NS.shape, heads, -1).transpose(1, 2)
+        for x in (k_TX, v_TX)
+    )
+    found_NHRWD = _attend(q_NHRWD, k_NHSD, v_NHSD, attention_mask.unsqueeze(2), scaling, dropout)
+    found_NWX = found_NHRWD.permute(0, 3, 1, 2, 4).flatten(2)
+    return found_NWX.flatten(0, 1).index_select(0, rows.places_T).view(1, len(q_TX), heads * repeats, -1), None
+
+
+def _attend(
+    q_NHRWD: Tensor, k_NHSD: Tensor, v_NHSD: Tensor, mask_N11WS: Tensor, scaling: float | None, dropout: float
+) -> Tensor:
+    """What queries gather (N, H, R, W, D); heads of queries stand below each other, so no keys are repeated."""
+    q_NHQD = q_NHRWD.flatten(2, 3)
+    if k_NHSD.shape[2] > _SHORT:
+        mask = mask_N11WS.expand(-1, -1, q_NHRWD.shape[2], -1, -1).flatten(2, 3)
+        found_NHQD = scaled_dot_product_attention(q_NHQD, k_NHSD, v_NHSD, mask, scale=scaling, dropout_p=dropout)
+        return found_NHQD.view(q_NHRWD.shape)
+    scale = q_NHQD.shape[-1] ** -0.5 if scaling is None else scaling
+    scores_NHRWS = ((q_NHQD * scale) @ k_NHSD.mT).unflatten(2, q_NHRWD.shape[2:4])
+    unseen = torch.zeros_like(mask_N11WS, dtype=scores_NHRWS.dtype).masked_fill_(~mask_N11WS, float("-inf"))
+    wide = torch.promote_types(unseen.dtype, torch.float32)
+    weights = dropped(scores_NHRWS.add_(unseen).softmax(-1, dtype=wide), dropout)
+    return (weights.to(v_NHSD.dtype).flatten(2, 3) @ v_NHSD).view(q_NHRWD.shape)
+
+
+AttentionInterface.register(IN_ROWS, _attention)
+AttentionMaskInterface.register(IN_ROWS, sdpa_mask)
