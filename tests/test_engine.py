@@ -316,7 +316,7 @@ def test_a_small_nucleus_is_the_most_probable_token() -> None:
 def nuclei(logits_BV: Tensor, top_p: float) -> list[list[int]]:
     """The ids of each row's nucleus, in order."""
     found: dict[int, list[int]] = {}
-    for rows_R, values_RK, ids_RK in decode.nuclei(logits_BV, top_p):
+    for rows_R, values_RK, ids_RK in decode.nuclei(logits_BV, 1.0, top_p):
         for row, values, ids in zip(rows_R.tolist(), values_RK, ids_RK, strict=True):
             assert row not in found
             found[row] = ids[values > -math.inf].tolist()
@@ -397,10 +397,21 @@ def test_the_nucleus_of_a_row_does_not_depend_on_the_rows_beside_it_though_token
     ]
 
 
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
+def test_how_many_rows_are_drawn_at_once_changes_no_draw(top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits, keys = 3 * torch.randn(7, 1000), torch.arange(7)
+    together = decode.draw(logits, keys, 2, 0.8, top_p)
+    monkeypatch.setattr(decode, "_DRAWN_AT_ONCE", 2000)
+    assert torch.equal(decode.draw(logits, keys, 2, 0.8, top_p), together)
+    alone = [decode.draw(row[None], key[None], 2, 0.8, top_p) for row, key in zip(logits, keys, strict=True)]
+    assert torch.equal(torch.cat(alone), together)
+
+
 def test_a_peaked_row_is_not_sorted_further_because_of_a_flat_one_beside_it() -> None:
     rows = torch.zeros(3, 5000)
     rows[0, 7] = rows[2, 9] = 20.0
-    groups = [(rows_R.tolist(), ids_RK.shape[1]) for rows_R, _, ids_RK in decode.nuclei(rows, 0.5)]
+    groups = [(rows_R.tolist(), ids_RK.shape[1]) for rows_R, _, ids_RK in decode.nuclei(rows, 1.0, 0.5)]
     (peaked, narrow), (flat, wide) = groups
     assert (peaked, flat) == ([0, 2], [1])
     assert narrow < 2500 <= wide

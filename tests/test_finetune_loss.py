@@ -22,8 +22,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from stasc import packing
+from stasc import attention, packing
 from stasc.finetune import Batch, Example, collate, loss_weights, token_losses
+from stasc.trie import Trie
 
 Batched = Callable[[Sequence[Example], Sequence[float]], Batch]
 
@@ -118,6 +119,25 @@ def test_parts_hold_so_many_tokens_or_one_example_and_those_that_share_most_stan
             assert size <= most or len({one.prompt + one.completion[:-1] for one in some}) == 1
 
 
+@pytest.mark.parametrize(("prompts", "completions"), [(1, 1), (1, 6), (5, 1), (8, 5)])
+def test_rows_of_a_tree_look_at_all_that_is_seen_and_are_no_longer_than_its_longest_sequence(
+    prompts: int, completions: int
+) -> None:
+    trie = Trie()
+    paths = [trie.add(one.prompt + one.completion) for one in ragged(1, prompts, completions)]
+    seen_TT = trie.seen()
+    rows, mask_NWS = attention.rows(trie, seen_TT)
+    assert sorted(token for piece in trie.pieces() for token in piece) == list(range(len(trie)))
+    assert rows.seen_NS.shape[1] == max(map(len, paths))
+    assert torch.equal(rows.tokens_NW.flatten()[rows.places_T], torch.arange(len(trie)))
+    for token, place in enumerate(rows.places_T.tolist()):
+        n, w = divmod(place, rows.tokens_NW.shape[1])
+        looked_at = rows.seen_NS[n][mask_NWS[n, w]]
+        assert torch.equal(looked_at, seen_TT[token].nonzero().flatten()), "each once"
+    if (prompts, completions) == (8, 5):
+        assert mask_NWS.numel() < seen_TT.numel() / 2
+
+
 # The loss.
 
 
@@ -161,10 +181,21 @@ def gradients(network: nn.Module, batches: Sequence[Batch]) -> tuple[float, dict
 
 @pytest.mark.parametrize("per", ["token", "example"])
 @pytest.mark.parametrize(("prompts", "completions"), [(1, 1), (1, 6), (5, 1), (4, 5)])
-@pytest.mark.parametrize("kind", [llama, gpt2, eager])
+@pytest.mark.parametrize(
+    ("kind", "mask"), [(llama, "rows"), (llama, torch.bool), (gpt2, "rows"), (gpt2, torch.bool), (eager, torch.float64)]
+)
+@pytest.mark.parametrize("short", [0, 256], ids=["sdpa", "products"])
 def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
-    kind: Callable[[str], PreTrainedModel], prompts: int, completions: int, per: str, base: str
+    kind: Callable[[str], PreTrainedModel],
+    mask: packing.Mask,
+    short: int,
+    prompts: int,
+    completions: int,
+    per: str,
+    base: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attention, "_SHORT", short)
     examples = ragged(prompts * 10 + completions, prompts, completions)
     weigh = loss_weights(examples, per)
     network = kind(base)
@@ -172,8 +203,7 @@ def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
     expected = sum(weight * nll(network, one) for weight, one in zip(weigh, examples, strict=True))
     expected.backward()
     one_by_one = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
-    mask = packing.mask_dtype(network, torch.float64)
-    assert mask == (torch.float64 if kind is eager else torch.bool)
+    assert mask == packing.mask_dtype(network, torch.float64, in_rows=mask == "rows")
     forms = [[packing.tree(examples, weigh, mask)]]
     forms += [[collate([one], [weight]) for one, weight in zip(examples, weigh, strict=True)]]
     if kind is not eager:  # whose padding is nan in float64
@@ -184,7 +214,8 @@ def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
     scale = max(gradient.abs().max().item() for gradient in one_by_one.values())
     rel = 1e-6 if kind is eager else 1e-10  # its softmax is computed in float32
     for batches in forms:
-        loss, found = gradients(network, batches)
+        with packing.attending(network, mask):
+            loss, found = gradients(network, batches)
         assert loss == pytest.approx(expected.item(), rel=rel)
         assert_same(found, one_by_one, atol=rel * scale)
 
@@ -246,6 +277,17 @@ def test_a_model_that_attends_by_other_means_than_the_mask_is_computed_in_rows(
 
     monkeypatch.setattr(type(network), "forward", causal)
     assert packing.mask_dtype(network, torch.float64) is None
+    assert packing.mask_dtype(network, torch.float64, in_rows=True) is None
+
+
+def test_a_model_that_does_not_hand_on_what_attention_is_given_takes_a_mask_of_the_whole_tree(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = read(base)
+    assert packing.mask_dtype(network, torch.float64, in_rows=True) == "rows"
+    forward = type(network).forward
+    monkeypatch.setattr(type(network), "forward", lambda self, *args, rows=None, **more: forward(self, *args, **more))
+    assert packing.mask_dtype(network, torch.float64, in_rows=True) == torch.bool
 
 
 def test_a_window_by_another_name_is_seen() -> None:
@@ -328,8 +370,14 @@ def test_looking_for_that_leaves_the_network_as_it_was(base: str) -> None:
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize(
     "changes",
-    [{"packing": False}, {"micro_batch_tokens": 1}, {"micro_batch_size": 1}, {"micro_batch_size": 2}],
-    ids=["rows", "single", "one", "two"],
+    [
+        {"packing": False},
+        {"micro_batch_tokens": 1},
+        {"micro_batch_size": 1},
+        {"micro_batch_size": 2},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["rows", "single", "one", "two", "checkpoints"],
 )
 @pytest.mark.parametrize("per", ["token", "example"])
 def test_neither_packing_nor_micro_batches_change_weights_or_loss(

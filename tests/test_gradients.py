@@ -122,3 +122,18 @@ def test_autocast_has_torch_s_own_gradients() -> None:
     with gradients.kept(network, memory), torch.autocast("cpu", torch.bfloat16):
         network(input_ids=batches()[0], labels=batches()[0]).loss.backward()
     assert not memory
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_loss_of_some_logits_and_its_gradient_are_those_of_cross_entropy(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 30, dtype=dtype, requires_grad=True)
+    rows, columns = torch.tensor([0, 0, 1, 1, 0]), torch.tensor([1, 4, 0, 3, 1])  # one of them twice
+    labels, weights = torch.tensor([3, 0, 29, 7, 4]), torch.rand(5, dtype=dtype)
+    expected = nn.functional.cross_entropy(logits[rows, columns], labels, reduction="none")
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), logits)
+    losses = gradients.negative_log_likelihood(logits, rows, columns, labels)
+    (found,) = torch.autograd.grad((losses * weights).sum(), logits)
+    rtol = 1e-10 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(losses, expected, rtol=rtol, atol=0)
+    torch.testing.assert_close(found, gradient, rtol=rtol, atol=rtol)

@@ -43,9 +43,14 @@ def using(network: Network, name: str) -> Iterator[None]:
         config._attn_implementation = was
 
 
+def is_plain(more: dict[str, Any]) -> bool:
+    """Whether a model asks attention for nothing more than a softmax of scores."""
+    return all(more.get(name) is None for name in _MORE)
+
+
 def expect_plain(more: dict[str, Any]) -> None:
     """Raises: ValueError if a model asks attention for more than a softmax of scores."""
-    if any(more.get(name) is not None for name in _MORE):
+    if not is_plain(more):
         raise ValueError("this attention is more than a softmax of scores")
 
 
@@ -131,14 +136,16 @@ def _attention(
     Args:
         attention_mask: of the rows, bool (N, 1, W, S).
     """
+    heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
     if rows is None:
-        found, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return found, None
+        if is_plain(kwargs) and attention_mask is not None and key.shape[2] <= _SHORT:
+            q_BHRWD = query.unflatten(1, (heads, repeats))
+            found_BHRWD = _attend(q_BHRWD, key, value, attention_mask.unsqueeze(2), scaling, dropout)
+            return found_BHRWD.flatten(1, 2).transpose(1, 2), None
+        more: Any = {"dropout": dropout, "scaling": scaling, **kwargs}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
     expect_plain(kwargs)
     assert attention_mask is not None
-    heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
     q_TX, k_TX, v_TX = (x[0].transpose(0, 1).flatten(1) for x in (query, key, value))
     q_NWX = _Spread.apply(q_TX, rows.tokens_NW.flatten(), rows.places_T).view(*rows.tokens_NW.shape, -1)
     q_NHRWD = q_NWX.unflatten(2, (heads, repeats, -1)).permute(0, 2, 3, 1, 4)
@@ -162,7 +169,8 @@ def _attend(
         return found_NHQD.view(q_NHRWD.shape)
     scale = q_NHQD.shape[-1] ** -0.5 if scaling is None else scaling
     scores_NHRWS = ((q_NHQD * scale) @ k_NHSD.mT).unflatten(2, q_NHRWD.shape[2:4])
-    unseen = torch.zeros_like(mask_N11WS, dtype=scores_NHRWS.dtype).masked_fill_(~mask_N11WS, float("-inf"))
+    least = torch.finfo(scores_NHRWS.dtype).min  # as padding on the left sees nothing, which must not be nan
+    unseen = torch.zeros_like(mask_N11WS, dtype=scores_NHRWS.dtype).masked_fill_(~mask_N11WS, least)
     wide = torch.promote_types(unseen.dtype, torch.float32)
     weights = dropped(scores_NHRWS.add_(unseen).softmax(-1, dtype=wide), dropout)
     return (weights.to(v_NHSD.dtype).flatten(2, 3) @ v_NHSD).view(q_NHRWD.shape)

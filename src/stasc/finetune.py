@@ -308,12 +308,12 @@ def collate(examples: Sequence[Example], weights: Sequence[float]) -> Batch:
 def token_losses(network: nn.Module, batch: Batch) -> Tensor:
     """Negative log-likelihood of each trained token (E,), float32 or wider; logits are computed only for them."""
     import torch
-    from torch.nn import functional
+
+    from stasc import gradients
 
     logits_BKV = network(**batch.inputs, use_cache=False).logits
-    logits_EV = logits_BKV[batch.rows, batch.columns]
-    logits_EV = logits_EV.to(torch.promote_types(logits_EV.dtype, torch.float32))
-    return functional.cross_entropy(logits_EV, batch.labels, reduction="none")
+    logits_BKV = logits_BKV.to(torch.promote_types(logits_BKV.dtype, torch.float32))
+    return gradients.negative_log_likelihood(logits_BKV, batch.rows, batch.columns, batch.labels)
 
 
 def loss_weights(examples: Sequence[Example], per: str) -> list[float]:

@@ -1,9 +1,9 @@
-"""Gradients of matrices that are added up where they are kept, from step to step, rather than each in new memory.
+"""Gradients in less memory than torch takes for them, which may take longer to have than they take to compute.
 
-To have memory for one as large as an embedding may take longer than to compute it. Without this, each backward pass
-makes one for the embedding, which is zero but for a few rows, one for the output matrix, and one of their sum.
+Those of matrices are added up where they are kept, from step to step. Without this, each backward pass makes one for
+the embedding, which is zero but for a few rows, one for the output matrix, and one of their sum.
 
-Shapes: I and O values into and out of a matrix; V vocabulary.
+Shapes: I and O values into and out of a matrix; B rows of K logits over V tokens, of which E are wanted.
 """
 
 from __future__ import annotations
@@ -111,3 +111,27 @@ class _Embedding(torch.autograd.Function):
             gradient = gradient.masked_fill((ids == module.padding_idx).unsqueeze(-1), 0)
         found.index_add_(0, ids.flatten(), gradient.reshape(-1, gradient.shape[-1]))
         return None, None, None, None
+
+
+def negative_log_likelihood(logits_BKV: Tensor, rows_E: Tensor, columns_E: Tensor, labels_E: Tensor) -> Tensor:
+    """What `cross_entropy` of the logits at these rows and columns is, (E,), without a copy of these logits."""
+    losses_E: Tensor = _NegativeLogLikelihood.apply(logits_BKV, rows_E, columns_E, labels_E)
+    return losses_E
+
+
+class _NegativeLogLikelihood(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_BKV: Tensor, rows_E: Tensor, columns_E: Tensor, labels_E: Tensor) -> Tensor:
+        logp_BKV = logits_BKV.log_softmax(-1)
+        ctx.save_for_backward(logp_BKV, rows_E, columns_E, labels_E)
+        return -logp_BKV[rows_E, columns_E, labels_E]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (logp_BKV, rows_E, columns_E, labels_E), (gradient_E,) = ctx.saved_tensors, gradients
+        weights_BK = gradient_E.new_zeros(logp_BKV.shape[:-1])
+        weights_BK.index_put_((rows_E, columns_E), gradient_E, accumulate=True)
+        found_BKV = logp_BKV.exp().mul_(weights_BK.unsqueeze(-1))
+        found_BKV.index_put_((rows_E, columns_E, labels_E), -gradient_E, accumulate=True)
+        return found_BKV, None, None, None

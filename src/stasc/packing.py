@@ -181,6 +181,7 @@ def as_mask(seen_BQS: Tensor, mask: Mask) -> Any:
         return _blocks(seen_BQS)
     if mask == torch.bool:
         return seen_BQS.unsqueeze(1)
+    assert mask != "rows", "those are of `attention.rows`"
     added = torch.zeros(seen_BQS.shape, dtype=mask, device=seen_BQS.device)
     return added.masked_fill(~seen_BQS, torch.finfo(mask).min).unsqueeze(1)
 

@@ -65,9 +65,9 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         on_cpu = live.device.type == "cpu"  # CUDA's own allocator keeps memory
-        with gradients.kept(network, trainer.gradients) if on_cpu else nullcontext():
-            with packing.attending(network, trainer.mask):
-                trainer.train()
+        keeping = gradients.kept(network, trainer.gradients) if on_cpu else nullcontext()
+        with keeping, packing.attending(network, trainer.mask):
+            trainer.train()
         trainer.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     if settings.gradient_checkpointing:
         network.activation_checkpointing_disable()

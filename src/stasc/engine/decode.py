@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stasc import processor
 from stasc.engine import Completion, Decoding, noise, prefill
 from stasc.engine.cache import staying
 from stasc.records import Advance
@@ -36,9 +35,7 @@ def sample_batch(
 ) -> list[Completion]:
     """One completion per row, for its prompt and noise key."""
     device = model.device
-    processor.give_back()
     logits_BV, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
-    processor.give_back()
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
     stop = torch.tensor(sorted(decoding.stop_ids), dtype=torch.int64, device=device)
     sampled: list[list[int]] = [[] for _ in prompts]
@@ -46,13 +43,7 @@ def sample_batch(
     live = list(range(len(prompts)))  # the row that each line of the tensors belongs to
 
     for position in range(decoding.max_new_tokens):
-        some = max(1, _DRAWN_AT_ONCE // logits_BV.shape[1])
-        ids_B = torch.cat(
-            [
-                draw(logits_RV, keys_R, position, decoding.temperature, decoding.top_p)
-                for logits_RV, keys_R in zip(logits_BV.split(some), keys_B.split(some), strict=True)
-            ]
-        )
+        ids_B = draw(logits_BV, keys_B, position, decoding.temperature, decoding.top_p)
         stopped_B = torch.isin(ids_B, stop)
         before = sum(ended)
         for line, (id_, stopped) in enumerate(zip(ids_B.tolist(), stopped_B.tolist(), strict=True)):
@@ -81,36 +72,53 @@ def draw(logits_BV: Tensor, keys_B: Tensor, position: int, temperature: float, t
     """
     if temperature == 0:
         return logits_BV.argmax(-1)
-    scaled_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32), copy=True).div_(temperature)
-    if top_p >= 1:
-        return (scaled_BV + noise.gumbel_all(keys_B, position, scaled_BV.shape[1])).argmax(-1)
     chosen_B = torch.empty_like(keys_B)
-    for rows_R, values_RK, ids_RK in nuclei(scaled_BV, top_p):
+    if top_p >= 1:
+        for rows in torch.arange(len(keys_B), device=keys_B.device).split(_rows_at_once(logits_BV)):
+            noise_RV = noise.gumbel_all(keys_B[rows], position, logits_BV.shape[1])
+            chosen_B[rows] = (_scaled(logits_BV[rows], temperature) + noise_RV).argmax(-1)
+        return chosen_B
+    for rows_R, values_RK, ids_RK in nuclei(logits_BV, temperature, top_p):
         winner_R1 = (values_RK + noise.gumbel(keys_B[rows_R], position, ids_RK)).argmax(-1, keepdim=True)
         chosen_B[rows_R] = ids_RK.gather(1, winner_R1).squeeze(1)
     return chosen_B
 
 
-def nuclei(scaled_BV: Tensor, top_p: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def nuclei(logits_BV: Tensor, temperature: float, top_p: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields the nucleus of every row, by groups of R rows with nuclei of like size.
 
-    Returns: the rows (R,); their nuclei as logits and token ids (R, K), most probable first, the logits -inf where a
-        row's nucleus has fewer than K tokens. No row is sorted much further than its nucleus reaches.
+    Returns: the rows (R,); their nuclei as logits by temperature, and token ids (R, K), most probable first, the logits
+        -inf where a row's nucleus has fewer than K tokens. No row is sorted much further than its nucleus reaches.
     """
-    vocabulary = scaled_BV.shape[1]
-    total_B1 = scaled_BV.logsumexp(-1, keepdim=True)
-    rows_R = torch.arange(len(scaled_BV), device=scaled_BV.device)
+    vocabulary = logits_BV.shape[1]
+    rows_R = torch.arange(len(logits_BV), device=logits_BV.device)
     k = min(_FIRST_CANDIDATES, vocabulary)
-    values_RK, ids_RK = scaled_BV.topk(k, dim=-1)
-    while True:
-        mass_RK = (values_RK - total_B1[rows_R]).exp().cumsum(-1)
+    while len(rows_R):
+        logits_RV = logits_BV[rows_R] if len(rows_R) < len(logits_BV) else logits_BV
+        found = [_candidates(some_RV, k, temperature) for some_RV in logits_RV.split(_rows_at_once(logits_BV))]
+        values_RK, ids_RK, total_R1 = map(torch.cat, zip(*found, strict=True))
+        mass_RK = (values_RK - total_R1).exp().cumsum(-1)
         before_RK = torch.cat([torch.zeros_like(mass_RK[:, :1]), mass_RK[:, :-1]], dim=1)
         values_RK = values_RK.masked_fill(before_RK >= top_p, float("-inf"))
         within_R = (mass_RK[:, -1] >= top_p) | (k == vocabulary)
         if within_R.any():
             yield rows_R[within_R], values_RK[within_R], ids_RK[within_R]
         rows_R = rows_R[~within_R]
-        if not len(rows_R):
-            break
         k = min(8 * k, vocabulary)
-        values_RK, ids_RK = scaled_BV[rows_R].topk(k, dim=-1)
+
+
+def _rows_at_once(logits_BV: Tensor) -> int:
+    return max(1, _DRAWN_AT_ONCE // logits_BV.shape[1])
+
+
+def _scaled(logits_RV: Tensor, temperature: float) -> Tensor:
+    """Logits by temperature, in memory of their own, float32 or wider."""
+    return logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32), copy=True).div_(temperature)
+
+
+def _candidates(logits_RV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest logits by temperature, their ids (R, K), and the log of the sum over all of their exp (R, 1)."""
+    scaled_RV = _scaled(logits_RV, temperature)
+    values_RK, ids_RK = scaled_RV.topk(k, dim=-1)
+    most_R1 = values_RK[:, :1]
+    return values_RK, ids_RK, most_R1 + scaled_RV.sub_(most_R1).exp_().sum(-1, keepdim=True).log_()

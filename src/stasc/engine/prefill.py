@@ -10,6 +10,7 @@ rows of one forward pass with W tokens each, T tokens of a tree, E ends of promp
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from stasc import packing
+from stasc import attention, packing
 from stasc.engine.cache import RoomyCache, sees_all
 from stasc.engine.shared import SharedPrompts
 from stasc.trie import Costs, Trie, common, costs
@@ -94,7 +95,7 @@ def prefill(model: Network, prompts: Sequence[tuple[int, ...]], room: int, most_
         room: how many tokens an answer has at most.
         most_tokens: of a forward pass.
     """
-    distinct = sorted(set(prompts))
+    distinct = list(dict.fromkeys(prompts))  # as they are asked, so that rows need not be brought in another order
     place = {prompt: p for p, prompt in enumerate(distinct)}
     prompt_B = torch.tensor([place[prompt] for prompt in prompts], device=model.device)
     traits = _traits(model)
@@ -111,8 +112,8 @@ def _shared(
     most_tokens: int,
     traits: _Traits,
 ) -> tuple[Tensor, SharedPrompts]:
-    """The same for sorted prompts, of which `prompt_B` are asked."""
-    shared = min(common(distinct[0], distinct[-1]), *(len(prompt) - 1 for prompt in distinct))
+    """The same for distinct prompts, of which `prompt_B` are asked."""
+    shared = min(common(min(distinct), max(distinct)), *(len(prompt) - 1 for prompt in distinct))
     layers = model.config.get_text_config().num_hidden_layers
     first, kept = RoomyCache(layers), RoomyCache(layers)
     if shared:
@@ -144,11 +145,14 @@ def _shared(
 def _rows(rests: Sequence[tuple[int, ...]], cost: Costs) -> list[Row]:
     """Rows of sorted prompts. One joins the row of those before it if it has more in common than its scores cost."""
     rows: list[Row] = []
-    for p, ids in enumerate(rests):
-        shared = common(rests[p - 1], ids) if p else 0
-        if not p or shared * cost.token <= _DEAR * 2 * (len(ids) - shared) * len(rows[-1].trie) * cost.pair:
+    before: tuple[int, ...] = ()
+    for p in sorted(range(len(rests)), key=lambda p: rests[p]):
+        shared = common(before, rests[p])
+        scores = (len(rests[p]) - shared) * (len(rows[-1].trie) if rows else 0)
+        if not rows or shared * cost.token <= _DEAR * 2 * scores * cost.pair:
             rows.append(Row())
-        rows[-1].add(p, ids)
+        rows[-1].add(p, rests[p])
+        before = rests[p]
     return rows
 
 
@@ -180,14 +184,15 @@ def _forward(
         positions_RW[r, start:] = shared + seen_TT.sum(1)[order] - 1
         seen_RWS[r, start:, shared + start :] = seen_TT[order][:, order]
     computed = first.copies(len(rows))
-    logits_REV = model(
-        input_ids=ids_RW.to(model.device),
-        attention_mask=packing.as_mask(seen_RWS.to(model.device), mask),
-        position_ids=positions_RW.to(model.device),
-        past_key_values=computed,
-        use_cache=True,
-        logits_to_keep=max(len(row.paths) for row in rows),
-    ).logits
+    with attention.using(model, attention.IN_ROWS) if mask == torch.bool else nullcontext():
+        logits_REV = model(
+            input_ids=ids_RW.to(model.device),
+            attention_mask=packing.as_mask(seen_RWS.to(model.device), mask),
+            position_ids=positions_RW.to(model.device),
+            past_key_values=computed,
+            use_cache=True,
+            logits_to_keep=max(len(row.paths) for row in rows),
+        ).logits
     return logits_REV, computed
 
 

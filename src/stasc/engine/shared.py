@@ -100,7 +100,10 @@ class SharedPrompts:
         """Gives each row one of the M places of its prompt."""
         rows_P, rank_B = self._ranks()
         self._most = int(rows_P.max())
-        self._place_B = self._prompt_B * self._most + rank_B
+        place_B = self._prompt_B * self._most + rank_B
+        full = len(place_B) == len(rows_P) * self._most
+        in_order = full and bool((place_B == torch.arange(len(place_B), device=place_B.device)).all())
+        self._place_B = None if in_order else place_B
         width = self._prompts.get_seq_length()
         self._unseen_PS = torch.arange(width, device=rank_B.device) >= self._lengths_P.unsqueeze(1)
 
@@ -133,15 +136,16 @@ class SharedPrompts:
     def _by_prompt(self, x_BHRK: Tensor, matrix_PHKN: Tensor, unseen_PN: Tensor | None = None) -> Tensor:
         """The product (B, H, R, N) of each row with its prompt's matrix, -inf where it is unseen."""
         _, heads, repeats, size = x_BHRK.shape
-        prompts = len(matrix_PHKN)
-        placed = x_BHRK.new_zeros(prompts * self._most, heads, repeats, size)
-        placed[self._place_B] = x_BHRK
+        prompts, placed = len(matrix_PHKN), x_BHRK
+        if self._place_B is not None:
+            placed = x_BHRK.new_zeros(prompts * self._most, heads, repeats, size)
+            placed[self._place_B] = x_BHRK
         together = placed.view(prompts, self._most, heads, repeats, size).transpose(1, 2).flatten(2, 3)
         found = (together @ matrix_PHKN).unflatten(2, (self._most, repeats))  # (P, H, M, R, N)
         if unseen_PN is not None:
             found = found.masked_fill(unseen_PN[:, None, None, None], float("-inf"))
         by_place: Tensor = found.transpose(1, 2).flatten(0, 1)
-        return by_place[self._place_B]
+        return by_place if self._place_B is None else by_place[self._place_B]
 
 
 def _by_all(x_BHRK: Tensor, matrix_HKN: Tensor) -> Tensor:
