@@ -9,8 +9,10 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -28,7 +30,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from stasc import sources
+from stasc import processor, sources
 from stasc.engine import Completion, Decoding, Request, cache, decode, memory, noise, prefill, shared
 from stasc.engine.cache import RoomyCache
 from stasc.engine.hf import HF
@@ -897,7 +899,7 @@ def test_rows_are_as_many_as_free_memory_holds_at_the_time(
     limit = Limit(told.append)
 
     def rows(free: float) -> int:
-        monkeypatch.setattr(memory, "free_bytes", lambda device: free / 0.8)
+        monkeypatch.setattr(memory, "free_bytes", lambda device, enough: free / 0.8)
         return limit.of(model, some, 10)
 
     assert rows(need + 1) == 9 and not told
@@ -907,6 +909,14 @@ def test_rows_are_as_many_as_free_memory_holds_at_the_time(
     assert rows(need + 1) == 9, "what was short is free again"
     limit.lower(2)
     assert rows(need + 1) == 2
+
+
+def test_memory_that_the_c_library_holds_is_given_back_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    back: list[bool] = []
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=500 if back else 100))
+    monkeypatch.setattr(processor, "give_back", lambda: back.append(True))
+    assert memory.free_bytes(torch.device("cpu"), 90) == 100 and not back
+    assert memory.free_bytes(torch.device("cpu"), 101) == 500 and back
 
 
 def test_a_cpu_without_memory_counts_as_out_of_memory_and_no_other_error_does(

@@ -162,9 +162,10 @@ def sees_all(network: Network, longest: int) -> bool:
 
 
 def worthwhile(network: Network) -> int:
-    """How many tokens to compute at once, so that scores between branches are less than a quarter of the work.
+    """How many tokens to compute at once, so that scores between all of them were less than a quarter of the work.
 
-    They may be that much because every further part costs a pass over all weights and their gradients.
+    They may be that much because every further part costs a pass over all weights and their gradients. In rows they are
+    fewer; what is computed at once takes memory all the same.
     """
     cost = costs(network)
     return max(64, cost.token // (4 * cost.pair))

@@ -51,7 +51,7 @@ def keep_memory() -> None:
 def give_back() -> None:
     """Gives free memory that the C library holds for later back to the system, where it is glibc.
 
-    Else what is free between things that are held adds up, batch by batch.
+    Else no other process can have it, nor this one in pieces of another size than those that were freed.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

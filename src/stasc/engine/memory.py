@@ -41,7 +41,8 @@ class Limit:
 
         Parts are of like size, and as many as what is free now asks for.
         """
-        need, free = batch_bytes(model, prompts, room), _SHARE * free_bytes(model.device)
+        need = batch_bytes(model, prompts, room)
+        free = _SHARE * free_bytes(model.device, math.ceil(need / _SHARE))
         parts = len(prompts) if need >= free * len(prompts) else max(1, math.ceil(need / free))
         if self.rows is not None:
             parts = max(parts, math.ceil(len(prompts) / self.rows))
@@ -69,12 +70,14 @@ def batch_bytes(model: Network, prompts: Sequence[tuple[int, ...]], room: int) -
     return int(model.dtype.itemsize * numbers)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that can be had on a device, what torch and the C library hold for later included."""
+def free_bytes(device: torch.device, enough: int) -> int:
+    """Memory that can be had on a device: what torch holds for later included, and, if that is not `enough`, what the
+    C library holds, which then gives it back."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     import psutil
 
-    processor.give_back()
+    if psutil.virtual_memory().available < enough:
+        processor.give_back()
     return int(psutil.virtual_memory().available)
