@@ -138,7 +138,8 @@ def _attention(
     """
     heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
     if rows is None:
-        if is_plain(kwargs) and attention_mask is not None and key.shape[2] <= _SHORT:
+        short = key.shape[2] <= _SHORT and is_plain(kwargs)
+        if short and attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1:
             q_BHRWD = query.unflatten(1, (heads, repeats))
             found_BHRWD = _attend(q_BHRWD, key, value, attention_mask.unsqueeze(2), scaling, dropout)
             return found_BHRWD.flatten(1, 2).transpose(1, 2), None
@@ -166,14 +167,17 @@ def _attend(
     if k_NHSD.shape[2] > _SHORT:
         mask = mask_N11WS.expand(-1, -1, q_NHRWD.shape[2], -1, -1).flatten(2, 3)
         found_NHQD = scaled_dot_product_attention(q_NHQD, k_NHSD, v_NHSD, mask, scale=scaling, dropout_p=dropout)
-        return found_NHQD.view(q_NHRWD.shape)
+        found: Tensor = found_NHQD.unflatten(2, q_NHRWD.shape[2:4])
+        return found
     scale = q_NHQD.shape[-1] ** -0.5 if scaling is None else scaling
-    scores_NHRWS = ((q_NHQD * scale) @ k_NHSD.mT).unflatten(2, q_NHRWD.shape[2:4])
-    least = torch.finfo(scores_NHRWS.dtype).min  # as padding on the left sees nothing, which must not be nan
-    unseen = torch.zeros_like(mask_N11WS, dtype=scores_NHRWS.dtype).masked_fill_(~mask_N11WS, least)
-    wide = torch.promote_types(unseen.dtype, torch.float32)
-    weights = dropped(scores_NHRWS.add_(unseen).softmax(-1, dtype=wide), dropout)
-    return (weights.to(v_NHSD.dtype).flatten(2, 3) @ v_NHSD).view(q_NHRWD.shape)
+    scores_NHQS = (q_NHQD * scale) @ k_NHSD.mT
+    wide = torch.promote_types(scores_NHQS.dtype, torch.float32)
+    least = torch.finfo(wide).min  # as padding on the left sees nothing, which must not be nan
+    unseen_N11WS = torch.zeros_like(mask_N11WS, dtype=wide).masked_fill_(~mask_N11WS, least)
+    scores_NHRWS = scores_NHQS.to(wide).unflatten(2, q_NHRWD.shape[2:4]).add_(unseen_N11WS)
+    weights_NHRWS = dropped(scores_NHRWS.softmax(-1), dropout).to(v_NHSD.dtype)
+    found = (weights_NHRWS.flatten(2, 3) @ v_NHSD).unflatten(2, q_NHRWD.shape[2:4])
+    return found
 
 
 AttentionInterface.register(IN_ROWS, _attention)
