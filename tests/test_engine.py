@@ -410,6 +410,15 @@ def test_how_many_rows_are_drawn_at_once_changes_no_draw(top_p: float, monkeypat
     assert torch.equal(torch.cat(alone), together)
 
 
+def test_wide_nuclei_are_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(6, 5000)
+    whole = nuclei(logits, 0.99)
+    monkeypatch.setattr(decode, "_DRAWN_AT_ONCE", 10_000)
+    assert all(ids_RK.numel() <= 10_000 for _, _, ids_RK in decode.nuclei(logits, 1.0, 0.99))
+    assert nuclei(logits, 0.99) == whole
+
+
 def test_a_peaked_row_is_not_sorted_further_because_of_a_flat_one_beside_it() -> None:
     rows = torch.zeros(3, 5000)
     rows[0, 7] = rows[2, 9] = 20.0

@@ -120,15 +120,16 @@ def test_parts_hold_so_many_tokens_or_one_example_and_those_that_share_most_stan
 
 
 @pytest.mark.parametrize(("prompts", "completions"), [(1, 1), (1, 6), (5, 1), (8, 5)])
-def test_rows_of_a_tree_look_at_all_that_is_seen_and_are_no_longer_than_its_longest_sequence(
+def test_rows_of_a_tree_look_at_all_that_is_seen_and_have_no_more_scores_than_the_tree(
     prompts: int, completions: int
 ) -> None:
     trie = Trie()
-    paths = [trie.add(one.prompt + one.completion) for one in ragged(1, prompts, completions)]
+    for one in ragged(1, prompts, completions):
+        trie.add(one.prompt + one.completion)
     seen_TT = trie.seen()
     rows, mask_NWS = attention.rows(trie, seen_TT)
     assert sorted(token for piece in trie.pieces() for token in piece) == list(range(len(trie)))
-    assert rows.seen_NS.shape[1] == max(map(len, paths))
+    assert mask_NWS.numel() <= seen_TT.numel()
     assert torch.equal(rows.tokens_NW.flatten()[rows.places_T], torch.arange(len(trie)))
     for token, place in enumerate(rows.places_T.tolist()):
         n, w = divmod(place, rows.tokens_NW.shape[1])
@@ -136,6 +137,35 @@ def test_rows_of_a_tree_look_at_all_that_is_seen_and_are_no_longer_than_its_long
         assert torch.equal(looked_at, seen_TT[token].nonzero().flatten()), "each once"
     if (prompts, completions) == (8, 5):
         assert mask_NWS.numel() < seen_TT.numel() / 2
+
+
+def test_many_short_completions_of_a_long_prompt_are_no_rows_of_their_own() -> None:
+    trie = Trie()
+    for c in range(10):
+        trie.add([*range(300), *range(1000 * c, 1000 * c + 20)])
+    seen_TT = trie.seen()
+    _, mask_NWS = attention.rows(trie, seen_TT)
+    assert mask_NWS.numel() <= seen_TT.numel()
+
+
+@pytest.mark.parametrize("short", [0, 256], ids=["sdpa", "products"])
+def test_attention_has_values_of_any_size_and_padding_that_sees_nothing(
+    short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_SHORT", short)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 6, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 4)
+    mask = torch.rand(2, 1, 5, 7) < 0.5
+    mask[..., 0] = True
+    module: Any = SimpleNamespace(num_key_value_groups=2, is_causal=False)
+    found, _ = attention._attention(module, q, k, v, mask)
+    keys, values = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, keys, values, mask).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    mask[0, 0, 1] = False
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        found, _ = attention._attention(module, *(100 * x.to(dtype) for x in (q, k, v)), mask)
+        assert found.isfinite().all()
 
 
 # The loss.
@@ -182,9 +212,17 @@ def gradients(network: nn.Module, batches: Sequence[Batch]) -> tuple[float, dict
 @pytest.mark.parametrize("per", ["token", "example"])
 @pytest.mark.parametrize(("prompts", "completions"), [(1, 1), (1, 6), (5, 1), (4, 5)])
 @pytest.mark.parametrize(
-    ("kind", "mask"), [(llama, "rows"), (llama, torch.bool), (gpt2, "rows"), (gpt2, torch.bool), (eager, torch.float64)]
+    ("kind", "mask", "short"),
+    [
+        (llama, "rows", 256),
+        (llama, "rows", 0),
+        (llama, torch.bool, 0),
+        (gpt2, "rows", 256),
+        (gpt2, "rows", 0),
+        (gpt2, torch.bool, 0),
+        (eager, torch.float64, 0),
+    ],
 )
-@pytest.mark.parametrize("short", [0, 256], ids=["sdpa", "products"])
 def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
     kind: Callable[[str], PreTrainedModel],
     mask: packing.Mask,

@@ -74,9 +74,10 @@ class Rows:
 
 def rows(trie: Trie, seen_TT: Tensor) -> tuple[Rows, Tensor]:
     """The rows of a tree, and which of the S tokens each of its tokens sees, bool (N, W, S)."""
-    filled = _filled(trie)
-    width, length = (max(len(row[i]) for row in filled) for i in (0, 1))
-    mask_NWS = torch.zeros(len(filled), width, length, dtype=torch.bool, device=seen_TT.device)
+    longest = int(seen_TT.sum(1).max())
+    filled = min((_filled(trie, most) for most in (*range(longest, len(trie), longest), len(trie))), key=_scores)
+    width, length = _sizes(filled)
+    mask_NWS = torch.zeros(len(filled), width, length, dtype=torch.bool)
     mask_NWS[:, :, 0] = True  # what a row of padding sees, as a row of nothing is no number
     places_T = torch.empty(len(trie), dtype=torch.int64)
     for n, (tokens, seen) in enumerate(filled):
@@ -89,10 +90,12 @@ def rows(trie: Trie, seen_TT: Tensor) -> tuple[Rows, Tensor]:
     return Rows(tokens_NW, seen_NS, places_T), mask_NWS
 
 
-def _filled(trie: Trie) -> list[tuple[list[int], list[int]]]:
-    """Tokens of rows, and those that they look at, which are no more than those of the longest sequence."""
+Filled = list[tuple[list[int], list[int]]]  # tokens of each row, and those that they look at
+
+
+def _filled(trie: Trie, most: int) -> Filled:
+    """Rows that look at no more tokens than that; the whole tree is one row if it has no more."""
     pieces = [(piece, {*piece, *trie.path(piece[0])}) for piece in trie.pieces()]
-    most = max(len(seen) for _, seen in pieces)
     rows: list[tuple[list[int], set[int]]] = []
     for piece, seen in sorted(pieces, key=lambda pair: len(pair[0]), reverse=True):
         fits = [row for row in rows if len(row[1] | seen) <= most]
@@ -103,6 +106,17 @@ def _filled(trie: Trie) -> list[tuple[list[int], list[int]]]:
         else:
             rows.append((list(piece), seen))
     return [(tokens, sorted(seen)) for tokens, seen in rows]
+
+
+def _sizes(filled: Filled) -> tuple[int, int]:
+    """Tokens of a row, and those that it looks at, at most."""
+    return max(len(tokens) for tokens, _ in filled), max(len(seen) for _, seen in filled)
+
+
+def _scores(filled: Filled) -> int:
+    """How many are computed, padding included."""
+    width, length = _sizes(filled)
+    return len(filled) * width * length
 
 
 class _Spread(torch.autograd.Function):
@@ -138,7 +152,7 @@ def _attention(
     """
     heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
     if rows is None:
-        short = key.shape[2] <= _SHORT and is_plain(kwargs)
+        short = is_plain(kwargs) and _is_short(key)
         if short and attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1:
             q_BHRWD = query.unflatten(1, (heads, repeats))
             found_BHRWD = _attend(q_BHRWD, key, value, attention_mask.unsqueeze(2), scaling, dropout)
@@ -159,16 +173,23 @@ def _attention(
     return found_NWX.flatten(0, 1).index_select(0, rows.places_T).view(1, len(q_TX), heads * repeats, -1), None
 
 
+def _is_short(k_NHSD: Tensor) -> bool:
+    """Whether products are to be preferred to SDPA."""
+    return k_NHSD.shape[2] <= _SHORT and k_NHSD.device.type == "cpu"
+
+
 def _attend(
     q_NHRWD: Tensor, k_NHSD: Tensor, v_NHSD: Tensor, mask_N11WS: Tensor, scaling: float | None, dropout: float
 ) -> Tensor:
-    """What queries gather (N, H, R, W, D); heads of queries stand below each other, so no keys are repeated."""
-    q_NHQD = q_NHRWD.flatten(2, 3)
-    if k_NHSD.shape[2] > _SHORT:
-        mask = mask_N11WS.expand(-1, -1, q_NHRWD.shape[2], -1, -1).flatten(2, 3)
-        found_NHQD = scaled_dot_product_attention(q_NHQD, k_NHSD, v_NHSD, mask, scale=scaling, dropout_p=dropout)
-        found: Tensor = found_NHQD.unflatten(2, q_NHRWD.shape[2:4])
+    """What queries gather (N, H, R, W, D)."""
+    repeats = q_NHRWD.shape[2]
+    if not _is_short(k_NHSD):
+        keys, values = (x.repeat_interleave(repeats, dim=1) for x in (k_NHSD, v_NHSD))
+        more: Any = {"scale": scaling, "dropout_p": dropout}
+        mixed = scaled_dot_product_attention(q_NHRWD.flatten(1, 2), keys, values, mask_N11WS.squeeze(1), **more)
+        found: Tensor = mixed.unflatten(1, (-1, repeats))
         return found
+    q_NHQD = q_NHRWD.flatten(2, 3)  # heads of queries below each other, so that no keys are repeated
     scale = q_NHQD.shape[-1] ** -0.5 if scaling is None else scaling
     scores_NHQS = (q_NHQD * scale) @ k_NHSD.mT
     wide = torch.promote_types(scores_NHQS.dtype, torch.float32)

@@ -312,8 +312,12 @@ def token_losses(network: nn.Module, batch: Batch) -> Tensor:
     from stasc import gradients
 
     logits_BKV = network(**batch.inputs, use_cache=False).logits
+    rows, columns = batch.rows, batch.columns
+    if len(rows) < logits_BKV.shape[:-1].numel():  # padding has logits as well
+        logits_BKV = logits_BKV[rows, columns].unsqueeze(0)
+        rows, columns = torch.zeros_like(rows), torch.arange(len(rows), device=rows.device)
     logits_BKV = logits_BKV.to(torch.promote_types(logits_BKV.dtype, torch.float32))
-    return gradients.negative_log_likelihood(logits_BKV, batch.rows, batch.columns, batch.labels)
+    return gradients.negative_log_likelihood(logits_BKV, rows, columns, batch.labels)
 
 
 def loss_weights(examples: Sequence[Example], per: str) -> list[float]:

@@ -57,7 +57,7 @@ def tree(
         inputs={
             "input_ids": torch.tensor([trie.ids]),
             "position_ids": (seen_TT.sum(1) - 1).unsqueeze(0),
-            **_attended(trie, seen_TT.to(device), mask),
+            **_attended(trie, seen_TT, mask, device),
             "logits_to_keep": torch.tensor(kept),
         },
         rows=torch.zeros(len(edges), dtype=torch.int64),
@@ -69,10 +69,10 @@ def tree(
     )
 
 
-def _attended(trie: Trie, seen_TT: Tensor, mask: Mask) -> dict[str, Any]:
+def _attended(trie: Trie, seen_TT: Tensor, mask: Mask, device: torch.device | str) -> dict[str, Any]:
     """What the tokens of a tree look at, as arguments of a network."""
     if mask != "rows":
-        return {"attention_mask": as_mask(seen_TT.unsqueeze(0), mask)}
+        return {"attention_mask": as_mask(seen_TT.to(device).unsqueeze(0), mask)}
     rows, mask_NWS = attention.rows(trie, seen_TT)
     return {"attention_mask": as_mask(mask_NWS, torch.bool), "rows": rows}
 
@@ -165,7 +165,7 @@ def worthwhile(network: Network) -> int:
     """How many tokens to compute at once, so that scores between all of them were less than a quarter of the work.
 
     They may be that much because every further part costs a pass over all weights and their gradients. In rows they are
-    fewer; what is computed at once takes memory all the same.
+    fewer, or as many; what is computed at once takes memory all the same.
     """
     cost = costs(network)
     return max(64, cost.token // (4 * cost.pair))

@@ -94,16 +94,19 @@ def nuclei(logits_BV: Tensor, temperature: float, top_p: float) -> Iterator[tupl
     rows_R = torch.arange(len(logits_BV), device=logits_BV.device)
     k = min(_FIRST_CANDIDATES, vocabulary)
     while len(rows_R):
-        logits_RV = logits_BV[rows_R] if len(rows_R) < len(logits_BV) else logits_BV
-        found = [_candidates(some_RV, k, temperature) for some_RV in logits_RV.split(_rows_at_once(logits_BV))]
-        values_RK, ids_RK, total_R1 = map(torch.cat, zip(*found, strict=True))
-        mass_RK = (values_RK - total_R1).exp().cumsum(-1)
-        before_RK = torch.cat([torch.zeros_like(mass_RK[:, :1]), mass_RK[:, :-1]], dim=1)
-        values_RK = values_RK.masked_fill(before_RK >= top_p, float("-inf"))
-        within_R = (mass_RK[:, -1] >= top_p) | (k == vocabulary)
-        if within_R.any():
-            yield rows_R[within_R], values_RK[within_R], ids_RK[within_R]
-        rows_R = rows_R[~within_R]
+        wider = []
+        for some_R in rows_R.split(max(1, _DRAWN_AT_ONCE // k)):
+            logits_RV = logits_BV[some_R] if len(some_R) < len(logits_BV) else logits_BV
+            found = [_candidates(few_RV, k, temperature) for few_RV in logits_RV.split(_rows_at_once(logits_BV))]
+            values_RK, ids_RK, total_R1 = map(torch.cat, zip(*found, strict=True))
+            mass_RK = (values_RK - total_R1).exp().cumsum(-1)
+            before_RK = torch.cat([torch.zeros_like(mass_RK[:, :1]), mass_RK[:, :-1]], dim=1)
+            values_RK = values_RK.masked_fill(before_RK >= top_p, float("-inf"))
+            within_R = (mass_RK[:, -1] >= top_p) | (k == vocabulary)
+            if within_R.any():
+                yield some_R[within_R], values_RK[within_R], ids_RK[within_R]
+            wider.append(some_R[~within_R])
+        rows_R = torch.cat(wider)
         k = min(8 * k, vocabulary)
 
 

@@ -143,7 +143,7 @@ def _shared(
 
 
 def _rows(rests: Sequence[tuple[int, ...]], cost: Costs) -> list[Row]:
-    """Rows of sorted prompts. One joins the row of those before it if it has more in common than its scores cost."""
+    """Rows of prompts. Sorted, one joins the row of those before it if it has more in common than its scores cost."""
     rows: list[Row] = []
     before: tuple[int, ...] = ()
     for p in sorted(range(len(rests)), key=lambda p: rests[p]):
