@@ -9,7 +9,7 @@ D size of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,8 +74,11 @@ class Rows:
 
 def rows(trie: Trie, seen_TT: Tensor) -> tuple[Rows, Tensor]:
     """The rows of a tree, and which of the S tokens each of its tokens sees, bool (N, W, S)."""
-    longest = int(seen_TT.sum(1).max())
-    filled = min((_filled(trie, most) for most in (*range(longest, len(trie), longest), len(trie))), key=_scores)
+    pieces = [(piece, {*piece, *trie.path(piece[0])}) for piece in trie.pieces()]
+    mosts = [int(seen_TT.sum(1).max())]
+    while mosts[-1] < len(trie):
+        mosts.append(2 * mosts[-1])
+    filled = min((_filled(pieces, most) for most in mosts), key=_scores)
     width, length = _sizes(filled)
     mask_NWS = torch.zeros(len(filled), width, length, dtype=torch.bool)
     mask_NWS[:, :, 0] = True  # what a row of padding sees, as a row of nothing is no number
@@ -93,9 +96,8 @@ def rows(trie: Trie, seen_TT: Tensor) -> tuple[Rows, Tensor]:
 Filled = list[tuple[list[int], list[int]]]  # tokens of each row, and those that they look at
 
 
-def _filled(trie: Trie, most: int) -> Filled:
-    """Rows that look at no more tokens than that; the whole tree is one row if it has no more."""
-    pieces = [(piece, {*piece, *trie.path(piece[0])}) for piece in trie.pieces()]
+def _filled(pieces: Sequence[tuple[list[int], set[int]]], most: int) -> Filled:
+    """Pieces and what they look at in rows that look at no more tokens than that."""
     rows: list[tuple[list[int], set[int]]] = []
     for piece, seen in sorted(pieces, key=lambda pair: len(pair[0]), reverse=True):
         fits = [row for row in rows if len(row[1] | seen) <= most]
@@ -104,7 +106,7 @@ def _filled(trie: Trie, most: int) -> Filled:
             tokens += piece
             all_seen |= seen
         else:
-            rows.append((list(piece), seen))
+            rows.append((list(piece), set(seen)))
     return [(tokens, sorted(seen)) for tokens, seen in rows]
 
 

@@ -52,10 +52,11 @@ class Trie:
         for token in range(len(self) - 1, 0, -1):
             if self.parents[token] >= 0:
                 sizes[self.parents[token]] += sizes[token]
+        longest = max(depths, default=0) + 1
         found: list[list[int]] = []
         piece: list[int] = []  # of each token
         for token, parent in enumerate(self.parents):
-            whole = parent >= 0 and depths[parent] + sizes[parent] <= max(depths) + 1
+            whole = parent >= 0 and depths[parent] + sizes[parent] <= longest
             if whole or (parent >= 0 and children[parent] == 1):
                 piece.append(piece[parent])
             else:
