@@ -150,7 +150,8 @@ def _attention(
     """As transformers asks for it: queries (1, H R, T, D), keys and values (1, H, T, D); gives (1, T, H R, D).
 
     Args:
-        attention_mask: of the rows, bool (N, 1, W, S).
+        attention_mask: of the rows of a tree, bool (N, 1, W, S).
+        rows: of a tree; without them it is SDPA, of any batch and mask, but that short scores are products.
     """
     heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
     if rows is None:
@@ -176,7 +177,7 @@ def _attention(
 
 
 def _is_short(k_NHSD: Tensor) -> bool:
-    """Whether products are to be preferred to SDPA."""
+    """Whether products are to be preferred to SDPA, which on CUDA nobody has compared."""
     return k_NHSD.shape[2] <= _SHORT and k_NHSD.device.type == "cpu"
 
 

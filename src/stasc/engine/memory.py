@@ -31,7 +31,8 @@ class Limit:
     _told: int | None = None
 
     def lower(self, rows: int) -> int:
-        """Notes for good that no more fit."""
+        """Notes for good that no more fit. What was freed since may be in other pieces than are needed next."""
+        processor.give_back()
         self.rows = rows
         self._tell(rows)
         return rows
