@@ -90,6 +90,11 @@ def next_logits(model: LlamaForCausalLM, prompt: Sequence[int]) -> Tensor:
         return model(torch.tensor([prompt], device=model.device)).logits[0, -1]
 
 
+def draw(logits_BV: Tensor, keys_B: Tensor, *how: Any) -> Tensor:
+    """What rows draw that are each in a line of their own."""
+    return decode.draw(logits_BV, torch.arange(len(keys_B), device=keys_B.device), keys_B, *how)
+
+
 MIXED = [*prompts([1, 2, 3, 5, 8, 8, 13, 30], shared=6), tokens(6, 0), (*tokens(6, 0), 7, 7)]
 STOPS = tuple(range(0, VOCABULARY, 9))  # 29 of 260: some answers end early, some at once, some never
 
@@ -143,8 +148,8 @@ def test_greedy_on_cuda_in_float32_is_what_generate_gives(folder: str, batch_siz
 def test_drawing_on_cuda_is_drawing_on_the_cpu(dtype: torch.dtype, top_p: float) -> None:
     logits = (torch.randn(64, 5000, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
     keys = torch.arange(64)
-    expected = decode.draw(logits, keys, 2, 1.0, top_p)
-    assert torch.equal(decode.draw(logits.cuda(), keys.cuda(), 2, 1.0, top_p).cpu(), expected)
+    expected = draw(logits, keys, 2, 1.0, top_p)
+    assert torch.equal(draw(logits.cuda(), keys.cuda(), 2, 1.0, top_p).cpu(), expected)
 
 
 # What all rows share is computed once, and changes nothing
@@ -167,8 +172,9 @@ def test_the_logits_of_a_prefill_are_those_of_a_plain_forward_pass(
     model: LlamaForCausalLM, some: list[tuple[int, ...]]
 ) -> None:
     with torch.inference_mode():
-        logits_BV, _ = prefill.prefill(model, some, 0, 50)
-    for row, prompt in zip(logits_BV, some, strict=True):
+        logits_LV, line_B, _ = prefill.prefill(model, some, 0, 50)
+    assert len(logits_LV) == len(set(some))
+    for row, prompt in zip(logits_LV[line_B], some, strict=True):
         torch.testing.assert_close(row, next_logits(model, prompt), rtol=0, atol=1e-10)
 
 
@@ -258,7 +264,9 @@ def assert_drawn_from(expected: dict[int, float], drawn: Sequence[int]) -> None:
 )
 def test_draws_follow_the_softmax_of_the_nucleus(size: int, temperature: float, top_p: float) -> None:
     logits = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
-    drawn = decode.draw(logits.expand(DRAWS, -1), torch.arange(DRAWS), 0, temperature, top_p)
+    drawn = decode.draw(
+        logits.unsqueeze(0), torch.zeros(DRAWS, dtype=torch.int64), torch.arange(DRAWS), 0, temperature, top_p
+    )
     assert_drawn_from(exact(logits.tolist(), temperature, top_p), drawn.tolist())
 
 
@@ -266,7 +274,7 @@ def test_draws_follow_the_softmax_of_the_nucleus(size: int, temperature: float, 
 def test_draws_from_16_and_32_bit_logits_follow_the_softmax_of_those_logits(dtype: torch.dtype) -> None:
     """Around 100, steps of bfloat16 are 1/2, and 1 once divided by 0.7 in it: that would distort probabilities."""
     logits = (100 + torch.randn(50, generator=torch.Generator().manual_seed(1))).to(dtype)
-    drawn = decode.draw(logits.expand(DRAWS, -1), torch.arange(DRAWS), 0, 0.7, 1.0)
+    drawn = decode.draw(logits.unsqueeze(0), torch.zeros(DRAWS, dtype=torch.int64), torch.arange(DRAWS), 0, 0.7, 1.0)
     assert_drawn_from(exact(logits.tolist(), 0.7, 1.0), drawn.tolist())
 
 
@@ -302,14 +310,14 @@ def test_each_row_draws_by_gumbel_max_with_the_noise_of_its_own_key(top_p: float
     logits = (torch.randn(18, 1000, generator=torch.Generator().manual_seed(5)) * scale).double()
     keys = torch.tensor([noise.noise_key("row", row) for row in range(18)])
     gumbel = noise.gumbel_all(keys, 3, 1000)
-    for row, drawn in enumerate(decode.draw(logits, keys, 3, 0.7, top_p).tolist()):
+    for row, drawn in enumerate(draw(logits, keys, 3, 0.7, top_p).tolist()):
         nucleus = exact(logits[row].tolist(), 0.7, top_p)
         assert drawn == max(nucleus, key=lambda token, row=row: logits[row, token] / 0.7 + gumbel[row, token])
 
 
 def test_a_small_nucleus_is_the_most_probable_token() -> None:
     logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(decode.draw(logits, torch.arange(40), 0, 1.0, 1e-9), logits.argmax(-1))
+    assert torch.equal(draw(logits, torch.arange(40), 0, 1.0, 1e-9), logits.argmax(-1))
 
 
 # The nucleus
@@ -392,10 +400,9 @@ def test_the_nucleus_of_a_row_does_not_depend_on_the_rows_beside_it_though_token
     alone = [nuclei(row.unsqueeze(0), top_p)[0] for row in logits]
     assert together[:-1] == alone
     keys = torch.arange(21)
-    drawn = decode.draw(torch.cat([logits, flat]), keys, 0, 1.0, top_p)
+    drawn = draw(torch.cat([logits, flat]), keys, 0, 1.0, top_p)
     assert drawn[:-1].tolist() == [
-        decode.draw(row.unsqueeze(0), key.unsqueeze(0), 0, 1.0, top_p).item()
-        for row, key in zip(logits, keys, strict=False)
+        draw(row.unsqueeze(0), key.unsqueeze(0), 0, 1.0, top_p).item() for row, key in zip(logits, keys, strict=False)
     ]
 
 
@@ -403,11 +410,21 @@ def test_the_nucleus_of_a_row_does_not_depend_on_the_rows_beside_it_though_token
 def test_how_many_rows_are_drawn_at_once_changes_no_draw(top_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     logits, keys = 3 * torch.randn(7, 1000), torch.arange(7)
-    together = decode.draw(logits, keys, 2, 0.8, top_p)
+    together = draw(logits, keys, 2, 0.8, top_p)
     monkeypatch.setattr(decode, "_DRAWN_AT_ONCE", 2000)
-    assert torch.equal(decode.draw(logits, keys, 2, 0.8, top_p), together)
-    alone = [decode.draw(row[None], key[None], 2, 0.8, top_p) for row, key in zip(logits, keys, strict=True)]
+    assert torch.equal(draw(logits, keys, 2, 0.8, top_p), together)
+    alone = [draw(row[None], key[None], 2, 0.8, top_p) for row, key in zip(logits, keys, strict=True)]
     assert torch.equal(torch.cat(alone), together)
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_rows_of_a_line_draw_what_they_do_in_lines_of_their_own(temperature: float, top_p: float) -> None:
+    """Peaked and flat lines, so that they are looked at in groups; one has no rows."""
+    logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[8.0], [0.1], [2.0], [1]])
+    line_B, keys = torch.tensor([1, 0, 2, 1, 1, 0, 2, 1] * 9), torch.arange(72)
+    drawn = decode.draw(logits, line_B, keys, 3, temperature, top_p)
+    assert torch.equal(drawn, draw(logits[line_B], keys, 3, temperature, top_p))
 
 
 def test_wide_nuclei_are_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,6 +475,12 @@ def test_a_question_gets_the_same_sample_alone(model: LlamaForCausalLM, question
     assert [HF(64)(model, [question], how)[0] for question in questions] == together
 
 
+@pytest.mark.parametrize(("rows", "sizes"), [(0, []), (7, [7]), (10, [10]), (11, [6, 5]), (25, [9, 9, 7])])
+def test_batches_are_of_like_size(rows: int, sizes: list[int]) -> None:
+    requests = [Request((1, 2), (0,))] * rows
+    assert [len(batch) for batch in HF(10).batches(requests)] == sizes
+
+
 def test_answers_come_in_the_order_of_requests_and_keys(model: LlamaForCausalLM) -> None:
     long, short = tokens(20, 1), tokens(3, 2)
     how = decoding(max_new_tokens=6)
@@ -483,6 +506,51 @@ def test_the_noise_of_a_token_is_that_of_its_position_in_the_answer(model: Llama
         for position, id_ in enumerate(completion.ids):
             gumbel = noise.gumbel_all(torch.tensor([42]), position, VOCABULARY)[0]
             assert id_ == (next_logits(model, prompt + completion.ids[:position]) / 0.7 + gumbel).argmax()
+
+
+# Rows that have drawn the same tokens are computed once
+
+
+@given(
+    had=st.integers(1, 40),
+    drawn=st.lists(st.tuples(st.integers(0, 39), st.integers(0, 3)), min_size=1, max_size=60),
+)
+def test_lines_continue_each_pair_once_and_mostly_in_its_place(had: int, drawn: list[tuple[int, int]]) -> None:
+    pairs = [(line % had, id_) for line, id_ in drawn]
+    lines = decode.branch(pairs, had)
+    places = {pair: [place for place, line in enumerate(lines) if line == pair] for pair in set(pairs)}
+    assert all(len(found) == 1 for found in places.values())
+    left = [(place, line) for place, line in enumerate(lines) if line not in places]
+    assert all(line[0] == place for place, line in left), "what nobody is in stays where it is"
+    assert not left or len(left) < had / 8
+    for parent in {parent for parent, _ in pairs if parent < len(lines)}:
+        assert lines[parent][0] == parent, "one of those that continue a line takes its place"
+
+
+@pytest.mark.parametrize("kind", ["shared", "plain"])
+def test_rows_that_go_on_alike_are_computed_once_and_answer_as_they_do_alone(
+    kind: str, model: LlamaForCausalLM, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a cold model often draw the same, though not for ever; some prompts have few rows, some many."""
+    how = decoding(0.15, 0.9, max_new_tokens=12, stop=STOPS)
+    requests = [
+        Request(prompt, tuple(noise.noise_key("row", seed, sample) for sample in range(1 + 5 * (seed % 4))))
+        for seed, prompt in enumerate(crowded(3)[:12])
+    ]
+    alone = [
+        [HF(1)(model, [Request(request.prompt, (key,))], how)[0][0] for key in request.keys] for request in requests
+    ]
+    if kind == "plain":
+        monkeypatch.setattr(prefill, "_traits", lambda model: prefill._Traits(None, Costs(1, 1)))
+    shapes.clear()
+    assert HF(1000)(model, requests, how) == alone
+    steps = [rows for rows, tokens in shapes if tokens == 1][-11:]
+    answers = [(request.prompt, answer.ids) for request, some in zip(requests, alone, strict=True) for answer in some]
+    going = [[(prompt, ids[:step]) for prompt, ids in answers if len(ids) > step] for step in range(1, 12)]
+    assert len(steps) == len([rows for rows in going if rows])
+    for computed, rows in zip(steps, going, strict=False):
+        assert len(set(rows)) <= computed <= len(set(rows)) / (7 / 8) + 1
+    assert sum(steps) < 0.8 * sum(map(len, going)), "that is less"
 
 
 # How answers end
@@ -694,31 +762,32 @@ def test_however_prompts_are_computed_their_answers_are_the_same(
         some = crowded(seed)
         close = {"rtol": 0, "atol": 1e-10} if kind == "sdpa" else {"rtol": 1e-4, "atol": 1e-4}
         with torch.compiler.set_stance("force_eager"), torch.inference_mode():
-            logits_BV, batch = prefill.prefill(network, some, 4, most_tokens)
+            logits_LV, line_B, batch = prefill.prefill(network, some, 4, most_tokens)
             assert isinstance(batch, shared.SharedPrompts)
-            for row, prompt in zip(logits_BV, some, strict=True):
+            for row, prompt in zip(logits_LV[line_B], some, strict=True):
                 torch.testing.assert_close(row, next_logits(network, prompt), **close)
-            rows = some
+            rows = list(dict.fromkeys(some))
             for step, gone in enumerate((0, 3, 30)):  # so many rows leave; prompts go when few are left
                 going = [index for index in range(len(rows)) if index >= gone or (index % 2 and gone < 4)]
+                going += going[-6:]  # and some go on as two
                 batch.select(torch.tensor(going))
                 rows = [(*rows[index], 7 + (index + step) % 2) for index in going]
-                logits_BV = batch.forward(network, torch.tensor([row[-1] for row in rows])).logits[:, -1]
-                for row, whole in zip(logits_BV, rows, strict=True):
+                logits_LV = batch.forward(network, torch.tensor([row[-1] for row in rows])).logits[:, -1]
+                for row, whole in zip(logits_LV, rows, strict=True):
                     torch.testing.assert_close(row, next_logits(network, whole), **close)
 
 
 @torch.inference_mode()
 def test_keys_and_values_of_a_prompt_are_held_once_and_go_when_it_is_answered(model: LlamaForCausalLM) -> None:
     some = [prompt for prompt in prompts([5, 6, 7, 8], shared=3) for _ in range(5)]
-    _, batch = prefill.prefill(model, some, 4, 100)
+    _, _, batch = prefill.prefill(model, some, 4, 100)
     assert isinstance(batch, shared.SharedPrompts)
 
     def held() -> list[tuple[int, ...]]:
         return [tuple(part.layers[0].keys.shape[::2]) for part in (batch._first, batch._prompts)]
 
     assert held() == [(1, 3), (4, 8)]
-    batch.select(torch.tensor([0, 1, 7, 12, 19]))
+    batch.select(torch.tensor([0, 1, 1, 2, 3]))
     assert held() == [(1, 3), (4, 8)]
     batch.select(torch.tensor([1, 3, 3]))
     assert held() == [(1, 3), (2, 8)]
@@ -754,33 +823,52 @@ def test_rows_are_dropped_without_a_copy_of_those_that_keep_their_places(model: 
     RoomyCache(2).keep(torch.tensor([0]))  # before the first token
 
 
+def test_rows_come_to_be_several_without_a_copy_of_all_while_there_is_place() -> None:
+    torch.manual_seed(0)
+    ours, theirs = RoomyCache(1, room=4, most=10), DynamicCache()
+    where = 0
+    for indices in (range(4), [0, 1, 2, 3, 1], [4, 1, 0, 3, 2], [3, 1, 3, 0, 0, 0], [0, 5], range(2)):
+        for both in (ours, theirs):
+            if both.get_seq_length():
+                both.keep(torch.tensor(indices)) if both is ours else both.batch_select_indices(torch.tensor(indices))
+        keys, values = torch.randn(2, len(indices), 3, 1, 4)
+        for both in (ours, theirs):
+            both.update(keys, values, 0)
+        same_cache(ours, theirs)
+        whole = ours.layers[0].whole
+        assert all(len(part) == len(indices) and not part[:, :, ours.get_seq_length() :].any() for part in whole)
+        if len(indices) == 5:
+            assert where in (0, whole[0].data_ptr())
+            where = whole[0].data_ptr()
+
+
 @pytest.mark.parametrize(
-    "rows, times, most",
+    "lines, times, most",
     [
         ([5, 5, 5], [1, 1, 1], 5),
         ([64, *[1] * 40], [64, *[1] * 40], 1),  # 104 products of 4 beat 41 of 67
         ([4, *[2] * 30], [2, *[1] * 30], 2),
-        ([16, 8], [2, 1], 8),  # 3 of 11 beat 2 of 19
+        ([16, 8], [1, 1], 16),  # 3 of 11 are not much less than 2 of 19
     ],
 )
-def test_a_prompt_of_many_rows_is_held_more_than_once_where_that_costs_less(
-    rows: list[int], times: list[int], most: int
+def test_a_prompt_of_many_lines_is_held_more_than_once_where_that_costs_less(
+    lines: list[int], times: list[int], most: int
 ) -> None:
-    assert shared.copies(rows) == (times, most)
+    assert shared.copies(lines) == (times, most)
 
 
-def test_answers_are_the_same_where_one_prompt_is_asked_far_more_often(model: LlamaForCausalLM) -> None:
-    some = [(7, 8, 3), *[(7, 8, 5, 9)] * 11, (7, 8, 3), *prompts([3, 6, 4, 5, 8], shared=2)]
+def test_answers_are_the_same_where_one_prompt_has_far_more_lines(model: LlamaForCausalLM) -> None:
+    some = [(7, 8, 3), (7, 8, 5, 9), *prompts([3, 6, 4, 5, 8], shared=2)]
     with torch.inference_mode():
-        logits_BV, batch = prefill.prefill(model, some, 4, 100)
+        _, _, batch = prefill.prefill(model, some, 4, 100)
         assert isinstance(batch, shared.SharedPrompts)
-        assert len(batch._lengths_P) > len(set(some)), "copies"
         rows = some
-        for gone in (0, 2, 9):
-            batch.select(torch.arange(gone, len(rows)))
-            rows = [(*row, 6) for row in rows[gone:]]
-            logits_BV = batch.forward(model, torch.full((len(rows),), 6)).logits[:, -1]
-            for row, whole in zip(logits_BV, rows, strict=True):
+        for going, held in (([0, *[1] * 12, 2, 3, 4, 5, 6], 18), (range(2, 18), 16), ([10, 9, 0, 0], 3)):
+            batch.select(torch.tensor(going))
+            assert len(batch._lengths_P) == held
+            rows = [(*rows[index], 6) for index in going]
+            logits_LV = batch.forward(model, torch.full((len(rows),), 6)).logits[:, -1]
+            for row, whole in zip(logits_LV, rows, strict=True):
                 torch.testing.assert_close(row, next_logits(model, whole), rtol=0, atol=1e-10)
 
 

@@ -17,42 +17,48 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+_MORE_ROWS = 1.25
+
 
 class RoomyLayer(DynamicLayer):
-    """One layer's, of which `keys` and `values` (B, H, S, D) are the part in use."""
+    """One layer's, of which `keys` and `values` (B, H, S, D) are the part in use.
+
+    Args:
+        room: how many tokens place is made for beyond those that are put in.
+        most: how many rows there can be. Place is made for some more than there are, up to that.
+    """
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, room: int = 0) -> None:
+    def __init__(self, room: int = 0, most: int = 0) -> None:
         super().__init__()
-        self._room = room
-        self._whole: tuple[Tensor, Tensor] | None = None
+        self._room, self._most = room, most
+        self._place: tuple[Tensor, Tensor] | None = None
 
     @property
     def whole(self) -> tuple[Tensor, Tensor]:
         """Keys and values with the room that is left, which is all zeros."""
-        assert self._whole is not None
-        return self._whole
+        assert self._place is not None
+        return self._place[0][: len(self.keys)], self._place[1][: len(self.keys)]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         before, new = self.get_seq_length(), key_states.shape[2]
-        if self._whole is None or self._whole[0].shape[2] < before + new:
+        if self._place is None or self._place[0].shape[2] < before + new:
             had = (self.keys, self.values)
             self.allocate(key_states, value_states, len(key_states), before + new)
             if before:
-                self._put(slice(None), slice(0, before), had)
-        self._put(slice(None), slice(before, before + new), (key_states, value_states))
-        self._use(before + new)
+                self._put(slice(0, len(key_states)), slice(0, before), had)
+        self._put(slice(0, len(key_states)), slice(before, before + new), (key_states, value_states))
+        self._use(len(key_states), before + new)
         return self.keys, self.values
 
     def allocate(self, keys: Tensor, values: Tensor, rows: int, length: int) -> None:
         """Makes place for so many rows and tokens of the kind of `keys` and `values`; it is all zeros."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        whole = [like.new_zeros(rows, like.shape[1], length + self._room, like.shape[3]) for like in (keys, values)]
-        self._whole = (whole[0], whole[1])
-        self._use(length)
+        self._make(keys, values, rows, length + self._room)
+        self._use(rows, length)
 
     def take(self, rows: Tensor, source: RoomyLayer, source_rows: Tensor, columns: Tensor) -> None:
         """Has the given rows begin with the tokens `columns` (len(rows), S) of rows of another layer."""
@@ -60,35 +66,46 @@ class RoomyLayer(DynamicLayer):
         self._put(rows, slice(0, columns.shape[1]), (some[0], some[1]))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        if self._whole is not None:
+        if self._place is not None:
             length = self.get_seq_length()
-            self._whole = (self._whole[0][indices], self._whole[1][indices])
-            self._use(length)
+            self._place = (self._place[0][indices], self._place[1][indices])
+            self._use(len(indices), length)
 
-    def keep(self, rows: int, holes: Tensor, movers: Tensor) -> None:
-        """Goes on with so many rows, the first but for the holes, which others are moved into."""
-        if self._whole is not None:
-            length = self.get_seq_length()
-            for whole in self._whole:
-                whole[holes] = whole[movers]
-            self._whole = (self._whole[0][:rows], self._whole[1][:rows])
-            self._use(length)
+    def keep(self, indices: Tensor, places: Tensor) -> None:
+        """Goes on with these rows, of which those in `places` are not where they were."""
+        if self._place is None:
+            return
+        length = self.get_seq_length()
+        if len(indices) > len(self._place[0]):
+            had = (self.keys[indices], self.values[indices])
+            self._make(*had, len(indices), self._place[0].shape[2])
+            self._put(slice(0, len(indices)), slice(0, length), had)
+        else:
+            for place in self._place:
+                place[places, :, :length] = place[indices[places], :, :length]
+        self._use(len(indices), length)
+
+    def _make(self, keys: Tensor, values: Tensor, rows: int, tokens: int) -> None:
+        shape = (max(rows, min(self._most, int(rows * _MORE_ROWS))), keys.shape[1], tokens)
+        self._place = (keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3]))
 
     def _put(self, rows: slice | Tensor, tokens: slice, parts: tuple[Tensor, Tensor]) -> None:
-        for whole, part in zip(self.whole, parts, strict=True):
-            whole[rows, :, tokens] = part
+        assert self._place is not None
+        for place, part in zip(self._place, parts, strict=True):
+            place[rows, :, tokens] = part
 
-    def _use(self, length: int) -> None:
-        self.keys, self.values = (whole[:, :, :length] for whole in self.whole)
+    def _use(self, rows: int, length: int) -> None:
+        assert self._place is not None
+        self.keys, self.values = (place[:rows, :, :length] for place in self._place)
 
 
 class RoomyCache(Cache):
-    """Of a model that is a stack of such layers, with room for so many tokens at once beyond those that are put in."""
+    """Of a model that is a stack of such layers."""
 
     layers: list[RoomyLayer]  # type: ignore[assignment]
 
-    def __init__(self, layers: int, room: int = 0) -> None:
-        super().__init__(layers=[RoomyLayer(room) for _ in range(layers)])
+    def __init__(self, layers: int, room: int = 0, most: int = 0) -> None:
+        super().__init__(layers=[RoomyLayer(room, most) for _ in range(layers)])
 
     def copies(self, rows: int) -> RoomyCache:
         """The cache of a single row, for so many that begin alike."""
@@ -104,10 +121,10 @@ class RoomyCache(Cache):
             layer.allocate(other.keys, other.values, rows, length)
 
     def keep(self, indices: Tensor) -> None:
-        """Goes on with these rows alone, without a copy of those that stay in their places."""
-        holes = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(1)
+        """Goes on with these rows. Those that stay in their places are not copied while all have place."""
+        places = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(1)
         for layer in self.layers:
-            layer.keep(len(indices), holes, indices[holes])
+            layer.keep(indices, places)
 
     def take(self, rows: Tensor, source: RoomyCache, source_rows: Tensor, columns: Tensor) -> None:
         """Has the given rows begin with the tokens `columns` (len(rows), S) of rows of another cache."""

@@ -1,8 +1,9 @@
 """One batch of answers from a transformers model.
 
-Each distinct prompt is computed once for all its samples, and rows leave as they end.
+Each distinct prompt is computed once for all its samples, and so is all that samples of a prompt go on alike with: a
+line stands for all rows that have drawn the same tokens so far.
 
-Shapes: B rows (one per sample), V vocabulary, K candidates, R rows of a group.
+Shapes: B rows (one per sample), L lines, V vocabulary, K candidates, R lines or rows of a group.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from stasc.engine import Completion, Decoding, noise, prefill
-from stasc.engine.cache import staying
 from stasc.records import Advance
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _FIRST_CANDIDATES = 128
 _DRAWN_AT_ONCE = 2**21  # logits: drawing takes several times their memory
-_LEAVE_TOGETHER = 1 / 8  # of the rows: to be rid of some takes an operation or more for each layer
+_LEAVE_TOGETHER = 1 / 8  # of the lines: to be rid of some takes an operation or more for each layer
 
 
 def sample_batch(
@@ -35,69 +35,100 @@ def sample_batch(
 ) -> list[Completion]:
     """One completion per row, for its prompt and noise key."""
     device = model.device
-    logits_BV, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
+    logits_LV, line_B, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
     stop = torch.tensor(sorted(decoding.stop_ids), dtype=torch.int64, device=device)
     sampled: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    live = list(range(len(prompts)))  # the row that each line of the tensors belongs to
+    rows = list(range(len(prompts)))  # that go on
 
     for position in range(decoding.max_new_tokens):
-        ids_B = draw(logits_BV, keys_B, position, decoding.temperature, decoding.top_p)
-        stopped_B = torch.isin(ids_B, stop)
-        before = sum(ended)
-        for line, (id_, stopped) in enumerate(zip(ids_B.tolist(), stopped_B.tolist(), strict=True)):
-            if not ended[live[line]]:
-                sampled[live[line]].append(id_)
-                ended[live[line]] = stopped
-        if sum(ended) > before:
-            advance(sum(ended) - before)
-        if position + 1 == decoding.max_new_tokens or all(ended):
+        ids_B = draw(logits_LV, line_B, keys_B, position, decoding.temperature, decoding.top_p)
+        going_B = ~torch.isin(ids_B, stop)
+        drawn, going = ids_B.tolist(), going_B.tolist()
+        for row, id_ in zip(rows, drawn, strict=True):
+            sampled[row].append(id_)
+        rows = [row for row, goes in zip(rows, going, strict=True) if goes]
+        if len(rows) < len(drawn):
+            advance(len(drawn) - len(rows))
+        if position + 1 == decoding.max_new_tokens or not rows:
             break
-        if sum(ended[row] for row in live) >= _LEAVE_TOGETHER * len(live):
-            going = staying(torch.tensor([not ended[row] for row in live], device=device))
-            live = [live[line] for line in going.tolist()]
-            ids_B, keys_B = ids_B[going], keys_B[going]
-            batch.select(going)
-        logits_BV = batch.forward(model, ids_B).logits[:, -1]
-    advance(len(ended) - sum(ended))
-    return [Completion(tuple(ids), not end) for ids, end in zip(sampled, ended, strict=True)]
+        pairs = list(zip(line_B[going_B].tolist(), ids_B[going_B].tolist(), strict=True))
+        lines, had = branch(pairs, len(logits_LV)), len(logits_LV)
+        place = {pair: line for line, pair in enumerate(lines)}
+        line_B, keys_B = torch.tensor([place[pair] for pair in pairs], device=device), keys_B[going_B]
+        parent_L, ids_L = torch.tensor(lines, device=device).unbind(1)
+        if [parent for parent, _ in lines] != list(range(had)):
+            batch.select(parent_L)
+        logits_LV = batch.forward(model, ids_L).logits[:, -1]
+    advance(len(rows))
+    unended = set(rows)
+    return [Completion(tuple(ids), row in unended) for row, ids in enumerate(sampled)]
 
 
-def draw(logits_BV: Tensor, keys_B: Tensor, position: int, temperature: float, top_p: float) -> Tensor:
+def branch(pairs: Sequence[tuple[int, int]], had: int) -> list[tuple[int, int]]:
+    """The lines to go on with, each the line that it comes from and its token.
+
+    Most stay in their places, as to move one costs a copy. Lines that no row is in any more are left where they are
+    until they are many.
+
+    Args:
+        pairs: line and token of each row; rows with the same go on in one line.
+        had: how many lines there were.
+    """
+    wanted = list(dict.fromkeys(pairs))
+    few_left = 0 <= had - len(wanted) < _LEAVE_TOGETHER * had
+    lines = dict[int, tuple[int, int]]()
+    size = had if few_left else len(wanted)
+    for pair in wanted:
+        if pair[0] < size:
+            lines.setdefault(pair[0], pair)
+    free = [line for line in range(size) if line not in lines]
+    moved = [pair for pair in wanted if lines.get(pair[0]) != pair]
+    lines |= zip(free, moved, strict=False)  # all that are moved
+    return [lines.get(line, (line, 0)) for line in range(size)]
+
+
+def draw(logits_LV: Tensor, line_B: Tensor, keys_B: Tensor, position: int, temperature: float, top_p: float) -> Tensor:
     """The next token of each row, int64 (B,): Gumbel-max over the nucleus of softmax(logits / temperature).
 
     The nucleus is the smallest set of most probable tokens whose probability reaches `top_p` (Holtzman et al.,
     arXiv 1904.09751). Temperature 0 is the most probable token.
     """
     if temperature == 0:
-        return logits_BV.argmax(-1)
+        return logits_LV.argmax(-1)[line_B]
     chosen_B = torch.empty_like(keys_B)
+    every = torch.arange(len(keys_B), device=keys_B.device)
     if top_p >= 1:
-        for rows in torch.arange(len(keys_B), device=keys_B.device).split(_rows_at_once(logits_BV)):
-            noise_RV = noise.gumbel_all(keys_B[rows], position, logits_BV.shape[1])
-            chosen_B[rows] = (_scaled(logits_BV[rows], temperature) + noise_RV).argmax(-1)
+        for rows in every.split(_rows_at_once(logits_LV)):
+            noise_RV = noise.gumbel_all(keys_B[rows], position, logits_LV.shape[1])
+            chosen_B[rows] = (_scaled(logits_LV[line_B[rows]], temperature) + noise_RV).argmax(-1)
         return chosen_B
-    for rows_R, values_RK, ids_RK in nuclei(logits_BV, temperature, top_p):
-        winner_R1 = (values_RK + noise.gumbel(keys_B[rows_R], position, ids_RK)).argmax(-1, keepdim=True)
-        chosen_B[rows_R] = ids_RK.gather(1, winner_R1).squeeze(1)
+    for lines_R, values_RK, ids_RK in nuclei(logits_LV, temperature, top_p):
+        place_L = torch.full_like(logits_LV[:, 0], -1, dtype=torch.int64)
+        place_L[lines_R] = torch.arange(len(lines_R), device=lines_R.device)
+        found_B = place_L[line_B]
+        for rows in every[found_B >= 0].split(max(1, _DRAWN_AT_ONCE // ids_RK.shape[1])):
+            some_RK = ids_RK[found_B[rows]]
+            noisy_RK = values_RK[found_B[rows]] + noise.gumbel(keys_B[rows], position, some_RK)
+            chosen_B[rows] = some_RK.gather(1, noisy_RK.argmax(-1, keepdim=True)).squeeze(1)
     return chosen_B
 
 
-def nuclei(logits_BV: Tensor, temperature: float, top_p: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields the nucleus of every row, by groups of R rows with nuclei of like size.
+def nuclei(logits_LV: Tensor, temperature: float, top_p: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields the nucleus of every line, by groups of R with nuclei of like size.
 
-    Returns: the rows (R,); their nuclei as logits by temperature, and token ids (R, K), most probable first, the logits
-        -inf where a row's nucleus has fewer than K tokens. No row is sorted much further than its nucleus reaches.
+    Returns: the lines (R,); their nuclei as logits by temperature, and token ids (R, K), most probable first, the
+        logits -inf where a line's nucleus has fewer than K tokens. No line is sorted much further than its nucleus
+        reaches.
     """
-    vocabulary = logits_BV.shape[1]
-    rows_R = torch.arange(len(logits_BV), device=logits_BV.device)
+    vocabulary = logits_LV.shape[1]
+    lines_R = torch.arange(len(logits_LV), device=logits_LV.device)
     k = min(_FIRST_CANDIDATES, vocabulary)
-    while len(rows_R):
+    while len(lines_R):
         wider = []
-        for some_R in rows_R.split(max(1, _DRAWN_AT_ONCE // k)):
-            logits_RV = logits_BV[some_R] if len(some_R) < len(logits_BV) else logits_BV
-            found = [_candidates(few_RV, k, temperature) for few_RV in logits_RV.split(_rows_at_once(logits_BV))]
+        for some_R in lines_R.split(max(1, _DRAWN_AT_ONCE // k)):
+            logits_RV = logits_LV[some_R] if len(some_R) < len(logits_LV) else logits_LV
+            found = [_candidates(few_RV, k, temperature) for few_RV in logits_RV.split(_rows_at_once(logits_LV))]
             values_RK, ids_RK, total_R1 = map(torch.cat, zip(*found, strict=True))
             mass_RK = (values_RK - total_R1).exp().cumsum(-1)
             before_RK = torch.cat([torch.zeros_like(mass_RK[:, :1]), mass_RK[:, :-1]], dim=1)
@@ -106,12 +137,12 @@ def nuclei(logits_BV: Tensor, temperature: float, top_p: float) -> Iterator[tupl
             if within_R.any():
                 yield some_R[within_R], values_RK[within_R], ids_RK[within_R]
             wider.append(some_R[~within_R])
-        rows_R = torch.cat(wider)
+        lines_R = torch.cat(wider)
         k = min(8 * k, vocabulary)
 
 
-def _rows_at_once(logits_BV: Tensor) -> int:
-    return max(1, _DRAWN_AT_ONCE // logits_BV.shape[1])
+def _rows_at_once(logits_LV: Tensor) -> int:
+    return max(1, _DRAWN_AT_ONCE // logits_LV.shape[1])
 
 
 def _scaled(logits_RV: Tensor, temperature: float) -> Tensor:

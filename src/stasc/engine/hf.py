@@ -5,6 +5,7 @@ Prompts are sorted by length and sampled in batches. Noise comes from `noise.py`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ class Counted:
 class HF:
     """The engine of transformers.
 
-    `batch_size` rows are sampled together, and `prefill_tokens` tokens of prompts computed at once.
+    At most `batch_size` rows are sampled together, and `prefill_tokens` tokens of prompts computed at once.
     """
 
     batch_size: int
@@ -64,10 +65,11 @@ class HF:
         return [[completions[r, s] for s in range(len(request.keys))] for r, request in enumerate(requests)]
 
     def batches(self, requests: Sequence[Request]) -> list[list[Row]]:
-        """The rows of each batch; requests of like length, and those of one prompt, stand together."""
+        """The rows of each batch, of like size; requests of like length, and those of one prompt, stand together."""
         order = sorted(range(len(requests)), key=lambda r: (len(requests[r].prompt), requests[r].prompt))
         rows = [(r, sample) for r in order for sample in range(len(requests[r].keys))]
-        return [rows[first : first + self.batch_size] for first in range(0, len(rows), self.batch_size)]
+        size = math.ceil(len(rows) / max(1, math.ceil(len(rows) / self.batch_size)))
+        return [rows[first : first + size] for first in range(0, len(rows), size or 1)]
 
     def sample(
         self,

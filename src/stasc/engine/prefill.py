@@ -3,8 +3,9 @@
 What all begin with comes first. The rest is computed in rows, one for a prompt, or for several that share so much that
 it pays: a tree of tokens, whose mask lets each see what leads to it.
 
-Shapes: B rows (one per sample), P distinct prompts, S tokens of a prompt at most, behind those that all begin with, R
-rows of one forward pass with W tokens each, T tokens of a tree, E ends of prompts in a row, V vocabulary.
+Shapes: B rows of a batch (one per sample), L lines, P distinct prompts, S tokens of a prompt at most, behind those that
+all begin with, R rows of one forward pass with W tokens each, T tokens of a tree, E ends of prompts in a row, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -56,40 +57,45 @@ class Row:
 
 
 class Batch(Protocol):
-    """The rows of a batch, with what was computed of them so far."""
+    """The lines of a batch, one or several rows that are alike, with what was computed of them so far.
 
-    def forward(self, model: Network, ids_B: Tensor, **more: bool) -> Any:
-        """What the model gives for one more token of each row."""
+    At first, there is one for each distinct prompt.
+    """
 
-    def select(self, rows: Tensor) -> None:
-        """Goes on with these rows alone."""
+    def forward(self, model: Network, ids_L: Tensor, **more: bool) -> Any:
+        """What the model gives for one more token of each line."""
+
+    def select(self, parent_L: Tensor) -> None:
+        """Goes on with lines that continue these."""
 
 
 @dataclass
 class Plain:
-    """Rows of a model whose attention is its own affair, with their mask (B, S)."""
+    """Lines of a model whose attention is its own affair, with their mask (L, S)."""
 
     cache: Cache
-    mask_BS: Tensor
+    mask_LS: Tensor
 
-    def forward(self, model: Network, ids_B: Tensor, **more: bool) -> Any:
-        self.mask_BS = torch.cat([self.mask_BS, self.mask_BS.new_ones(len(self.mask_BS), 1)], dim=1)
+    def forward(self, model: Network, ids_L: Tensor, **more: bool) -> Any:
+        self.mask_LS = torch.cat([self.mask_LS, self.mask_LS.new_ones(len(self.mask_LS), 1)], dim=1)
         return model(
-            input_ids=ids_B.unsqueeze(1),
-            attention_mask=self.mask_BS,
-            position_ids=self.mask_BS.sum(1, keepdim=True) - 1,
+            input_ids=ids_L.unsqueeze(1),
+            attention_mask=self.mask_LS,
+            position_ids=self.mask_LS.sum(1, keepdim=True) - 1,
             past_key_values=self.cache,
             use_cache=True,
             **more,
         )
 
-    def select(self, rows: Tensor) -> None:
-        self.mask_BS = self.mask_BS[rows]
-        self.cache.batch_select_indices(rows)
+    def select(self, parent_L: Tensor) -> None:
+        self.mask_LS = self.mask_LS[parent_L]
+        self.cache.batch_select_indices(parent_L)
 
 
-def prefill(model: Network, prompts: Sequence[tuple[int, ...]], room: int, most_tokens: int) -> tuple[Tensor, Batch]:
-    """Next-token logits (B, V) of each row's prompt, and the batch.
+def prefill(
+    model: Network, prompts: Sequence[tuple[int, ...]], room: int, most_tokens: int
+) -> tuple[Tensor, Tensor, Batch]:
+    """Next-token logits of each line (L, V), the line of each row, int64 (B,), and the batch.
 
     Args:
         room: how many tokens an answer has at most.
@@ -97,22 +103,24 @@ def prefill(model: Network, prompts: Sequence[tuple[int, ...]], room: int, most_
     """
     distinct = list(dict.fromkeys(prompts))  # as they are asked, so that rows need not be brought in another order
     place = {prompt: p for p, prompt in enumerate(distinct)}
-    prompt_B = torch.tensor([place[prompt] for prompt in prompts], device=model.device)
+    line_B = torch.tensor([place[prompt] for prompt in prompts], device=model.device)
     traits = _traits(model)
     if traits.mask is None or not sees_all(model.config, max(map(len, distinct)) + room):
-        return _plain(model, distinct, prompt_B)
-    return _shared(model, distinct, prompt_B, room, most_tokens, traits)
+        logits_PV, batch = _plain(model, distinct)
+    else:
+        logits_PV, batch = _shared(model, distinct, len(prompts), room, most_tokens, traits)
+    return logits_PV, line_B, batch
 
 
 def _shared(
     model: Network,
     distinct: Sequence[tuple[int, ...]],
-    prompt_B: Tensor,
+    most: int,
     room: int,
     most_tokens: int,
     traits: _Traits,
-) -> tuple[Tensor, SharedPrompts]:
-    """The same for distinct prompts, of which `prompt_B` are asked."""
+) -> tuple[Tensor, Batch]:
+    """Logits (P, V) of distinct prompts, and the batch of at most so many lines."""
     shared = min(common(min(distinct), max(distinct)), *(len(prompt) - 1 for prompt in distinct))
     layers = model.config.get_text_config().num_hidden_layers
     first, kept = RoomyCache(layers), RoomyCache(layers)
@@ -139,7 +147,7 @@ def _shared(
         targets_p, sources_p, columns_pS = (torch.tensor(i, device=model.device) for i in (targets, sources, paths))
         kept.take(targets_p, computed, sources_p, columns_pS)
     lengths_P = torch.tensor([len(rest) for rest in rests], device=model.device)
-    return logits_PV[prompt_B], SharedPrompts(first, kept, lengths_P, prompt_B, room)
+    return logits_PV, SharedPrompts(first, kept, lengths_P, most, room)
 
 
 def _rows(rests: Sequence[tuple[int, ...]], cost: Costs) -> list[Row]:
@@ -196,7 +204,7 @@ def _forward(
     return logits_REV, computed
 
 
-def _plain(model: Network, distinct: Sequence[tuple[int, ...]], prompt_B: Tensor) -> tuple[Tensor, Plain]:
+def _plain(model: Network, distinct: Sequence[tuple[int, ...]]) -> tuple[Tensor, Batch]:
     """The same for a model whose attention is its own affair: each distinct prompt once, and nothing shared."""
     width = max(map(len, distinct))
     ids_PS = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in distinct], device=model.device)
@@ -212,8 +220,7 @@ def _plain(model: Network, distinct: Sequence[tuple[int, ...]], prompt_B: Tensor
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    cache.batch_select_indices(prompt_B)
-    return logits_PV[prompt_B], Plain(cache, mask_PS[prompt_B])
+    return logits_PV, Plain(cache, mask_PS)
 
 
 class _Traits(NamedTuple):
@@ -249,15 +256,16 @@ def _shares(model: Network, traits: _Traits) -> bool:
     if traits.mask is None:
         return False
     wide = model.dtype.itemsize > 2
-    prompts, prompt_B = [(1, 2, 3), (1, 2, 4, 5)], torch.tensor([1, 0, 1], device=model.device)
+    prompts, parent_L = [(1, 2, 3), (1, 2, 4, 5)], torch.tensor([1, 0, 1], device=model.device)
     batches = (
-        lambda: _shared(model, prompts, prompt_B, 2, 100, traits),
-        lambda: _plain(model, prompts, prompt_B),
+        lambda: _shared(model, prompts, len(parent_L), 2, 100, traits),
+        lambda: _plain(model, prompts),
     )
     found: list[Tensor] = []
     with packing.Unable():
         for make in batches:
             _, batch = make()
+            batch.select(parent_L)
             for ids in ([6, 7, 8], [9, 6, 6]):
                 output = batch.forward(model, torch.tensor(ids, device=model.device), output_hidden_states=True)
             found.append(output.logits[:, -1] if wide else output.hidden_states[1][:, -1].float())
