@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from stasc.bench import race, report
+from stasc.bench import ours, race, report
 from stasc.bench.__main__ import WORKS, _options, arguments
 from stasc.bench.contender import STILL, Stage, Work, peak_bytes, read_work, reset_peak, useful, warm_up
 from stasc.bench.figures import Needed, figures, needed, spread, tokens
 from stasc.bench.race import Arena, Hello, Match, Outcome, Reply
 from stasc.bench.works import Maker
+from stasc.engine import Completion, Request
 
 SMALL = ("model=tiny", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")
 EARNABLE = ("~reward", "+reward={_target_: test_run.even_first_byte, _partial_: true}")
@@ -31,7 +32,9 @@ def work(**fields: object) -> Work:
 
 
 def reply(seconds: float, peak: int = 100, **fields: object) -> Reply:
-    return Reply(**{"seconds": seconds, "peak_bytes": peak, "lengths": [], "loss": None, "rates": {}, **fields})  # type: ignore[arg-type]
+    return Reply(
+        **{"seconds": seconds, "peak_bytes": peak, "lengths": [], "followed": [3], "loss": None, "rates": {}, **fields}
+    )  # type: ignore[arg-type]
 
 
 RATES = {"layers_parameters": 50, "head_parameters": 10, "layers_flops_per_s": 100.0, "head_flops_per_s": 20.0}
@@ -58,9 +61,16 @@ def test_a_warm_up_is_a_part_that_does_not_train() -> None:
 
 
 def test_what_sampling_needs_is_counted_once() -> None:
-    # Two distinct prompts that begin with the same two tokens: 2 + 1 + 2; rows of 3, 1 and 2 tokens: 2 + 0 + 1 more.
+    # Two distinct prompts that begin with the same two tokens: 2 + 1 + 2; and 3 beginnings of answers.
     asked = Stage([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3]], [[7], [8], [9]])
-    assert needed(work(stages=[asked]), [3, 1, 2]) == Needed(forward=2 + 1 + 2 + 3, logits=2 + 3)
+    assert needed(work(stages=[asked]), [3]) == Needed(forward=2 + 1 + 2 + 3, logits=2 + 3)
+
+
+def test_what_answers_to_a_prompt_begin_with_is_counted_once() -> None:
+    requests = [Request((1, 2), (7, 8)), Request((3,), (9,)), Request((1, 2), (6,))]
+    ids = [[(4, 5, 6), (4, 5)], [(4, 5, 6)], [(4, 7, 0)]]
+    answers = [[Completion(one, truncated=False) for one in some] for some in ids]
+    assert ours._followed(requests, answers) == len({(1, 2, 4), (1, 2, 4, 5), (3, 4), (3, 4, 5), (1, 2, 4, 7)})
 
 
 def test_what_training_needs_is_each_prompt_once_an_epoch() -> None:
@@ -120,6 +130,7 @@ def test_contenders_race_on_works_of_the_default_run(arena: Arena) -> None:
         assert match.theirs
         for run in (match.ours, match.theirs):
             assert len(run.lengths) == 18
+            assert [0 < later < 18 * 3 for later in run.followed] == ([True] * 2 if run is match.ours else [])
             assert all(1 <= length <= 4 for length in run.lengths)
     assert outcomes[0].matches[0].ours.lengths == outcomes[0].matches[1].ours.lengths  # the noise is the questions'
     assert outcomes[1].matches[0].ours.loss

@@ -75,10 +75,13 @@ def read_work(path: Path) -> Work:
 class Done:
     """What was done: per row the length of its answer in useful tokens, or the mean loss of the trained tokens.
 
-    `seconds` is given where less than the whole call is to count, `rates` by what measures the machine.
+    `followed` is given by us alone: in each stage, the different beginnings of answers to a prompt that another token
+    was drawn behind. `seconds` is given where less than the whole call is to count, `rates` by what measures the
+    machine.
     """
 
     lengths: list[int] = field(default_factory=list)
+    followed: list[int] = field(default_factory=list)
     loss: float | None = None
     seconds: float | None = None
     rates: dict[str, float] = field(default_factory=dict)

@@ -101,10 +101,13 @@ class Needed:
     logits: int
 
 
-def needed(work: Work, lengths: Sequence[int]) -> Needed:
-    """Each distinct prompt once, what all prompts of a stage begin with once, each token that another follows once.
+def needed(work: Work, followed: Sequence[int]) -> Needed:
+    """Each distinct prompt once, what all prompts of a stage begin with once, each beginning of its answers once.
 
-    Logits: for each distinct prompt's first token once, and for each later token; or for each trained token.
+    Logits: once for each distinct prompt and beginning that a token is drawn behind; or for each trained token.
+
+    Args:
+        followed: beginnings of answers that a token is drawn behind, by stage.
     """
     if work.trains:
         prompts = {tuple(prompt) for prompt, _ in work.examples}
@@ -112,12 +115,9 @@ def needed(work: Work, lengths: Sequence[int]) -> Needed:
         forward = sum(map(len, prompts)) + sum(len(completion) - 1 for completion in completions)
         return Needed(work.epochs * forward, work.epochs * sum(map(len, completions)))
     forward = logits = 0
-    rest = list(lengths)
-    for stage in work.stages:
+    for stage, later in zip(work.stages, followed, strict=True):
         distinct = {tuple(prompt) for prompt in stage.prompts}
         shared = common_prefix(stage)
-        rows = sum(map(len, stage.keys))
-        later, rest = sum(rest[:rows]) - rows, rest[rows:]
         forward += shared + sum(len(prompt) - shared for prompt in distinct) + later
         logits += len(distinct) + later
     return Needed(forward, logits)
@@ -129,14 +129,14 @@ def common_prefix(stage: Stage) -> int:
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
-def flops(work: Work, lengths: Sequence[int], layers: float, head: float) -> tuple[float, float]:
+def flops(work: Work, followed: Sequence[int], layers: float, head: float) -> tuple[float, float]:
     """Of the matrix products with layers and output matrix, of so many parameters; a backward pass costs two more."""
-    work_needs = needed(work, lengths)
+    work_needs = needed(work, followed)
     passes = 3 if work.trains else 1
     return 2 * layers * work_needs.forward * passes, 2 * head * work_needs.logits * passes
 
 
 def limit_seconds(work: Work, reply: Reply, rates: dict[str, float]) -> float:
     """How long the machine's matrix products alone would take."""
-    layers, head = flops(work, reply.lengths, rates["layers_parameters"], rates["head_parameters"])
+    layers, head = flops(work, reply.followed, rates["layers_parameters"], rates["head_parameters"])
     return layers / rates["layers_flops_per_s"] + head / rates["head_flops_per_s"]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from stasc import provenance
 from stasc.bench.contender import Done, Work, serve, useful
 from stasc.bench.works import compose, quieten
 from stasc.build import build
-from stasc.engine import Decoding, Request
+from stasc.engine import Completion, Decoding, Request
 from stasc.engine.hf import HF
 from stasc.finetune import Example, Optimization
 from stasc.model import M_0, LiveModel, ModelConfig, resolve_device, resolve_dtype
+from stasc.trie import Trie
 
 
 class Ours:
@@ -40,14 +42,15 @@ class Ours:
 
     def _sample(self, work: Work) -> Done:
         decoding = Decoding(work.temperature, work.top_p, work.max_new_tokens, frozenset(work.stop_ids))
-        lengths = []
+        done = Done()
         for stage in work.stages:
             requests = [
                 Request(tuple(prompt), tuple(keys)) for prompt, keys in zip(stage.prompts, stage.keys, strict=True)
             ]
             completions = self.engine(self.live.load(M_0), requests, decoding)
-            lengths += [useful(answer.ids, work.stop_ids) for answers in completions for answer in answers]
-        return Done(lengths)
+            done.lengths.extend(useful(answer.ids, work.stop_ids) for answers in completions for answer in answers)
+            done.followed.append(_followed(requests, completions))
+        return done
 
     def _train(self, work: Work) -> Done:
         from stasc import trainer  # sampling does without, and without the memory of what it imports
@@ -63,6 +66,14 @@ class Ours:
         network = self.live.load(M_0, self.live.training_dtype)
         training = trainer.train(network, rows, settings, self.live, work.seed, lambda k=1: None)
         return Done(loss=training.loss)
+
+
+def _followed(requests: Sequence[Request], completions: Sequence[Sequence[Completion]]) -> int:
+    begun = defaultdict[tuple[int, ...], Trie](Trie)
+    for request, answers in zip(requests, completions, strict=True):
+        for answer in answers:
+            begun[request.prompt].add(answer.ids[:-1])
+    return sum(map(len, begun.values()))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ class Reply:
     seconds: float
     peak_bytes: int
     lengths: list[int]
+    followed: list[int]
     loss: float | None
     rates: dict[str, float]
 

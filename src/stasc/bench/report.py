@@ -29,9 +29,10 @@ NOTES = f"""\
 - **limit**: what matrix products of the model's own shapes reach by {ROWS} rows in this dtype, layers and output matrix
   apart, measured in every round. **share of limit**: the seconds that the products which a work needs at least would
   take at this speed, by the seconds it took. Needed are, once each: what all prompts of a stage begin with, the rest of
-  each distinct prompt, each sampled token that another follows, and logits only where a token is drawn or trained; in
-  training, each distinct prompt once an epoch. Two FLOPs per parameter, three times as many in training. Attention
-  itself, sampling and optimizer are not counted. So work that is done twice, or for nothing, lowers the share.
+  each distinct prompt, each beginning of its answers that another token is drawn behind, and logits only where a token
+  is drawn or trained; in training, each distinct prompt once an epoch. Two FLOPs per parameter, three times as many in
+  training. Attention itself, sampling and optimizer are not counted. So work that is done twice, or for nothing, lowers
+  the share.
 - **trl_told** is `SFTTrainer` with what this project found for itself and anyone could set (`processor.py`): float32
   products by oneDNN, and freed memory that is kept. **trl** runs as it comes. So the ratio to trl is what a user gets,
   and the ratio to trl_told what is left of it for one who knew.
@@ -109,7 +110,7 @@ def _limits(outcomes: Sequence[Outcome]) -> Table:
     for outcome in outcomes:
         rates = {name: spread([reply.rates[name] for reply in outcome.limits]) for name in outcome.limits[0].rates}
         needs = [
-            flops(outcome.work, match.ours.lengths, rates["layers_parameters"].median, rates["head_parameters"].median)
+            flops(outcome.work, match.ours.followed, rates["layers_parameters"].median, rates["head_parameters"].median)
             for match in outcome.matches
         ]
         layers, head = (statistics.median(part) / 1e9 for part in zip(*needs, strict=True))
