@@ -172,9 +172,9 @@ def test_the_logits_of_a_prefill_are_those_of_a_plain_forward_pass(
     model: LlamaForCausalLM, some: list[tuple[int, ...]]
 ) -> None:
     with torch.inference_mode():
-        logits_LV, line_B, _ = prefill.prefill(model, some, 0, 50)
+        logits_LV, lines, _ = prefill.prefill(model, some, 0, 50)
     assert len(logits_LV) == len(set(some))
-    for row, prompt in zip(logits_LV[line_B], some, strict=True):
+    for row, prompt in zip(logits_LV[lines], some, strict=True):
         torch.testing.assert_close(row, next_logits(model, prompt), rtol=0, atol=1e-10)
 
 
@@ -551,6 +551,7 @@ def test_rows_that_go_on_alike_are_computed_once_and_answer_as_they_do_alone(
     for computed, rows in zip(steps, going, strict=False):
         assert len(set(rows)) <= computed <= len(set(rows)) / (7 / 8) + 1
     assert sum(steps) < 0.8 * sum(map(len, going)), "that is less"
+    assert any(computed > len(set(rows)) for computed, rows in zip(steps, going, strict=False)), "some stay a while"
 
 
 # How answers end
@@ -762,9 +763,9 @@ def test_however_prompts_are_computed_their_answers_are_the_same(
         some = crowded(seed)
         close = {"rtol": 0, "atol": 1e-10} if kind == "sdpa" else {"rtol": 1e-4, "atol": 1e-4}
         with torch.compiler.set_stance("force_eager"), torch.inference_mode():
-            logits_LV, line_B, batch = prefill.prefill(network, some, 4, most_tokens)
+            logits_LV, lines, batch = prefill.prefill(network, some, 4, most_tokens)
             assert isinstance(batch, shared.SharedPrompts)
-            for row, prompt in zip(logits_LV[line_B], some, strict=True):
+            for row, prompt in zip(logits_LV[lines], some, strict=True):
                 torch.testing.assert_close(row, next_logits(network, prompt), **close)
             rows = list(dict.fromkeys(some))
             for step, gone in enumerate((0, 3, 30)):  # so many rows leave; prompts go when few are left
@@ -825,7 +826,7 @@ def test_rows_are_dropped_without_a_copy_of_those_that_keep_their_places(model: 
 
 def test_rows_come_to_be_several_without_a_copy_of_all_while_there_is_place() -> None:
     torch.manual_seed(0)
-    ours, theirs = RoomyCache(1, room=4, most=10), DynamicCache()
+    ours, theirs = RoomyCache(1, room=4, most_rows=10), DynamicCache()
     where = 0
     for indices in (range(4), [0, 1, 2, 3, 1], [4, 1, 0, 3, 2], [3, 1, 3, 0, 0, 0], [0, 5], range(2)):
         for both in (ours, theirs):
@@ -848,7 +849,7 @@ def test_rows_come_to_be_several_without_a_copy_of_all_while_there_is_place() ->
         ([5, 5, 5], [1, 1, 1], 5),
         ([64, *[1] * 40], [64, *[1] * 40], 1),  # 104 products of 4 beat 41 of 67
         ([4, *[2] * 30], [2, *[1] * 30], 2),
-        ([16, 8], [1, 1], 16),  # 3 of 11 are not much less than 2 of 19
+        ([16, 8], [2, 1], 8),  # 3 of 11 beat 2 of 19
     ],
 )
 def test_a_prompt_of_many_lines_is_held_more_than_once_where_that_costs_less(
@@ -863,13 +864,33 @@ def test_answers_are_the_same_where_one_prompt_has_far_more_lines(model: LlamaFo
         _, _, batch = prefill.prefill(model, some, 4, 100)
         assert isinstance(batch, shared.SharedPrompts)
         rows = some
-        for going, held in (([0, *[1] * 12, 2, 3, 4, 5, 6], 18), (range(2, 18), 16), ([10, 9, 0, 0], 3)):
+        for going, held in (([0, *[1] * 12, 2, 3, 4, 5, 6], 18), (range(2, 18), 16), ([10, 9, 0, 0], 1)):
             batch.select(torch.tensor(going))
             assert len(batch._lengths_P) == held
             rows = [(*rows[index], 6) for index in going]
             logits_LV = batch.forward(model, torch.full((len(rows),), 6)).logits[:, -1]
             for row, whole in zip(logits_LV, rows, strict=True):
                 torch.testing.assert_close(row, next_logits(model, whole), rtol=0, atol=1e-10)
+
+
+@torch.inference_mode()
+def test_prompts_are_not_held_more_often_than_lines_ask_for_when_they_branch_one_after_the_other(
+    model: LlamaForCausalLM,
+) -> None:
+    some = prompts([4] * 8, shared=2)
+    _, _, batch = prefill.prefill(model, some, 4, 100)
+    assert isinstance(batch, shared.SharedPrompts)
+    rows, most = some, 0
+    for prompt in range(8):  # each comes to have 16 lines, the last two of one line
+        going = [*range(len(rows)), *[prompt] * 15]
+        batch.select(torch.tensor(going))
+        rows = [rows[index] for index in going]
+        assert {int(batch._original_P[p]) for p in batch._prompt_L} == set(range(8))
+        most = max(most, len(batch._lengths_P))
+    assert most < 40 and len(batch._lengths_P) < 12
+    logits_LV = batch.forward(model, torch.full((len(rows),), 6)).logits[:, -1]
+    for row, whole in zip(logits_LV, rows, strict=True):
+        torch.testing.assert_close(row, next_logits(model, (*whole, 6)), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["softcap", "s_aux", "sinks", "position_bias", "head_mask", "block_indices"])

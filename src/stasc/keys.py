@@ -181,7 +181,7 @@ class Recipes:
             "numerics": self.numerics,
             "code": code(
                 *(f"stasc.engine.{name}" for name in ("decode", "prefill", "shared", "cache", "noise")),
-                *("stasc.packing", "stasc.trie", *RENDERING),
+                *("stasc.attention", "stasc.packing", "stasc.trie", *RENDERING),
             ),
         }
 

@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_MORE_ROWS = 1.25
+_MORE_ROWS = 1.25  # so that few more are no copy of all
 
 
 class RoomyLayer(DynamicLayer):
@@ -25,26 +25,26 @@ class RoomyLayer(DynamicLayer):
 
     Args:
         room: how many tokens place is made for beyond those that are put in.
-        most: how many rows there can be. Place is made for some more than there are, up to that.
+        most_rows: how many rows there can be. Place is made for some more than there are, up to that.
     """
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, room: int = 0, most: int = 0) -> None:
+    def __init__(self, room: int = 0, most_rows: int = 0) -> None:
         super().__init__()
-        self._room, self._most = room, most
-        self._place: tuple[Tensor, Tensor] | None = None
+        self._room, self._most_rows = room, most_rows
+        self._all: tuple[Tensor, Tensor] | None = None
 
     @property
     def whole(self) -> tuple[Tensor, Tensor]:
         """Keys and values with the room that is left, which is all zeros."""
-        assert self._place is not None
-        return self._place[0][: len(self.keys)], self._place[1][: len(self.keys)]
+        assert self._all is not None
+        return self._all[0][: len(self.keys)], self._all[1][: len(self.keys)]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         before, new = self.get_seq_length(), key_states.shape[2]
-        if self._place is None or self._place[0].shape[2] < before + new:
+        if self._all is None or self._all[0].shape[2] < before + new:
             had = (self.keys, self.values)
             self.allocate(key_states, value_states, len(key_states), before + new)
             if before:
@@ -66,46 +66,46 @@ class RoomyLayer(DynamicLayer):
         self._put(rows, slice(0, columns.shape[1]), (some[0], some[1]))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        if self._place is not None:
+        if self._all is not None:
             length = self.get_seq_length()
-            self._place = (self._place[0][indices], self._place[1][indices])
+            self._all = (self._all[0][indices], self._all[1][indices])
             self._use(len(indices), length)
 
-    def keep(self, indices: Tensor, places: Tensor) -> None:
-        """Goes on with these rows, of which those in `places` are not where they were."""
-        if self._place is None:
+    def keep(self, indices: Tensor, moved: Tensor, movers: Tensor) -> None:
+        """Goes on with the rows `indices`, of which `moved` are not where they were, but at `movers`."""
+        if self._all is None:
             return
         length = self.get_seq_length()
-        if len(indices) > len(self._place[0]):
+        if len(indices) > len(self._all[0]):
             had = (self.keys[indices], self.values[indices])
-            self._make(*had, len(indices), self._place[0].shape[2])
+            self._make(*had, len(indices), self._all[0].shape[2])
             self._put(slice(0, len(indices)), slice(0, length), had)
         else:
-            for place in self._place:
-                place[places, :, :length] = place[indices[places], :, :length]
+            for part in self._all:
+                part[moved, :, :length] = part[movers, :, :length]
         self._use(len(indices), length)
 
     def _make(self, keys: Tensor, values: Tensor, rows: int, tokens: int) -> None:
-        shape = (max(rows, min(self._most, int(rows * _MORE_ROWS))), keys.shape[1], tokens)
-        self._place = (keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3]))
+        shape = (max(rows, min(self._most_rows, int(rows * _MORE_ROWS))), keys.shape[1], tokens)
+        self._all = (keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3]))
 
     def _put(self, rows: slice | Tensor, tokens: slice, parts: tuple[Tensor, Tensor]) -> None:
-        assert self._place is not None
-        for place, part in zip(self._place, parts, strict=True):
-            place[rows, :, tokens] = part
+        assert self._all is not None
+        for every, part in zip(self._all, parts, strict=True):
+            every[rows, :, tokens] = part
 
     def _use(self, rows: int, length: int) -> None:
-        assert self._place is not None
-        self.keys, self.values = (place[:rows, :, :length] for place in self._place)
+        assert self._all is not None
+        self.keys, self.values = (part[:rows, :, :length] for part in self._all)
 
 
 class RoomyCache(Cache):
-    """Of a model that is a stack of such layers."""
+    """Of a model that is a stack of such layers; see `RoomyLayer`."""
 
     layers: list[RoomyLayer]  # type: ignore[assignment]
 
-    def __init__(self, layers: int, room: int = 0, most: int = 0) -> None:
-        super().__init__(layers=[RoomyLayer(room, most) for _ in range(layers)])
+    def __init__(self, layers: int, room: int = 0, most_rows: int = 0) -> None:
+        super().__init__(layers=[RoomyLayer(room, most_rows) for _ in range(layers)])
 
     def copies(self, rows: int) -> RoomyCache:
         """The cache of a single row, for so many that begin alike."""
@@ -122,9 +122,10 @@ class RoomyCache(Cache):
 
     def keep(self, indices: Tensor) -> None:
         """Goes on with these rows. Those that stay in their places are not copied while all have place."""
-        places = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(1)
+        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(1)
+        movers = indices[moved]
         for layer in self.layers:
-            layer.keep(indices, places)
+            layer.keep(indices, moved, movers)
 
     def take(self, rows: Tensor, source: RoomyCache, source_rows: Tensor, columns: Tensor) -> None:
         """Has the given rows begin with the tokens `columns` (len(rows), S) of rows of another cache."""

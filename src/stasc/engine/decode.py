@@ -35,29 +35,28 @@ def sample_batch(
 ) -> list[Completion]:
     """One completion per row, for its prompt and noise key."""
     device = model.device
-    logits_LV, line_B, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
+    logits_LV, lines, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
-    stop = torch.tensor(sorted(decoding.stop_ids), dtype=torch.int64, device=device)
     sampled: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # that go on
 
     for position in range(decoding.max_new_tokens):
-        ids_B = draw(logits_LV, line_B, keys_B, position, decoding.temperature, decoding.top_p)
-        going_B = ~torch.isin(ids_B, stop)
-        drawn, going = ids_B.tolist(), going_B.tolist()
+        line_B = torch.tensor(lines, device=device)
+        drawn = draw(logits_LV, line_B, keys_B, position, decoding.temperature, decoding.top_p).tolist()
         for row, id_ in zip(rows, drawn, strict=True):
             sampled[row].append(id_)
-        rows = [row for row, goes in zip(rows, going, strict=True) if goes]
+        going = [index for index, id_ in enumerate(drawn) if id_ not in decoding.stop_ids]
+        rows = [rows[index] for index in going]
         if len(rows) < len(drawn):
             advance(len(drawn) - len(rows))
         if position + 1 == decoding.max_new_tokens or not rows:
             break
-        pairs = list(zip(line_B[going_B].tolist(), ids_B[going_B].tolist(), strict=True))
-        lines, had = branch(pairs, len(logits_LV)), len(logits_LV)
-        place = {pair: line for line, pair in enumerate(lines)}
-        line_B, keys_B = torch.tensor([place[pair] for pair in pairs], device=device), keys_B[going_B]
-        parent_L, ids_L = torch.tensor(lines, device=device).unbind(1)
-        if [parent for parent, _ in lines] != list(range(had)):
+        pairs = [(lines[index], drawn[index]) for index in going]
+        continued = branch(pairs, len(logits_LV))
+        line = {pair: line for line, pair in enumerate(continued)}
+        lines, keys_B = [line[pair] for pair in pairs], keys_B[torch.tensor(going, device=device)]
+        parent_L, ids_L = torch.tensor(continued, device=device).unbind(1)
+        if [parent for parent, _ in continued] != list(range(len(logits_LV))):
             batch.select(parent_L)
         logits_LV = batch.forward(model, ids_L).logits[:, -1]
     advance(len(rows))
@@ -84,7 +83,7 @@ def branch(pairs: Sequence[tuple[int, int]], had: int) -> list[tuple[int, int]]:
             lines.setdefault(pair[0], pair)
     free = [line for line in range(size) if line not in lines]
     moved = [pair for pair in wanted if lines.get(pair[0]) != pair]
-    lines |= zip(free, moved, strict=False)  # all that are moved
+    lines |= zip(free, moved, strict=False)  # there is a free one for each
     return [lines.get(line, (line, 0)) for line in range(size)]
 
 
@@ -104,12 +103,12 @@ def draw(logits_LV: Tensor, line_B: Tensor, keys_B: Tensor, position: int, tempe
             chosen_B[rows] = (_scaled(logits_LV[line_B[rows]], temperature) + noise_RV).argmax(-1)
         return chosen_B
     for lines_R, values_RK, ids_RK in nuclei(logits_LV, temperature, top_p):
-        place_L = torch.full_like(logits_LV[:, 0], -1, dtype=torch.int64)
-        place_L[lines_R] = torch.arange(len(lines_R), device=lines_R.device)
-        found_B = place_L[line_B]
-        for rows in every[found_B >= 0].split(max(1, _DRAWN_AT_ONCE // ids_RK.shape[1])):
-            some_RK = ids_RK[found_B[rows]]
-            noisy_RK = values_RK[found_B[rows]] + noise.gumbel(keys_B[rows], position, some_RK)
+        rank_L = torch.full_like(logits_LV[:, 0], -1, dtype=torch.int64)  # among these
+        rank_L[lines_R] = torch.arange(len(lines_R), device=lines_R.device)
+        rank_B = rank_L[line_B]
+        for rows in every[rank_B >= 0].split(max(1, _DRAWN_AT_ONCE // ids_RK.shape[1])):
+            some_RK = ids_RK[rank_B[rows]]
+            noisy_RK = values_RK[rank_B[rows]] + noise.gumbel(keys_B[rows], position, some_RK)
             chosen_B[rows] = some_RK.gather(1, noisy_RK.argmax(-1, keepdim=True)).squeeze(1)
     return chosen_B
 

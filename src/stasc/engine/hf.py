@@ -68,8 +68,10 @@ class HF:
         """The rows of each batch, of like size; requests of like length, and those of one prompt, stand together."""
         order = sorted(range(len(requests)), key=lambda r: (len(requests[r].prompt), requests[r].prompt))
         rows = [(r, sample) for r in order for sample in range(len(requests[r].keys))]
-        size = math.ceil(len(rows) / max(1, math.ceil(len(rows) / self.batch_size)))
-        return [rows[first : first + size] for first in range(0, len(rows), size or 1)]
+        if not rows:
+            return []
+        size = math.ceil(len(rows) / math.ceil(len(rows) / self.batch_size))
+        return [rows[first : first + size] for first in range(0, len(rows), size)]
 
     def sample(
         self,

@@ -60,7 +60,7 @@ class Limit:
 
 
 def batch_bytes(model: Network, prompts: Sequence[tuple[int, ...]], room: int) -> int:
-    """What keys, values and logits of rows take, each a prompt and an answer of so many tokens."""
+    """About what keys, values and logits of rows take at most, each a prompt and an answer of so many tokens."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -89,33 +89,32 @@ class Plain:
 
     def select(self, parent_L: Tensor) -> None:
         self.mask_LS = self.mask_LS[parent_L]
-        self.cache.batch_select_indices(parent_L)
+        self.cache.reorder_cache(parent_L)  # type: ignore[arg-type]  # every kind of layer can do this
 
 
 def prefill(
     model: Network, prompts: Sequence[tuple[int, ...]], room: int, most_tokens: int
-) -> tuple[Tensor, Tensor, Batch]:
-    """Next-token logits of each line (L, V), the line of each row, int64 (B,), and the batch.
+) -> tuple[Tensor, list[int], Batch]:
+    """Next-token logits of each line (L, V), the line of each of the B rows, and the batch.
 
     Args:
         room: how many tokens an answer has at most.
         most_tokens: of a forward pass.
     """
-    distinct = list(dict.fromkeys(prompts))  # as they are asked, so that rows need not be brought in another order
+    distinct = list(dict.fromkeys(prompts))  # as they are asked, so that lines need not be brought in another order
     place = {prompt: p for p, prompt in enumerate(distinct)}
-    line_B = torch.tensor([place[prompt] for prompt in prompts], device=model.device)
     traits = _traits(model)
     if traits.mask is None or not sees_all(model.config, max(map(len, distinct)) + room):
         logits_PV, batch = _plain(model, distinct)
     else:
         logits_PV, batch = _shared(model, distinct, len(prompts), room, most_tokens, traits)
-    return logits_PV, line_B, batch
+    return logits_PV, [place[prompt] for prompt in prompts], batch
 
 
 def _shared(
     model: Network,
     distinct: Sequence[tuple[int, ...]],
-    most: int,
+    most_lines: int,
     room: int,
     most_tokens: int,
     traits: _Traits,
@@ -147,7 +146,7 @@ def _shared(
         targets_p, sources_p, columns_pS = (torch.tensor(i, device=model.device) for i in (targets, sources, paths))
         kept.take(targets_p, computed, sources_p, columns_pS)
     lengths_P = torch.tensor([len(rest) for rest in rests], device=model.device)
-    return logits_PV, SharedPrompts(first, kept, lengths_P, most, room)
+    return logits_PV, SharedPrompts(first, kept, lengths_P, most_lines, room)
 
 
 def _rows(rests: Sequence[tuple[int, ...]], cost: Costs) -> list[Row]:

@@ -30,25 +30,22 @@ if TYPE_CHECKING:
 _NAME = "stasc_shared_prompts"  # of this attention, in transformers' register
 _ROOM = 32  # tokens of answers that place is made for at once
 _COPY = 3  # to read a prompt's keys and values costs as much as so many lines
-_ENOUGH = 3 / 4  # of the cost, to copy prompts for
+_ENOUGH = 3 / 4  # copies have to cost no more than that part of what is held now does, as to make them takes a while
 
 
 def copies(lines_P: Sequence[int]) -> tuple[list[int], int]:
-    """How often to hold each prompt, which has so many lines, and for how many lines each time.
-
-    That is what costs least, or once if that costs not much more, as to copy them takes a while.
-    """
+    """How often to hold each prompt, which has so many lines, and for how many lines each time: what costs least."""
 
     def times(most: int) -> list[int]:
         return [-(-lines // most) for lines in lines_P]
 
-    def cost(most: int) -> int:
-        return sum(times(most)) * (most + _COPY)
-
-    most = min(sorted(set(lines_P)), key=cost)
-    if cost(most) > _ENOUGH * cost(max(lines_P)):
-        most = max(lines_P)
+    most = min(sorted(set(lines_P)), key=lambda most: cost(sum(times(most)), most))
     return times(most), most
+
+
+def cost(prompts: int, most: int) -> int:
+    """Of so many prompts, held for so many lines each."""
+    return prompts * (most + _COPY)
 
 
 class SharedPrompts:
@@ -58,14 +55,15 @@ class SharedPrompts:
         first: of one row, what all prompts begin with; of no tokens if that is nothing.
         prompts: of P rows, the rest of each prompt.
         lengths_P: tokens of these, int64; what stands behind them is padding.
-        most: how many lines there are at most.
+        most_lines: how many there can be.
         room: how many tokens an answer has at most.
     """
 
-    def __init__(self, first: RoomyCache, prompts: RoomyCache, lengths_P: Tensor, most: int, room: int) -> None:
+    def __init__(self, first: RoomyCache, prompts: RoomyCache, lengths_P: Tensor, most_lines: int, room: int) -> None:
         self._first, self._prompts, self._lengths_P = first, prompts, lengths_P
         self._prompt_L = torch.arange(len(lengths_P), device=lengths_P.device)
-        self._answers = RoomyCache(len(prompts.layers), min(room, _ROOM), most)
+        self._original_P = self._prompt_L  # of copies of a prompt the same
+        self._answers = RoomyCache(len(prompts.layers), min(room, _ROOM), most_lines)
         self._place()
 
     def forward(self, model: Network, ids_L: Tensor, **more: bool) -> Any:
@@ -84,31 +82,42 @@ class SharedPrompts:
         """Goes on with lines that continue these."""
         self._answers.keep(parent_L)
         self._prompt_L = self._prompt_L[parent_L]
-        asked_P = torch.zeros_like(self._lengths_P, dtype=torch.bool)
-        asked_P[self._prompt_L] = True
+        if not self._copy():
+            self._drop()
+        self._place()
+
+    def _drop(self) -> None:
+        """Goes on without prompts that have no lines any more."""
+        asked_P = self._prompt_L.bincount(minlength=len(self._lengths_P)) > 0
         kept = staying(asked_P)
         if len(kept) < len(asked_P):
             self._prompts.keep(kept)
             new_P = torch.empty_like(self._lengths_P)
             new_P[kept] = torch.arange(len(kept), device=kept.device)
-            self._lengths_P, self._prompt_L = self._lengths_P[kept], new_P[self._prompt_L]
-        self._copy()
-        self._place()
+            self._prompt_L = new_P[self._prompt_L]
+            self._lengths_P, self._original_P = self._lengths_P[kept], self._original_P[kept]
 
-    def _copy(self) -> None:
-        """Holds a prompt more than once where its lines are many. Copies are prompts from then on."""
-        lines_P, rank_L = self._ranks()
-        times, most = copies(lines_P.tolist())
-        times_P = torch.tensor(times, device=lines_P.device)
-        if most < lines_P.max():
-            self._prompt_L = (times_P.cumsum(0) - times_P)[self._prompt_L] + rank_L // most
-            copied = torch.arange(len(times), device=lines_P.device).repeat_interleave(times_P)
-            self._prompts.batch_select_indices(copied)
-            self._lengths_P = self._lengths_P[copied]
+    def _copy(self) -> bool:
+        """Holds prompts as often as costs least, if that is much less; tells whether it does so."""
+        lines_P, _ = _ranks(self._prompt_L, len(self._lengths_P))
+        held = lines_P.count_nonzero()
+        originals, original_L = self._original_P[self._prompt_L].unique(return_inverse=True)
+        lines_O, rank_L = _ranks(original_L, len(originals))
+        times, most = copies(lines_O.tolist())
+        if cost(sum(times), most) > _ENOUGH * cost(int(held), int(lines_P.max())):
+            return False
+        times_O = torch.tensor(times, device=lines_O.device)
+        one_O = torch.empty_like(originals)
+        one_O[original_L] = self._prompt_L
+        copied = one_O.repeat_interleave(times_O)
+        self._prompts.batch_select_indices(copied)
+        self._lengths_P, self._original_P = self._lengths_P[copied], self._original_P[copied]
+        self._prompt_L = (times_O.cumsum(0) - times_O)[original_L] + rank_L // most
+        return True
 
     def _place(self) -> None:
         """Gives each line one of the M places of its prompt."""
-        lines_P, rank_L = self._ranks()
+        lines_P, rank_L = _ranks(self._prompt_L, len(self._lengths_P))
         self._most = int(lines_P.max())
         place_L = self._prompt_L * self._most + rank_L
         full = len(place_L) == len(lines_P) * self._most
@@ -116,15 +125,6 @@ class SharedPrompts:
         self._place_L = None if in_order else place_L
         width = self._prompts.get_seq_length()
         self._unseen_PS = torch.arange(width, device=rank_L.device) >= self._lengths_P.unsqueeze(1)
-
-    def _ranks(self) -> tuple[Tensor, Tensor]:
-        """How many lines each prompt has, and how many of these stand before each line."""
-        lines_P = self._prompt_L.bincount(minlength=len(self._lengths_P))
-        order_L = self._prompt_L.argsort(stable=True)
-        before_P = lines_P.cumsum(0) - lines_P
-        rank_L = torch.empty_like(order_L)
-        rank_L[order_L] = torch.arange(len(order_L), device=order_L.device) - before_P[self._prompt_L[order_L]]
-        return lines_P, rank_L
 
     def attend(self, layer: int, q_LHRD: Tensor) -> Tensor:
         """What the newest token of each line gathers (L, H, R, D). The queries are scaled."""
@@ -156,6 +156,16 @@ class SharedPrompts:
             found = found.masked_fill(unseen_PN[:, None, None, None], float("-inf"))
         by_place: Tensor = found.transpose(1, 2).flatten(0, 1)
         return by_place if self._place_L is None else by_place[self._place_L]
+
+
+def _ranks(prompt_L: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
+    """How many lines each prompt has (P,), and how many of these stand before each line (L,)."""
+    lines_P = prompt_L.bincount(minlength=prompts)
+    order_L = prompt_L.argsort(stable=True)
+    before_P = lines_P.cumsum(0) - lines_P
+    rank_L = torch.empty_like(order_L)
+    rank_L[order_L] = torch.arange(len(order_L), device=order_L.device) - before_P[prompt_L[order_L]]
+    return lines_P, rank_L
 
 
 def _by_all(x_LHRK: Tensor, matrix_HKN: Tensor) -> Tensor:
