@@ -881,7 +881,7 @@ def test_prompts_are_not_held_more_often_than_lines_ask_for_when_they_branch_one
     _, _, batch = prefill.prefill(model, some, 4, 100)
     assert isinstance(batch, shared.SharedPrompts)
     rows, most = some, 0
-    for prompt in range(8):  # each comes to have 16 lines, the last two of one line
+    for prompt in range(8):  # each comes to have 16 lines
         going = [*range(len(rows)), *[prompt] * 15]
         batch.select(torch.tensor(going))
         rows = [rows[index] for index in going]
