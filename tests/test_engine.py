@@ -35,7 +35,6 @@ from stasc.engine import Completion, Decoding, Request, cache, decode, memory, n
 from stasc.engine.cache import RoomyCache
 from stasc.engine.hf import HF
 from stasc.engine.memory import Limit
-from stasc.trie import Costs
 
 VOCABULARY = 260
 CONTEXT = 2048
@@ -191,7 +190,7 @@ def test_the_common_prefix_is_computed_once_and_each_distinct_prompt_once(
 ) -> None:
     short, long = (*tokens(10, 0), 1, 2), (*tokens(10, 0), 3, 4, 5)
     HF(64)(model, [Request(short, (0, 1, 2)), Request(long, (3,)), Request(short, (4,))], decoding(max_new_tokens=2))
-    assert shapes == [(1, 10), (2, 3), (5, 1)]
+    assert shapes == [(1, 10), (1, 5), (5, 1)]
 
 
 def test_a_prompt_asked_twice_is_computed_once_though_another_stands_between(
@@ -541,7 +540,7 @@ def test_rows_that_go_on_alike_are_computed_once_and_answer_as_they_do_alone(
         [HF(1)(model, [Request(request.prompt, (key,))], how)[0][0] for key in request.keys] for request in requests
     ]
     if kind == "plain":
-        monkeypatch.setattr(prefill, "_traits", lambda model: prefill._Traits(None, Costs(1, 1)))
+        monkeypatch.setattr(prefill, "_mask", lambda model: None)
     shapes.clear()
     assert HF(1000)(model, requests, how) == alone
     steps = [rows for rows, tokens in shapes if tokens == 1][-11:]
@@ -683,13 +682,13 @@ def test_copies_of_a_row_hold_what_it_holds(model: LlamaForCausalLM) -> None:
 
 def test_rows_take_the_tokens_that_they_are_to_begin_with() -> None:
     source = RoomyCache(1)
-    keys = torch.arange(2 * 5.0).view(2, 1, 5, 1)  # of row r, token s: 5 r + s
+    keys = torch.arange(2 * 5.0).view(1, 2, 5, 1)  # of head h, token s: 5 h + s
     source.update(keys, -keys, 0)
     kept = RoomyCache(1, room=2)
     kept.allocate(source, 3, 3)
-    kept.take(torch.tensor([2, 0]), source, torch.tensor([1, 0]), torch.tensor([[0, 1, 4], [0, 0, 3]]))
-    assert kept.layers[0].keys.view(3, 3).tolist() == [[0, 0, 3], [0, 0, 0], [5, 6, 9]]
-    assert kept.layers[0].values.view(3, 3).tolist() == [[0, 0, -3], [0, 0, 0], [-5, -6, -9]]
+    kept.take(torch.tensor([2, 0]), source, torch.tensor([[0, 1, 4], [0, 0, 3]]))
+    assert kept.layers[0].keys.flatten(1).tolist() == [[0, 0, 3, 5, 5, 8], [0] * 6, [0, 1, 4, 5, 6, 9]]
+    assert torch.equal(kept.layers[0].values, -kept.layers[0].keys)
 
 
 def test_a_step_copies_nothing_where_there_is_room(model: LlamaForCausalLM) -> None:
@@ -714,32 +713,13 @@ def test_a_window_that_a_row_may_outgrow_is_left_to_transformers() -> None:
 # Prompts
 
 
-def test_prompts_stand_in_one_row_where_what_they_share_is_worth_the_scores() -> None:
-    cost = Costs(token=1000, pair=10)  # 60 for each token of the row and each one that is new
-
-    def rows(*prompts: tuple[int, ...]) -> list[list[int]]:
-        return [row.prompts for row in prefill._rows(prompts, cost)]
-
-    assert rows((1, 2), (1, 3), (4, 5)) == [[0, 1], [2]]
-    assert rows((1, *[2] * 20), (1, *[3] * 20)) == [[0], [1]]
-    long = tuple(range(20))
-    assert rows((*long, 30), (*long, 31), (*long, 32)) == [[0, 1, 2]]
-    assert rows((1, 2), (1, 2, 3), (1, 2, 3, 4)) == [[0, 1, 2]]
-
-
-def test_a_row_ends_with_the_ends_of_its_prompts() -> None:
-    (row,) = prefill._rows([(1, 2), (1, 2, 3), (1, 4)], Costs(10**6, 1))
-    ids = [row.trie.ids[token] for token in row.order()]
-    assert ids == [1, 2, 3, 4]
-    assert row.columns(10) == [[6, 7], [6, 7, 8], [6, 9]]
-
-
-def test_a_forward_pass_has_at_most_so_many_tokens_or_one_row() -> None:
-    rows = [prefill.Row() for _ in range(6)]
-    for length, row in zip((3, 9, 4, 4, 30, 2), rows, strict=True):
-        row.add(0, range(length))
-    sizes = [[len(row.trie) for row in some] for some in prefill._batches(rows, 12)]
-    assert sizes == [[2, 3, 4], [4], [9], [30]]
+def test_a_forward_pass_has_at_most_so_many_tokens_or_one_prompt(
+    model: LlamaForCausalLM, shapes: list[tuple[int, ...]]
+) -> None:
+    some = [(1, 10 + length, *tokens(length, 0)) for length in (2, 1, 4, 5, 20, 9)]
+    with torch.inference_mode():
+        prefill.prefill(model, some, 0, 12)
+    assert shapes == [(1, 1), (1, 10), (1, 6), (1, 10), (1, 21)]
 
 
 def crowded(seed: int) -> list[tuple[int, ...]]:
@@ -751,12 +731,13 @@ def crowded(seed: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("most_tokens", [1, 40, 10**6])
-@pytest.mark.parametrize("dear", [0, 3, 10**9], ids=["all share", "as it pays", "none share"])
-@pytest.mark.parametrize("kind", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("kind", ["sdpa", "sdpa without rows", "eager", "flex_attention"])
 def test_however_prompts_are_computed_their_answers_are_the_same(
-    kind: str, dear: float, most_tokens: int, folder: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, most_tokens: int, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefill, "_DEAR", dear)
+    if kind == "sdpa without rows":
+        kind = "sdpa"
+        monkeypatch.setattr(prefill, "_mask", lambda model: torch.bool)
     dtype = torch.float64 if kind == "sdpa" else torch.float32  # eager attention pads with nan in float64
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=kind).eval()
     for seed in range(3):
@@ -916,7 +897,7 @@ def test_another_attention_than_a_softmax_of_scores_is_not_imitated(folder: str)
     requests = [Request(prompt, (seed, seed + 50)) for seed, prompt in enumerate(prompts([4, 9, 2, 7], shared=4))]
     found = HF(8)(network, requests, decoding(max_new_tokens=6))
     with torch.inference_mode():
-        assert prefill._traits(network).mask is None
+        assert prefill._mask(network) is None
     alone = [HF(1)(network, [request], decoding(max_new_tokens=6))[0] for request in requests]
     assert found == alone
 
@@ -938,7 +919,7 @@ def test_memory_that_runs_out_in_a_probe_is_no_verdict(folder: str, monkeypatch:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_prompts_are_shared_in_every_dtype(folder: str, dtype: torch.dtype) -> None:
     with torch.inference_mode():
-        assert prefill._traits(load(folder, dtype)).mask == torch.bool
+        assert prefill._mask(load(folder, dtype)) == "rows"
 
 
 def test_the_model_keeps_its_own_attention(model: LlamaForCausalLM) -> None:
@@ -949,7 +930,7 @@ def test_the_model_keeps_its_own_attention(model: LlamaForCausalLM) -> None:
 def test_a_model_of_its_own_attention_is_left_alone(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [Request(prompt, (seed, seed + 100)) for seed, prompt in enumerate(crowded(1))]
     expected = HF(16)(model, requests, decoding(max_new_tokens=5))
-    monkeypatch.setattr(prefill, "_traits", lambda model: prefill._Traits(None, Costs(1, 1)))
+    monkeypatch.setattr(prefill, "_mask", lambda model: None)
     assert HF(16)(model, requests, decoding(max_new_tokens=5)) == expected
 
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from stasc import attention, packing
 from stasc.finetune import Batch, Example, collate, loss_weights, token_losses
-from stasc.trie import Trie
+from stasc.trie import Trie, parts
 
 Batched = Callable[[Sequence[Example], Sequence[float]], Batch]
 
@@ -101,42 +101,44 @@ def test_an_example_may_be_the_beginning_of_another_and_equal_ones_count_twice()
     ]
 
 
-def test_parts_hold_so_many_tokens_or_one_example_and_those_that_share_most_stand_together() -> None:
-    examples = [example((1, 2, 3), (4,)), example((7, 8), (9,)), example((1, 2, 3), (5,)), example((1,) * 20, (4,))]
-    examples.append(example((1, 2, 9), (5,)))
-    whole = list(packing.parts(examples, 1000, None))
+def test_parts_hold_so_many_tokens_or_one_sequence_and_those_that_share_most_stand_together() -> None:
+    sequences = [(1, 2, 3), (7, 8), (1, 2, 3), (1,) * 20, (1, 2, 9)]
+    whole = list(parts(sequences, 1000))
     assert sorted(whole[0]) == [0, 1, 2, 3, 4]
     assert len(whole) == 1
-    assert [sorted(part) for part in packing.parts(examples, 4, None)] == [[3], [0, 2, 4], [1]]
-    assert [len(part) for part in packing.parts(examples, 1000, 2)] == [2, 2, 1]
-    assert [len(part) for part in packing.parts(examples, 1, None)] == [1, 2, 1, 1], "an equal prompt costs nothing"
+    assert [sorted(part) for part in parts(sequences, 4)] == [[3], [0, 2, 4], [1]]
+    assert [len(part) for part in parts(sequences, 1000, 2)] == [2, 2, 1]
+    assert [len(part) for part in parts(sequences, 1)] == [1, 2, 1, 1], "an equal one costs nothing"
     for most in range(1, 40):
-        parts = list(packing.parts(examples, most, None))
-        assert sorted(index for part in parts for index in part) == [0, 1, 2, 3, 4]
-        for part in parts:
-            some = [examples[index] for index in part]
-            size = packed(some, ones(some)).inputs["input_ids"].shape[1]
-            assert size <= most or len({one.prompt + one.completion[:-1] for one in some}) == 1
+        found = list(parts(sequences, most))
+        assert sorted(index for part in found for index in part) == [0, 1, 2, 3, 4]
+        for part in found:
+            trie = Trie()
+            for index in part:
+                trie.add(sequences[index])
+            assert len(trie) <= most or len({sequences[index] for index in part}) == 1
 
 
+@pytest.mark.parametrize("before", [0, 5])
 @pytest.mark.parametrize(("prompts", "completions"), [(1, 1), (1, 6), (5, 1), (8, 5)])
 def test_rows_of_a_tree_look_at_all_that_is_seen_and_have_no_more_scores_than_the_tree(
-    prompts: int, completions: int
+    prompts: int, completions: int, before: int
 ) -> None:
     trie = Trie()
     for one in ragged(1, prompts, completions):
         trie.add(one.prompt + one.completion)
     seen_TT = trie.seen()
-    rows, mask_NWS = attention.rows(trie, seen_TT)
+    rows, mask_NWS = attention.rows(trie, seen_TT, before)
+    seen_TS = torch.cat([torch.ones(len(trie), before, dtype=torch.bool), seen_TT], dim=1)
     assert sorted(token for piece in trie.pieces() for token in piece) == list(range(len(trie)))
-    assert mask_NWS.numel() <= seen_TT.numel()
+    assert mask_NWS.numel() <= seen_TS.numel()
     assert torch.equal(rows.tokens_NW.flatten()[rows.places_T], torch.arange(len(trie)))
     for token, place in enumerate(rows.places_T.tolist()):
         n, w = divmod(place, rows.tokens_NW.shape[1])
         looked_at = rows.seen_NS[n][mask_NWS[n, w]]
-        assert torch.equal(looked_at, seen_TT[token].nonzero().flatten()), "each once"
+        assert torch.equal(looked_at, seen_TS[token].nonzero().flatten()), "each once"
     if (prompts, completions) == (8, 5):
-        assert mask_NWS.numel() < seen_TT.numel() / 2
+        assert mask_NWS.numel() < seen_TS.numel() / 2
 
 
 def test_many_short_completions_of_a_long_prompt_are_no_rows_of_their_own() -> None:
@@ -149,22 +151,28 @@ def test_many_short_completions_of_a_long_prompt_are_no_rows_of_their_own() -> N
 
 
 @pytest.mark.parametrize("short", [0, 256], ids=["sdpa", "products"])
-def test_attention_has_values_of_any_size_and_padding_that_sees_nothing(
-    short: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("before", [0, 3])
+def test_attention_in_rows_is_that_of_the_whole_tree_for_values_of_any_size(
+    short: int, before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "_SHORT", short)
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 6, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 4)
-    mask = torch.rand(2, 1, 5, 7) < 0.5
-    mask[..., 0] = True
+    trie = Trie()
+    for ids in ((1, 2, 3), (1, 2, 4, 5), (6,), (6, 7)):
+        trie.add(ids)
+    tokens, seen_TT = len(trie), trie.seen()
+    q, k = torch.randn(1, 6, tokens, 8), torch.randn(1, 3, before + tokens, 8)
+    v = torch.randn(1, 3, before + tokens, 4)
+    rows, mask_NWS = attention.rows(trie, seen_TT, before)
     module: Any = SimpleNamespace(num_key_value_groups=2, is_causal=False)
-    found, _ = attention._attention(module, q, k, v, mask)
+    found, _ = attention._attention(module, q, k, v, mask_NWS.unsqueeze(1), rows=rows)
     keys, values = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, keys, values, mask).transpose(1, 2)
+    seen_TS = torch.cat([torch.ones(tokens, before, dtype=torch.bool), seen_TT], dim=1)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, keys, values, seen_TS).transpose(1, 2)
     torch.testing.assert_close(found, expected)
-    mask[0, 0, 1] = False
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        found, _ = attention._attention(module, *(100 * x.to(dtype) for x in (q, k, v)), mask)
+        large = (100 * x.to(dtype) for x in (q, k, v))
+        found, _ = attention._attention(module, *large, mask_NWS.unsqueeze(1), rows=rows)
         assert found.isfinite().all()
 
 
@@ -247,8 +255,8 @@ def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
     if kind is not eager:  # whose padding is nan in float64
         forms += [[collate(examples, weigh)]]
     for size in (1, 2, 4, 8):
-        parts = list(packing.parts(examples, 10**6, size))
-        forms += [[packing.tree([examples[i] for i in part], [weigh[i] for i in part], mask) for part in parts]]
+        split = parts([example.prompt + example.completion[:-1] for example in examples], 10**6, size)
+        forms += [[packing.tree([examples[i] for i in part], [weigh[i] for i in part], mask) for part in split]]
     scale = max(gradient.abs().max().item() for gradient in one_by_one.values())
     rel = 1e-6 if kind is eager else 1e-10  # its softmax is computed in float32
     for batches in forms:

@@ -43,14 +43,9 @@ def using(network: Network, name: str) -> Iterator[None]:
         config._attn_implementation = was
 
 
-def is_plain(more: dict[str, Any]) -> bool:
-    """Whether a model asks attention for nothing more than a softmax of scores."""
-    return all(more.get(name) is None for name in _MORE)
-
-
 def expect_plain(more: dict[str, Any]) -> None:
     """Raises: ValueError if a model asks attention for more than a softmax of scores."""
-    if not is_plain(more):
+    if any(more.get(name) is not None for name in _MORE):
         raise ValueError("this attention is more than a softmax of scores")
 
 
@@ -60,7 +55,7 @@ class Rows:
 
     Args:
         tokens_NW: of each row, padded with any.
-        seen_NS: those that they look at, padded with any.
+        seen_NS: those that they look at, as they stand among all keys, padded with any.
         places_T: where each token stands among the N W of the rows.
     """
 
@@ -72,24 +67,30 @@ class Rows:
         return Rows(self.tokens_NW.to(device), self.seen_NS.to(device), self.places_T.to(device))
 
 
-def rows(trie: Trie, seen_TT: Tensor) -> tuple[Rows, Tensor]:
-    """The rows of a tree, and which of the S tokens each of its tokens sees, bool (N, W, S)."""
+def rows(trie: Trie, seen_TT: Tensor, before: int = 0) -> tuple[Rows, Tensor]:
+    """The rows of a tree, and which of the S tokens each of its tokens sees, bool (N, W, S).
+
+    Args:
+        before: how many tokens stand before the tree, which all of it sees.
+    """
     pieces = [(piece, {*piece, *trie.path(piece[0])}) for piece in trie.pieces()]
     mosts = [int(seen_TT.sum(1).max())]
     while mosts[-1] < len(trie):
         mosts.append(2 * mosts[-1])
-    filled = min((_filled(pieces, most) for most in mosts), key=_scores)
+    filled = min((_filled(pieces, most) for most in mosts), key=lambda filled: _scores(filled, before))
     width, length = _sizes(filled)
-    mask_NWS = torch.zeros(len(filled), width, length, dtype=torch.bool)
+    mask_NWS = torch.zeros(len(filled), width, before + length, dtype=torch.bool)
+    mask_NWS[:, :, :before] = True
     mask_NWS[:, :, 0] = True  # what a row of padding sees, as a row of nothing is no number
     places_T = torch.empty(len(trie), dtype=torch.int64)
     for n, (tokens, seen) in enumerate(filled):
-        mask_NWS[n, : len(tokens), : len(seen)] = seen_TT[tokens][:, seen]
+        mask_NWS[n, : len(tokens), before : before + len(seen)] = seen_TT[tokens][:, seen]
         places_T[tokens] = n * width + torch.arange(len(tokens))
     tokens_NW, seen_NS = (
         torch.tensor([row[i] + row[i][:1] * (most - len(row[i])) for row in filled])
         for i, most in ((0, width), (1, length))
     )
+    seen_NS = torch.cat([torch.arange(before).expand(len(filled), -1), before + seen_NS], dim=1)
     return Rows(tokens_NW, seen_NS, places_T), mask_NWS
 
 
@@ -115,10 +116,10 @@ def _sizes(filled: Filled) -> tuple[int, int]:
     return max(len(tokens) for tokens, _ in filled), max(len(seen) for _, seen in filled)
 
 
-def _scores(filled: Filled) -> int:
-    """How many are computed, padding included."""
+def _scores(filled: Filled, before: int) -> int:
+    """How many are computed, padding and the tokens before the tree included."""
     width, length = _sizes(filled)
-    return len(filled) * width * length
+    return len(filled) * width * (before + length)
 
 
 class _Spread(torch.autograd.Function):
@@ -147,19 +148,15 @@ def _attention(
     rows: Rows | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers asks for it: queries (1, H R, T, D), keys and values (1, H, T, D); gives (1, T, H R, D).
+    """As transformers asks for it: queries (1, H R, T, D), keys and values (1, H, T, D), or more of them than queries
+    where there are tokens before the tree; gives (1, T, H R, D).
 
     Args:
         attention_mask: of the rows of a tree, bool (N, 1, W, S).
-        rows: of a tree; without them it is SDPA, of any batch and mask, but that short scores are products.
+        rows: of a tree; without them it is SDPA, of any batch and mask.
     """
     heads, repeats = key.shape[1], query.shape[1] // key.shape[1]
     if rows is None:
-        short = is_plain(kwargs) and _is_short(key)
-        if short and attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1:
-            q_BHRWD = query.unflatten(1, (heads, repeats))
-            found_BHRWD = _attend(q_BHRWD, key, value, attention_mask.unsqueeze(2), scaling, dropout)
-            return found_BHRWD.flatten(1, 2).transpose(1, 2), None
         more: Any = {"dropout": dropout, "scaling": scaling, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
     expect_plain(kwargs)
@@ -196,8 +193,7 @@ def _attend(
     scale = q_NHQD.shape[-1] ** -0.5 if scaling is None else scaling
     scores_NHQS = (q_NHQD * scale) @ k_NHSD.mT
     wide = torch.promote_types(scores_NHQS.dtype, torch.float32)
-    least = torch.finfo(wide).min  # as padding on the left sees nothing, which must not be nan
-    unseen_N11WS = torch.zeros_like(mask_N11WS, dtype=wide).masked_fill_(~mask_N11WS, least)
+    unseen_N11WS = torch.zeros_like(mask_N11WS, dtype=wide).masked_fill_(~mask_N11WS, float("-inf"))
     scores_NHRWS = scores_NHQS.to(wide).unflatten(2, q_NHRWD.shape[2:4]).add_(unseen_N11WS)
     weights_NHRWS = dropped(scores_NHRWS.softmax(-1), dropout).to(v_NHSD.dtype)
     found = (weights_NHRWS.flatten(2, 3) @ v_NHSD).unflatten(2, q_NHRWD.shape[2:4])

@@ -153,6 +153,8 @@ class Recipes:
             "code": code(
                 "stasc.stages",
                 "stasc.trainer",
+                "stasc.gradients",
+                "stasc.attention",
                 "stasc.packing",
                 "stasc.trie",
                 "stasc.model",

@@ -10,7 +10,7 @@ follows it), V vocabulary; B rows, Q tokens that look at S.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -20,7 +20,7 @@ import torch
 from stasc import attention
 from stasc.finetune import Batch, Example, collate, token_losses
 from stasc.oom import ran_out
-from stasc.trie import Trie, common, costs
+from stasc.trie import Trie, costs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ def tree(
         inputs={
             "input_ids": torch.tensor([trie.ids]),
             "position_ids": (seen_TT.sum(1) - 1).unsqueeze(0),
-            **_attended(trie, seen_TT, mask, device),
+            **attended(trie, seen_TT, mask, device),
             "logits_to_keep": torch.tensor(kept),
         },
         rows=torch.zeros(len(edges), dtype=torch.int64),
@@ -69,32 +69,17 @@ def tree(
     )
 
 
-def _attended(trie: Trie, seen_TT: Tensor, mask: Mask, device: torch.device | str) -> dict[str, Any]:
-    """What the tokens of a tree look at, as arguments of a network."""
-    if mask != "rows":
-        return {"attention_mask": as_mask(seen_TT.to(device).unsqueeze(0), mask)}
-    rows, mask_NWS = attention.rows(trie, seen_TT)
-    return {"attention_mask": as_mask(mask_NWS, torch.bool), "rows": rows}
+def attended(trie: Trie, seen_TT: Tensor, mask: Mask, device: torch.device | str, before: int = 0) -> dict[str, Any]:
+    """What the tokens of a tree look at, as arguments of a network.
 
-
-def parts(examples: Sequence[Example], most_tokens: int, most_examples: int | None) -> Iterator[list[int]]:
-    """Parts of a batch, as indices, whose trees have at most so many tokens, or a single example.
-
-    Those that share most stand together.
+    Args:
+        before: how many tokens all of them look at that are in the cache already.
     """
-    whole = [example.prompt + example.completion[:-1] for example in examples]
-    part: list[int] = []
-    size = 0
-    for index in sorted(range(len(examples)), key=lambda index: (whole[index], index)):
-        ids = whole[index]
-        shared = common(whole[part[-1]], ids) if part else 0
-        grows_too_long = len(ids) > shared and size + len(ids) - shared > most_tokens
-        if part and (grows_too_long or len(part) == most_examples):
-            yield part
-            part, size, shared = [], 0, 0
-        part.append(index)
-        size += len(ids) - shared
-    yield part
+    if mask != "rows":
+        seen_TS = torch.cat([seen_TT.new_ones(len(seen_TT), before), seen_TT], dim=1)
+        return {"attention_mask": as_mask(seen_TS.to(device).unsqueeze(0), mask)}
+    rows, mask_NWS = attention.rows(trie, seen_TT, before)
+    return {"attention_mask": as_mask(mask_NWS, torch.bool), "rows": rows}
 
 
 def mask_dtype(network: Network, dtype: torch.dtype, in_rows: bool = False) -> Mask | None:

@@ -31,6 +31,7 @@ from stasc.finetune import (
 )
 from stasc.oom import ran_out
 from stasc.records import Advance
+from stasc.trie import parts
 
 if TYPE_CHECKING:
     from stasc.model import LiveModel, Network
@@ -185,7 +186,8 @@ class CompletionTrainer(Trainer):
     def _accumulate(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         weights = loss_weights(examples, self.settings.loss_per)
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        for part in packing.parts(examples, self.most_tokens, self.settings.micro_batch_size):
+        whole = [example.prompt + example.completion[:-1] for example in examples]
+        for part in parts(whole, self.most_tokens, self.settings.micro_batch_size):
             some, weigh = [examples[index] for index in part], [weights[index] for index in part]
             device = self.args.device
             batch = packing.tree(some, weigh, self.mask, device) if self.mask else collate(some, weigh)

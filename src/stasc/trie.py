@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -95,3 +95,25 @@ def costs(network: nn.Module) -> Costs:
 def common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens both begin with."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def parts(sequences: Sequence[Sequence[int]], most_tokens: int, most: int | None = None) -> Iterator[list[int]]:
+    """Parts of some sequences, as indices, whose trees have at most so many tokens, or a single sequence.
+
+    Those that share most stand together.
+
+    Args:
+        most: how many sequences a part has at most.
+    """
+    part: list[int] = []
+    size = 0
+    for index in sorted(range(len(sequences)), key=lambda index: (sequences[index], index)):
+        ids = sequences[index]
+        shared = common(sequences[part[-1]], ids) if part else 0
+        grows_too_long = len(ids) > shared and size + len(ids) - shared > most_tokens
+        if part and (grows_too_long or len(part) == most):
+            yield part
+            part, size, shared = [], 0, 0
+        part.append(index)
+        size += len(ids) - shared
+    yield part

@@ -60,10 +60,10 @@ class RoomyLayer(DynamicLayer):
         self._make(keys, values, rows, length + self._room)
         self._use(rows, length)
 
-    def take(self, rows: Tensor, source: RoomyLayer, source_rows: Tensor, columns: Tensor) -> None:
-        """Has the given rows begin with the tokens `columns` (len(rows), S) of rows of another layer."""
-        some = [part[source_rows.unsqueeze(1), :, columns].transpose(1, 2) for part in (source.keys, source.values)]
-        self._put(rows, slice(0, columns.shape[1]), (some[0], some[1]))
+    def take(self, rows: Tensor, source: RoomyLayer, columns: Tensor) -> None:
+        """Has the given rows begin with the tokens `columns` (len(rows), S) of another layer's single row."""
+        keys, values = (part[0][:, columns].transpose(0, 1) for part in (source.keys, source.values))
+        self._put(rows, slice(0, columns.shape[1]), (keys, values))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self._all is not None:
@@ -127,10 +127,10 @@ class RoomyCache(Cache):
         for layer in self.layers:
             layer.keep(indices, moved, movers)
 
-    def take(self, rows: Tensor, source: RoomyCache, source_rows: Tensor, columns: Tensor) -> None:
-        """Has the given rows begin with the tokens `columns` (len(rows), S) of rows of another cache."""
+    def take(self, rows: Tensor, source: RoomyCache, columns: Tensor) -> None:
+        """Has the given rows begin with the tokens `columns` (len(rows), S) of another cache's single row."""
         for layer, other in zip(self.layers, source.layers, strict=True):
-            layer.take(rows, other, source_rows, columns)
+            layer.take(rows, other, columns)
 
 
 def sees_all(config: PreTrainedConfig, longest: int) -> bool:
