@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -932,6 +934,48 @@ def test_a_model_of_its_own_attention_is_left_alone(model: LlamaForCausalLM, mon
     expected = HF(16)(model, requests, decoding(max_new_tokens=5))
     monkeypatch.setattr(prefill, "_mask", lambda model: None)
     assert HF(16)(model, requests, decoding(max_new_tokens=5)) == expected
+
+
+# Compiled
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing has been compiled yet, in this process or before."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_layers_answer_alike_are_compiled_once_and_are_as_they_were_afterwards(
+    folder: str, questions: list[Request], fresh: None
+) -> None:
+    network = load(folder, torch.float64)
+    expected = HF(64)(network, questions, decoding(max_new_tokens=6))
+    counted = torch._dynamo.utils.counters["stats"]
+    counted.clear()
+    assert HF(64, compile=True)(network, questions, decoding(max_new_tokens=6)) == expected
+    graphs = counted["unique_graphs"]
+    assert 0 < graphs <= 8, "not one for each layer or number of rows"
+    assert HF(7, compile=True)(network, questions, decoding(max_new_tokens=6)) == expected
+    assert counted["unique_graphs"] == graphs
+    assert all(part._compiled_call_impl is None for part in network.modules())
+
+
+def test_where_layers_cannot_be_compiled_the_way_out_is_told(
+    folder: str, questions: list[Request], fresh: None
+) -> None:
+    network = load(folder, torch.float64)
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(ValueError, match=r"engine\.compile=true: .*set engine\.compile=false"),
+    ):
+        HF(64, compile=True)(network, questions, decoding(max_new_tokens=2))
+    assert all(part._compiled_call_impl is None for part in network.modules())
+    assert HF(64)(network, questions, decoding(max_new_tokens=2))
 
 
 # Memory

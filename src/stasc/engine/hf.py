@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,11 +37,13 @@ class Counted:
 class HF:
     """The engine of transformers.
 
-    At most `batch_size` rows are sampled together, and `prefill_tokens` tokens of prompts computed at once.
+    At most `batch_size` rows are sampled together, and `prefill_tokens` tokens of prompts computed at once. `compile`
+    has torch compile parts of layers.
     """
 
     batch_size: int
     prefill_tokens: int = 768
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -84,7 +87,8 @@ class HF:
     ) -> list[Completion]:
         """The completion of each row of a batch, as many at once as memory allows.
 
-        Raises: ValueError if a prompt and its answer do not fit into the model's context, or not into memory.
+        Raises: ValueError if a prompt and its answer do not fit into the model's context, or not into memory, or if
+            torch cannot compile the model.
         """
         import torch
 
@@ -97,7 +101,7 @@ class HF:
         keys = [requests[request].keys[sample] for request, sample in batch]
         limit, done = limit or Limit(), list[Completion]()
         model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._compiling(model):
             rows = limit.of(model, prompts, decoding.max_new_tokens) if batch else 0
             while len(done) < len(batch):
                 part = slice(len(done), len(done) + rows)
@@ -118,6 +122,13 @@ class HF:
                 told.back()  # here, where the error no longer holds what was computed
                 rows = limit.lower(size // 2)
         return done
+
+    def _compiling(self, model: Network) -> AbstractContextManager[None]:
+        if not self.compile:
+            return nullcontext()
+        from stasc.engine import compiled
+
+        return compiled.layers(model)
 
 
 def check_context(model: Network, requests: Sequence[Request], decoding: Decoding) -> None:

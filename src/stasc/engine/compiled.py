@@ -1,0 +1,45 @@
+"""Parts of layers compiled by torch while answers are sampled, for GPUs, where many small operations take time.
+
+These are what has no cache, such as norms and MLPs: they are the same code in each layer, and are compiled once for
+all numbers of rows. Attention, of which the shape is another one at each step, is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stasc.model import Network
+
+
+@contextmanager
+def layers(network: Network) -> Iterator[None]:
+    """Has a network compute by compiled parts of its layers.
+
+    Raises: ValueError if torch cannot compile them.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    compiled = parts(network)
+    for part in compiled:
+        part.compile(dynamic=True)
+    try:
+        yield
+    except TorchDynamoException as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"engine.compile=true: {first}; set engine.compile=false") from error
+    finally:
+        for part in compiled:
+            part._compiled_call_impl = None  # torch has no name for it; fine-tuning computes as it always does
+
+
+def parts(network: Network) -> list[nn.Module]:
+    """Those of a network's layers that are compiled."""
+    every = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [part for layer in every for part in layer.children() if not hasattr(part, "layer_idx")]
