@@ -32,7 +32,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from stasc import processor, sources
+from stasc import cgroup, processor, sources
 from stasc.engine import Completion, Decoding, Request, cache, decode, memory, noise, prefill, shared
 from stasc.engine.cache import RoomyCache
 from stasc.engine.hf import HF
@@ -1058,8 +1058,17 @@ def test_memory_that_the_c_library_holds_is_given_back_where_it_is_needed(monkey
     back: list[bool] = []
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=500 if back else 100))
     monkeypatch.setattr(processor, "give_back", lambda: back.append(True))
+    monkeypatch.setattr(cgroup, "free_bytes", lambda: None)
     assert memory.free_bytes(torch.device("cpu"), 90) == 100 and not back
     assert memory.free_bytes(torch.device("cpu"), 101) == 500 and back
+
+
+def test_no_more_memory_is_free_than_the_control_group_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=500))
+    monkeypatch.setattr(cgroup, "free_bytes", lambda: 300)
+    assert memory.free_bytes(torch.device("cpu"), 90) == 300
+    monkeypatch.setattr(cgroup, "free_bytes", lambda: 700)
+    assert memory.free_bytes(torch.device("cpu"), 90) == 500
 
 
 def test_a_cpu_without_memory_counts_as_out_of_memory_and_no_other_error_does(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stasc import processor
+from stasc import cgroup, processor
 from stasc.engine import prefill, shared
 
 if TYPE_CHECKING:
@@ -73,12 +73,18 @@ def batch_bytes(model: Network, prompts: Sequence[tuple[int, ...]], room: int) -
 
 def free_bytes(device: torch.device, enough: int) -> int:
     """Memory that can be had on a device: what torch holds for later included, and, if that is not `enough`, what the
-    C library holds, which then gives it back."""
+    C library holds, which then gives it back. On a CPU, it is no more than the process's control group allows."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
+    if _available() < enough:
+        processor.give_back()
+    return _available()
+
+
+def _available() -> int:
     import psutil
 
-    if psutil.virtual_memory().available < enough:
-        processor.give_back()
-    return int(psutil.virtual_memory().available)
+    within = cgroup.free_bytes()
+    available = int(psutil.virtual_memory().available)
+    return available if within is None else min(available, within)
