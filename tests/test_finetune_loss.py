@@ -127,8 +127,11 @@ def test_rows_of_a_tree_look_at_all_that_is_seen_and_have_no_more_scores_than_th
     trie = Trie()
     for one in ragged(1, prompts, completions):
         trie.add(one.prompt + one.completion)
+    paths = [trie.path(token) for token in range(len(trie))]
+    assert trie.depths() == [len(path) - 1 for path in paths]
     seen_TT = trie.seen()
-    rows, mask_NWS = attention.rows(trie, seen_TT, before)
+    assert [seen_T.nonzero().flatten().tolist() for seen_T in seen_TT] == [sorted(path) for path in paths]
+    rows, mask_NWS = attention.rows(trie, before)
     seen_TS = torch.cat([torch.ones(len(trie), before, dtype=torch.bool), seen_TT], dim=1)
     assert sorted(token for piece in trie.pieces() for token in piece) == list(range(len(trie)))
     assert mask_NWS.numel() <= seen_TS.numel()
@@ -145,9 +148,8 @@ def test_many_short_completions_of_a_long_prompt_are_no_rows_of_their_own() -> N
     trie = Trie()
     for c in range(10):
         trie.add([*range(300), *range(1000 * c, 1000 * c + 20)])
-    seen_TT = trie.seen()
-    _, mask_NWS = attention.rows(trie, seen_TT)
-    assert mask_NWS.numel() <= seen_TT.numel()
+    _, mask_NWS = attention.rows(trie)
+    assert mask_NWS.numel() <= len(trie) ** 2
 
 
 @pytest.mark.parametrize("short", [0, 256], ids=["sdpa", "products"])
@@ -163,7 +165,7 @@ def test_attention_in_rows_is_that_of_the_whole_tree_for_values_of_any_size(
     tokens, seen_TT = len(trie), trie.seen()
     q, k = torch.randn(1, 6, tokens, 8), torch.randn(1, 3, before + tokens, 8)
     v = torch.randn(1, 3, before + tokens, 4)
-    rows, mask_NWS = attention.rows(trie, seen_TT, before)
+    rows, mask_NWS = attention.rows(trie, before)
     module: Any = SimpleNamespace(num_key_value_groups=2, is_causal=False)
     found, _ = attention._attention(module, q, k, v, mask_NWS.unsqueeze(1), rows=rows)
     keys, values = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)

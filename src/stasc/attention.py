@@ -9,6 +9,7 @@ D size of a head.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,29 +68,30 @@ class Rows:
         return Rows(self.tokens_NW.to(device), self.seen_NS.to(device), self.places_T.to(device))
 
 
-def rows(trie: Trie, seen_TT: Tensor, before: int = 0) -> tuple[Rows, Tensor]:
+def rows(trie: Trie, before: int = 0) -> tuple[Rows, Tensor]:
     """The rows of a tree, and which of the S tokens each of its tokens sees, bool (N, W, S).
 
     Args:
         before: how many tokens stand before the tree, which all of it sees.
     """
-    pieces = [(piece, {*piece, *trie.path(piece[0])}) for piece in trie.pieces()]
-    mosts = [int(seen_TT.sum(1).max())]
+    pieces = [(piece, trie.path(piece[0])[:-1]) for piece in trie.pieces()]
+    mosts = [max(trie.depths()) + 1]
     while mosts[-1] < len(trie):
         mosts.append(2 * mosts[-1])
     filled = min((_filled(pieces, most) for most in mosts), key=lambda filled: _scores(filled, before))
     width, length = _sizes(filled)
-    mask_NWS = torch.zeros(len(filled), width, before + length, dtype=torch.bool)
-    mask_NWS[:, :, :before] = True
-    mask_NWS[:, :, 0] = True  # what a row of padding sees, as a row of nothing is no number
     places_T = torch.empty(len(trie), dtype=torch.int64)
-    for n, (tokens, seen) in enumerate(filled):
-        mask_NWS[n, : len(tokens), before : before + len(seen)] = seen_TT[tokens][:, seen]
+    for n, (tokens, _) in enumerate(filled):
         places_T[tokens] = n * width + torch.arange(len(tokens))
     tokens_NW, seen_NS = (
         torch.tensor([row[i] + row[i][:1] * (most - len(row[i])) for row in filled])
         for i, most in ((0, width), (1, length))
     )
+    begins_T, ends_T = trie.spans()
+    begins_NW1 = begins_T[tokens_NW].unsqueeze(2)
+    mask_NWS = (begins_T[seen_NS].unsqueeze(1) <= begins_NW1) & (begins_NW1 < ends_T[seen_NS].unsqueeze(1))
+    mask_NWS &= torch.arange(length) < torch.tensor([len(seen) for _, seen in filled])[:, None, None]
+    mask_NWS = torch.cat([mask_NWS.new_ones(len(filled), width, before), mask_NWS], dim=2)
     seen_NS = torch.cat([torch.arange(before).expand(len(filled), -1), before + seen_NS], dim=1)
     return Rows(tokens_NW, seen_NS, places_T), mask_NWS
 
@@ -97,17 +99,20 @@ def rows(trie: Trie, seen_TT: Tensor, before: int = 0) -> tuple[Rows, Tensor]:
 Filled = list[tuple[list[int], list[int]]]  # tokens of each row, and those that they look at
 
 
-def _filled(pieces: Sequence[tuple[list[int], set[int]]], most: int) -> Filled:
-    """Pieces and what they look at in rows that look at no more tokens than that."""
+def _filled(pieces: Sequence[tuple[list[int], list[int]]], most: int) -> Filled:
+    """Pieces, each with what leads to it, in rows that look at no more tokens than that."""
     rows: list[tuple[list[int], set[int]]] = []
-    for piece, seen in sorted(pieces, key=lambda pair: len(pair[0]), reverse=True):
-        fits = [row for row in rows if len(row[1] | seen) <= most]
-        if fits:
-            tokens, all_seen = min(fits, key=lambda row: len(row[0]))
-            tokens += piece
-            all_seen |= seen
-        else:
-            rows.append((list(piece), set(seen)))
+    for piece, path in sorted(pieces, key=lambda pair: len(pair[0]), reverse=True):
+        fits = None
+        for tokens, seen in rows:
+            if len(seen) + len(piece) <= most and (fits is None or len(tokens) < len(fits[0])):
+                missing = len(path) - bisect_left(path, True, key=lambda token: token not in seen)
+                if len(seen) + len(piece) + missing <= most:
+                    fits = (tokens, seen)
+        if fits is None:
+            rows.append(fits := ([], set()))
+        fits[0].extend(piece)
+        fits[1].update(piece, path)
     return [(tokens, sorted(seen)) for tokens, seen in rows]
 
 

@@ -52,12 +52,11 @@ def tree(
 
     kept = list(dict.fromkeys(at for at, _ in edges))
     place = {at: k for k, at in enumerate(kept)}
-    seen_TT = trie.seen()
     return Batch(
         inputs={
             "input_ids": torch.tensor([trie.ids]),
-            "position_ids": (seen_TT.sum(1) - 1).unsqueeze(0),
-            **attended(trie, seen_TT, mask, device),
+            "position_ids": torch.tensor([trie.depths()]),
+            **attended(trie, mask, device),
             "logits_to_keep": torch.tensor(kept),
         },
         rows=torch.zeros(len(edges), dtype=torch.int64),
@@ -69,16 +68,17 @@ def tree(
     )
 
 
-def attended(trie: Trie, seen_TT: Tensor, mask: Mask, device: torch.device | str, before: int = 0) -> dict[str, Any]:
+def attended(trie: Trie, mask: Mask, device: torch.device | str, before: int = 0) -> dict[str, Any]:
     """What the tokens of a tree look at, as arguments of a network.
 
     Args:
         before: how many tokens all of them look at that are in the cache already.
     """
     if mask != "rows":
+        seen_TT = trie.seen()
         seen_TS = torch.cat([seen_TT.new_ones(len(seen_TT), before), seen_TT], dim=1)
         return {"attention_mask": as_mask(seen_TS.to(device).unsqueeze(0), mask)}
-    rows, mask_NWS = attention.rows(trie, seen_TT, before)
+    rows, mask_NWS = attention.rows(trie, before)
     return {"attention_mask": as_mask(mask_NWS, torch.bool), "rows": rows}
 
 

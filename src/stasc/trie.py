@@ -44,14 +44,46 @@ class Trie:
             path.append(self.parents[path[-1]])
         return path[::-1]
 
-    def pieces(self) -> list[list[int]]:
-        """The tokens in pieces, none of which is longer than the longest sequence, with what leads to it."""
-        depths, sizes, children = list[int](), [1] * len(self), Counter(self.parents)
+    def depths(self) -> list[int]:
+        """How many tokens lead to each."""
+        depths: list[int] = []
         for parent in self.parents:
             depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        return depths
+
+    def sizes(self) -> list[int]:
+        """How many tokens each leads to, itself included."""
+        sizes = [1] * len(self)
         for token in range(len(self) - 1, 0, -1):
             if self.parents[token] >= 0:
                 sizes[self.parents[token]] += sizes[token]
+        return sizes
+
+    def spans(self) -> tuple[Tensor, Tensor]:
+        """Begin and end (T,) of each token: it leads to those that begin in between."""
+        import torch
+
+        sizes, begins, free = self.sizes(), list[int](), 0
+        inner: list[int] = []  # where the next child of each begins
+        for token, parent in enumerate(self.parents):
+            begin = inner[parent] if parent >= 0 else free
+            if parent >= 0:
+                inner[parent] += sizes[token]
+            else:
+                free += sizes[token]
+            begins.append(begin)
+            inner.append(begin + 1)
+        begins_T = torch.tensor(begins)
+        return begins_T, begins_T + torch.tensor(sizes)
+
+    def seen(self) -> Tensor:
+        """Which tokens (T, T) each one has seen: itself, and those that lead to it."""
+        begins_T, ends_T = self.spans()
+        return (begins_T <= begins_T.unsqueeze(1)) & (begins_T.unsqueeze(1) < ends_T)
+
+    def pieces(self) -> list[list[int]]:
+        """The tokens in pieces, none of which is longer than the longest sequence, with what leads to it."""
+        depths, sizes, children = self.depths(), self.sizes(), Counter(self.parents)
         longest = max(depths, default=0) + 1
         found: list[list[int]] = []
         piece: list[int] = []  # of each token
@@ -64,16 +96,6 @@ class Trie:
                 found.append([])
             found[piece[token]].append(token)
         return found
-
-    def seen(self) -> Tensor:
-        """Which tokens (T, T) each one has seen: itself, and those that its parent has."""
-        import torch
-
-        seen_TT = torch.eye(len(self.ids), dtype=torch.bool)
-        for token, parent in enumerate(self.parents):
-            if parent >= 0:
-                seen_TT[token] |= seen_TT[parent]
-        return seen_TT
 
 
 class Costs(NamedTuple):

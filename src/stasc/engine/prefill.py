@@ -120,12 +120,12 @@ def _forward(
     model: Network, trie: Trie, ends: Sequence[int], first: RoomyCache, mask: packing.Mask
 ) -> tuple[Tensor, RoomyCache]:
     """Logits (N, V) of some tokens of a tree, and the cache of all its tokens, which stand behind the `first`."""
-    computed, seen_TT = first.copies(1), trie.seen()
-    attended = packing.attended(trie, seen_TT, mask, model.device, before=first.get_seq_length())
+    before, computed = first.get_seq_length(), first.copies(1)
+    attended = packing.attended(trie, mask, model.device, before)
     with packing.attending(model, mask):
         logits_1NV = model(
             input_ids=torch.tensor([trie.ids], device=model.device),
-            position_ids=(first.get_seq_length() + seen_TT.sum(1) - 1).unsqueeze(0).to(model.device),
+            position_ids=before + torch.tensor([trie.depths()], device=model.device),
             past_key_values=computed,
             use_cache=True,
             logits_to_keep=torch.tensor(ends, device=model.device),
