@@ -40,7 +40,7 @@ def test_a_container_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
     assert free(tmp_path, "5:cpu,cpuacct:/\n4:memory:/docker/1f\n") == 950
 
 
-@pytest.mark.parametrize("lines", ["", "0::/\n", "4:memory:/gone\n0::/\n", "5:cpu:/job\n"])
+@pytest.mark.parametrize("lines", ["", "0::/\n", "4:memory:/gone\n0::/\n", "5:cpu:/job\n", "\nno group\n"])
 def test_where_there_is_no_limit_there_is_none(tmp_path: Path, lines: str) -> None:
     assert free(tmp_path, lines) is None
     group(tmp_path / "fs", "max", 300, 2)
@@ -48,6 +48,7 @@ def test_where_there_is_no_limit_there_is_none(tmp_path: Path, lines: str) -> No
     assert cgroup.free_bytes(tmp_path / "nothing") is None
 
 
-def test_the_group_of_this_process_leaves_what_it_may_have() -> None:
-    left = cgroup.free_bytes()
-    assert left is None or left > 0
+def test_a_limit_counts_though_nothing_is_said_of_cached_files(tmp_path: Path) -> None:
+    group(tmp_path / "fs", "1000", 300, 2)
+    (tmp_path / "fs/memory.stat").unlink()
+    assert free(tmp_path, "0::/\n") == 700

@@ -144,6 +144,18 @@ def test_rows_of_a_tree_look_at_all_that_is_seen_and_have_no_more_scores_than_th
         assert mask_NWS.numel() < seen_TS.numel() / 2
 
 
+def test_rows_of_any_tree_have_no_more_scores_than_the_tree() -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        trie, before = Trie(), draw.choice((0, 3, 200))
+        for _ in range(draw.randint(1, 12)):
+            trie.add(draw.choices(range(3), k=draw.randint(1, 12)))
+        _, mask_NWS = attention.rows(trie, before)
+        assert mask_NWS.numel() <= len(trie) * (before + len(trie))
+        if before == 200:
+            assert len(mask_NWS) <= len(attention.rows(trie)[1]), "to look at these costs as well"
+
+
 def test_many_short_completions_of_a_long_prompt_are_no_rows_of_their_own() -> None:
     trie = Trie()
     for c in range(10):

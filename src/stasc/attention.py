@@ -76,7 +76,7 @@ def rows(trie: Trie, before: int = 0) -> tuple[Rows, Tensor]:
     """
     pieces = [(piece, trie.path(piece[0])[:-1]) for piece in trie.pieces()]
     mosts = [max(trie.depths()) + 1]
-    while mosts[-1] < len(trie):
+    while mosts[-1] < 2 * len(trie):  # with so much room, all stand in one row
         mosts.append(2 * mosts[-1])
     filled = min((_filled(pieces, most) for most in mosts), key=lambda filled: _scores(filled, before))
     width, length = _sizes(filled)

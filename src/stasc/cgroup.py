@@ -32,7 +32,7 @@ def free_bytes(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/
 
 
 def _left(groups: Path, mounted: Path) -> Iterator[int]:
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for line in groups.read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if "memory" in controllers.split(","):
@@ -51,5 +51,8 @@ def _left(groups: Path, mounted: Path) -> Iterator[int]:
 def _left_by(folder: Path, files: _Files) -> int:
     """Raises: OSError or ValueError if the group has no limit."""
     limit, usage = (int((folder / name).read_text(encoding="utf-8")) for name in (files.limit, files.usage))
-    stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
-    return max(0, limit - usage + int(stat.get(files.cached, 0)))
+    cached = 0
+    with suppress(OSError, ValueError):
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+        cached = int(stat.get(files.cached, 0))
+    return max(0, limit - usage + cached)

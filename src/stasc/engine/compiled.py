@@ -1,7 +1,7 @@
 """Parts of layers compiled by torch while answers are sampled, for GPUs, where many small operations take time.
 
 These are what has no cache, such as norms and MLPs: they are the same code in each layer, and are compiled once for
-all numbers of rows. Attention, of which the shape is another one at each step, is left as it is.
+all numbers of rows above one. Attention, of which the shape is another one at each step, is left as it is.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from stasc.engine import prefill
+
 if TYPE_CHECKING:
     from torch import nn
 
     from stasc.model import Network
+
+
+_FORMS = 64  # of one code: for one row and for several, with and without adapters, trained or not
 
 
 @contextmanager
@@ -24,16 +29,19 @@ def layers(network: Network) -> Iterator[None]:
 
     Raises: ValueError if torch cannot compile them.
     """
+    from torch._dynamo import config
     from torch._dynamo.exc import TorchDynamoException
 
+    prefill.shares(network)  # is found out without them, as one that cannot be compiled may share all the same
     compiled = parts(network)
     for part in compiled:
         part.compile(dynamic=True)
     try:
-        yield
+        with config.patch(recompile_limit=_FORMS):
+            yield
     except TorchDynamoException as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"engine.compile=true: {first}; set engine.compile=false") from error
+        reason = " ".join(str(error).strip().splitlines()[:2])
+        raise ValueError(f"engine.compile=true: {reason}; set engine.compile=false") from error
     finally:
         for part in compiled:
             part._compiled_call_impl = None  # torch has no name for it; fine-tuning computes as it always does
@@ -42,4 +50,8 @@ def layers(network: Network) -> Iterator[None]:
 def parts(network: Network) -> list[nn.Module]:
     """Those of a network's layers that are compiled."""
     every = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
-    return [part for layer in every for part in layer.children() if not hasattr(part, "layer_idx")]
+    return [part for layer in every for part in layer.children() if not _attends(part)]
+
+
+def _attends(part: nn.Module) -> bool:
+    return hasattr(part, "layer_idx") or hasattr(part, "layer_id") or "attention" in type(part).__name__.lower()

@@ -98,6 +98,8 @@ def _shared(
     if shared:
         ids = torch.tensor([distinct[0][:shared]], device=model.device)
         model(input_ids=ids, past_key_values=first, use_cache=True, logits_to_keep=1)
+    if mask != "rows":  # scores of all tokens of a pass are computed
+        most_tokens = min(most_tokens, packing.worthwhile(model))
     rests = [prompt[shared:] for prompt in distinct]
     longest = max(map(len, rests))
     logits_PV = torch.empty(0)
