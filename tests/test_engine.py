@@ -673,14 +673,16 @@ def test_a_cache_with_room_holds_what_transformers_own_does(model: LlamaForCausa
         add(len(indices), 1)
 
 
-def test_copies_of_a_row_hold_what_it_holds(model: LlamaForCausalLM) -> None:
-    one, theirs = RoomyCache(2), DynamicCache(config=model.config)
-    for both in (one, theirs):
-        for index in range(2):
-            both.update(torch.arange(24.0).view(1, 3, 2, 4), torch.arange(24.0).view(1, 3, 2, 4) + index, index)
-    theirs.batch_repeat_interleave(3)
-    same_cache(one.copies(3), theirs)
-    assert RoomyCache(2).copies(3).get_seq_length() == 0
+def test_a_copy_of_a_cache_goes_on_by_itself() -> None:
+    one = RoomyCache(2, room=3)
+    for index in range(2):
+        one.update(torch.arange(24.0).view(1, 3, 2, 4) + index, torch.arange(24.0).view(1, 3, 2, 4), index)
+    copied = one.copy()
+    same_cache(copied, one)
+    copied.update(torch.ones(1, 3, 1, 4), torch.ones(1, 3, 1, 4), 0)
+    assert (copied.get_seq_length(), one.get_seq_length()) == (3, 2)
+    assert torch.equal(one.layers[0].whole[0][:, :, 2:], torch.zeros(1, 3, 3, 4))
+    assert RoomyCache(2).copy().get_seq_length() == 0
 
 
 def test_rows_take_the_tokens_that_they_are_to_begin_with() -> None:

@@ -263,7 +263,7 @@ def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
     expected = sum(weight * nll(network, one) for weight, one in zip(weigh, examples, strict=True))
     expected.backward()
     one_by_one = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
-    assert mask == packing.mask_dtype(network, torch.float64, in_rows=mask == "rows")
+    assert packing._works(network, torch.float64, mask)
     forms = [[packing.tree(examples, weigh, mask)]]
     forms += [[collate([one], [weight]) for one, weight in zip(examples, weigh, strict=True)]]
     if kind is not eager:  # whose padding is nan in float64
@@ -329,7 +329,7 @@ def test_a_model_that_attends_by_other_means_than_the_mask_is_computed_in_rows(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = read(base)
-    assert packing.mask_dtype(network, torch.float64) == torch.bool
+    assert packing.mask_dtype(network, torch.float64) == "rows"
     forward = type(network).forward
 
     def causal(self: Any, *args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
@@ -337,17 +337,16 @@ def test_a_model_that_attends_by_other_means_than_the_mask_is_computed_in_rows(
 
     monkeypatch.setattr(type(network), "forward", causal)
     assert packing.mask_dtype(network, torch.float64) is None
-    assert packing.mask_dtype(network, torch.float64, in_rows=True) is None
 
 
 def test_a_model_that_does_not_hand_on_what_attention_is_given_takes_a_mask_of_the_whole_tree(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = read(base)
-    assert packing.mask_dtype(network, torch.float64, in_rows=True) == "rows"
+    assert packing.mask_dtype(network, torch.float64) == "rows"
     forward = type(network).forward
     monkeypatch.setattr(type(network), "forward", lambda self, *args, rows=None, **more: forward(self, *args, **more))
-    assert packing.mask_dtype(network, torch.float64, in_rows=True) == torch.bool
+    assert packing.mask_dtype(network, torch.float64) == torch.bool
 
 
 def test_a_window_by_another_name_is_seen() -> None:

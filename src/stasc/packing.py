@@ -82,18 +82,15 @@ def attended(trie: Trie, mask: Mask, device: torch.device | str, before: int = 0
     return {"attention_mask": as_mask(mask_NWS, torch.bool), "rows": rows}
 
 
-def mask_dtype(network: Network, dtype: torch.dtype, in_rows: bool = False) -> Mask | None:
+def mask_dtype(network: Network, dtype: torch.dtype) -> Mask | None:
     """What masks of a tree are for this network, which computes in `dtype`; None if its attention takes none.
 
     That is seen from short examples: some models attend by other means than masks, or have positions of their own. A
     window of attention is lost; see `sees_all`.
-
-    Args:
-        in_rows: whether it may be computed as `attention.IN_ROWS`, which the network then has to be using.
     """
     implementation = getattr(network.config.get_text_config(), "_attn_implementation", None)
     masks: dict[str | None, list[Mask]] = {
-        "sdpa": ["rows", torch.bool] if in_rows else [torch.bool],
+        "sdpa": ["rows", torch.bool],
         "eager": [dtype],
         "flex_attention": ["blocks"],
     }

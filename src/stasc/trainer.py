@@ -152,7 +152,7 @@ class CompletionTrainer(Trainer):
         self.most_tokens = settings.micro_batch_tokens or packing.worthwhile(network)
         longest = max(len(example.prompt) + len(example.completion) for example in examples)
         packs = settings.packing and packing.sees_all(network, longest)
-        self.mask = packing.mask_dtype(network, dtype, in_rows=True) if packs else None
+        self.mask = packing.mask_dtype(network, dtype) if packs else None
         self._micro_batches: list[tuple[Tensor, Sequence[Example]]] = []  # of the step at hand, with their summed loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:

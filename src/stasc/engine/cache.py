@@ -107,12 +107,12 @@ class RoomyCache(Cache):
     def __init__(self, layers: int, room: int = 0, most_rows: int = 0) -> None:
         super().__init__(layers=[RoomyLayer(room, most_rows) for _ in range(layers)])
 
-    def copies(self, rows: int) -> RoomyCache:
-        """The cache of a single row, for so many that begin alike."""
+    def copy(self) -> RoomyCache:
+        """One that goes on by itself."""
         copied = RoomyCache(len(self.layers))
         for layer, had in zip(copied.layers, self.layers, strict=True):
             if had.get_seq_length():
-                layer.update(*(part.expand(rows, -1, -1, -1) for part in (had.keys, had.values)))
+                layer.update(had.keys, had.values)
         return copied
 
     def allocate(self, like: RoomyCache, rows: int, length: int) -> None:

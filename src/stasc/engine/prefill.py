@@ -122,7 +122,7 @@ def _forward(
     model: Network, trie: Trie, ends: Sequence[int], first: RoomyCache, mask: packing.Mask
 ) -> tuple[Tensor, RoomyCache]:
     """Logits (N, V) of some tokens of a tree, and the cache of all its tokens, which stand behind the `first`."""
-    before, computed = first.get_seq_length(), first.copies(1)
+    before, computed = first.get_seq_length(), first.copy()
     attended = packing.attended(trie, mask, model.device, before)
     with packing.attending(model, mask):
         logits_1NV = model(
@@ -167,7 +167,7 @@ def _mask(model: Network) -> packing.Mask | None:
     """What masks of trees are for this network, None if prompts cannot be shared. It is looked at once."""
     known = _masks.setdefault(model, {})
     if model.dtype not in known:
-        mask = packing.mask_dtype(model, model.dtype, in_rows=True)
+        mask = packing.mask_dtype(model, model.dtype)
         known[model.dtype] = mask if _shares(model, mask) else None
     return known[model.dtype]
 
