@@ -960,10 +960,10 @@ def test_compiled_layers_answer_alike_are_compiled_once_and_are_as_they_were_aft
     expected = HF(64)(network, questions, decoding(max_new_tokens=6))
     counted = torch._dynamo.utils.counters["stats"]
     counted.clear()
-    assert HF(64, compile=True)(network, questions, decoding(max_new_tokens=6)) == expected
+    assert HF(64, compiled=True)(network, questions, decoding(max_new_tokens=6)) == expected
     graphs = counted["unique_graphs"]
     assert graphs == 4, "for several rows and for one, not for each layer or number of rows"
-    assert HF(7, compile=True)(network, questions, decoding(max_new_tokens=6)) == expected
+    assert HF(7, compiled=True)(network, questions, decoding(max_new_tokens=6)) == expected
     assert counted["unique_graphs"] == graphs
     assert all(part._compiled_call_impl is None for part in network.modules())
 
@@ -974,9 +974,9 @@ def test_where_layers_cannot_be_compiled_the_way_out_is_told(
     network = load(folder, torch.float64)
     with (
         torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
-        pytest.raises(ValueError, match=r"engine\.compile=true: .*set engine\.compile=false"),
+        pytest.raises(ValueError, match=r"engine\.compiled=true: .*set engine\.compiled=false"),
     ):
-        HF(64, compile=True)(network, questions, decoding(max_new_tokens=2))
+        HF(64, compiled=True)(network, questions, decoding(max_new_tokens=2))
     assert all(part._compiled_call_impl is None for part in network.modules())
     assert prefill._mask(network) == "rows"
 
@@ -990,7 +990,7 @@ def test_all_forms_of_a_model_are_compiled(folder: str, questions: list[Request]
     for _ in range(3):
         adapted = get_peft_model(network, config)
         for model in (adapted, adapted.unload()):
-            found, expected = (HF(64, compile=c)(model, questions, decoding(max_new_tokens=3)) for c in (True, False))
+            found, expected = (HF(64, compiled=c)(model, questions, decoding(max_new_tokens=3)) for c in (True, False))
             assert found == expected
     assert not [reason for reason in counted["graph_break"] if "limit" in reason]
     assert counted["frames"]["ok"] == counted["frames"]["total"]

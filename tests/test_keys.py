@@ -198,7 +198,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "engine._target_": ((), "test_keys.OtherEngine"),
     "engine.batch_size": ((), 64),
     "engine.prefill_tokens": ((), 100),
-    "engine.compile": ((), True),
+    "engine.compiled": ((), True),
     "finetune._target_": ((), "test_keys.OtherFull"),
     "finetune.learning_rate": ((), 1e-4),
     "finetune.epochs": ((), 2),

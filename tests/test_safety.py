@@ -31,7 +31,7 @@ def unsafe(code: str) -> list[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
             found += [(node.lineno, name) for name in imported if name.split(".")[0] in MODULES]
-        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):  # a field may have the name
+        if isinstance(node, ast.Name | ast.Attribute):
             name = _full_name(node, full)
             if name in FUNCTIONS or (isinstance(node, ast.Name) and name in BUILTINS):
                 found.append((node.lineno, name))

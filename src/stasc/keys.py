@@ -63,7 +63,7 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("", "evaluation.n_init", "initial"),
     **_settings("evaluation.", "temperature top_p max_new_tokens batch", *SAMPLED),
     **_settings("evaluation.", "split", *HELD_OUT),
-    **_settings("engine.", "_target_ batch_size prefill_tokens compile", *SAMPLED),
+    **_settings("engine.", "_target_ batch_size prefill_tokens compiled", *SAMPLED),
     **_settings(  # one that holds M_0 in 4 bits makes it another model
         "finetune.", "_target_ learning_rate epochs batch_size micro_batch_size optimizer schedule", "finetune"
     ),

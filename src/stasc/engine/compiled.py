@@ -41,7 +41,7 @@ def layers(network: Network) -> Iterator[None]:
             yield
     except TorchDynamoException as error:
         reason = " ".join(str(error).strip().splitlines()[:2])
-        raise ValueError(f"engine.compile=true: {reason}; set engine.compile=false") from error
+        raise ValueError(f"engine.compiled=true: {reason}; set engine.compiled=false") from error
     finally:
         for part in compiled:
             part._compiled_call_impl = None  # torch has no name for it; fine-tuning computes as it always does
@@ -54,4 +54,4 @@ def parts(network: Network) -> list[nn.Module]:
 
 
 def _attends(part: nn.Module) -> bool:
-    return hasattr(part, "layer_idx") or hasattr(part, "layer_id") or "attention" in type(part).__name__.lower()
+    return hasattr(part, "layer_idx") or "attention" in type(part).__name__.lower()

@@ -37,13 +37,13 @@ class Counted:
 class HF:
     """The engine of transformers.
 
-    At most `batch_size` rows are sampled together, and `prefill_tokens` tokens of prompts computed at once. `compile`
+    At most `batch_size` rows are sampled together, and `prefill_tokens` tokens of prompts computed at once. `compiled`
     has torch compile parts of layers.
     """
 
     batch_size: int
     prefill_tokens: int = 768
-    compile: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -124,7 +124,7 @@ class HF:
         return done
 
     def _compiling(self, model: Network) -> AbstractContextManager[None]:
-        if not self.compile:
+        if not self.compiled:
             return nullcontext()
         from stasc.engine import compiled
 
