@@ -59,10 +59,15 @@ def no_such_setting(name: str, known: Collection[str]) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
-    """The known setting that was probably meant: one of the same last name, or one spelt much the same."""
-    if same := [one for one in known if one.rpartition(".")[2] == name.rpartition(".")[2]]:
+    """The known setting, or group of them, that was probably meant: one of the same last name, or one spelt much the
+    same, which is in the same group if that is known."""
+    group, _, last = name.rpartition(".")
+    every = dict.fromkeys([*known, *(one.partition(".")[0] for one in known)])
+    if same := [one for one in every if one.rpartition(".")[2] == last]:
         return get_close_matches(name, same, n=1, cutoff=0.0)[0]
-    return next(iter(get_close_matches(name, known, n=1)), None)
+    mates = {one.rpartition(".")[2]: one for one in every if one.startswith(f"{group}.")} if group else {}
+    near = get_close_matches(last, mates, n=1) if mates else get_close_matches(name, every, n=1)
+    return mates.get(near[0], near[0]) if near else None
 
 
 def chosen_options(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, str]:
