@@ -6,12 +6,12 @@ import logging
 import shutil
 import traceback
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc import disk, fsx, keys, leases, provenance
+from stasc import advice, disk, fsx, keys, leases, provenance
 from stasc.console import Console
 from stasc.explain import Watch
 from stasc.finetune import NonFiniteError
@@ -40,7 +40,9 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
     """
     prepared = prepare(experiment)
     store = open_store(prepared)
-    with store.lock("run", digest(str(path.absolute())), busy=f"writing into {path}"):
+    with ExitStack() as held:
+        with naming_store(store.root):
+            held.enter_context(store.lock("run", digest(str(path.absolute())), busy=f"writing into {path}"))
         summary = _resumed(prepared, path)
         if summary is None:
             disk.check(store.root, experiment.finetune, prepared.live, prepared.lease(path, "expected"))
@@ -182,23 +184,15 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
         )
         console.iteration(folder.summary["iterations"][-1])
         if iteration.n and not iteration.kept:
-            log.warning(_nothing_kept(experiment, folder.summary["iterations"][-1]))
+            samples = "sampling.n_corr" if isinstance(experiment.target, Correction) else "sampling.n_init"
+            why = advice.nothing_kept(iteration.pairs, experiment.keep, experiment.loop.correct_at, samples)
+            log.warning("iteration %d: %s", iteration.n, why)
             empty.append(iteration.n)
             lease = prepared.lease(folder.path, "running", empty)
             leases.write(store, lease)
         leases.drop_unneeded(store, lease, [model.key])
     watch.report()
     return model, lease
-
-
-def _nothing_kept(experiment: Experiment, entry: dict[str, Any]) -> str:
-    train, option = entry["train"], type(experiment.keep).__name__.lower()
-    samples = "n_corr" if isinstance(experiment.target, Correction) else "n_init"
-    return (
-        f"iteration {entry['n']}: filter={option} kept 0 of {train['pairs']} pairs "
-        f"(mean r1 {train['init_reward']:.2f}, r2 {train['corr_reward']:.2f}), nothing to train on; "
-        f"raise sampling.{samples} or dataset.n_train" + (", or try filter=lenient" if option == "strict" else "")
-    )
 
 
 def _save_model(model: Model, prepared: Prepared, path: Path) -> None:
