@@ -22,8 +22,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## teach a small model to correct itself, on this machine
 	$(BIN)/python -m stasc.run
 
-test: $(READY) ## run all tests
-	$(BIN)/python -m pytest -n 2
+test: $(READY) ## run all tests; PYTEST=... gives pytest more options
+	$(BIN)/python -m pytest -n 2 $(PYTEST)
 
 check: $(READY) ## format, lint, types, and the README against conf/
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from skips import NO_GPU, pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - hooks
 from tracked import FakeWandb
 from zygote import Zygote, zygote
 
@@ -48,7 +49,7 @@ def _gpu(request: pytest.FixtureRequest) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device")
+            pytest.skip(NO_GPU)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from skips import NO_PEER
 
 from stasc.bench import ours, race, report
 from stasc.bench.__main__ import WORKS, _options, arguments
@@ -162,7 +163,7 @@ def test_a_contender_that_dies_is_left_out_with_its_last_words(arena: Arena) -> 
 @pytest.mark.parametrize("peer", [peer for peer in race.PEERS if peer.venv], ids=lambda peer: peer.name)
 def test_peers_do_the_works_of_their_kind(arena: Arena, peer: race.Peer) -> None:
     if importlib.util.find_spec(peer.name) is None:
-        pytest.skip(f"{peer.name} is not installed")
+        pytest.skip(f"{NO_PEER}: {peer.name} is not installed")
     maker = Maker((*SMALL, *EARNABLE), None)
     here = race.Peer(peer.name, peer.module, None, peer.trains)
     outcome = race.race(arena, maker.makers()["T2" if peer.trains else "S1"](), [here], 1, lambda text: None)

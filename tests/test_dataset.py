@@ -507,8 +507,9 @@ class Canary:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    hub = pytest.importorskip("huggingface_hub")
+    import datasets
+    import huggingface_hub as hub
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)  # both libraries read the variable when imported
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

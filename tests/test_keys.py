@@ -373,7 +373,6 @@ def test_stages_follow_as_in_algorithm_1() -> None:
 
 
 def test_m_0_in_4_bits_is_another_model() -> None:
-    pytest.importorskip("bitsandbytes")
     lora, qlora = (prepare(build_experiment(composed(*TINY, f"finetune={name}"))) for name in ("lora", "qlora"))
     assert lora.m_0.key != qlora.m_0.key
     assert {step.key for step in lora.steps}.isdisjoint(step.key for step in qlora.steps)

@@ -16,9 +16,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from pages import made
-
-pytest.importorskip("altair", reason="the page needs the extra `report`")
-pytest.importorskip("itables", reason="the page needs the extra `report`")
+from playwright import sync_api as playwright
+from skips import NO_CHROMIUM
 
 from stasc.report import figures, page, samples, words
 from stasc.report.records import Analysis, Interval, Sweep
@@ -312,8 +311,7 @@ def test_charts_are_valid_for_the_vega_lite_that_the_page_brings() -> None:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
-        pytest.skip("needs Chromium (Debian's package: chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+        pytest.skip(NO_CHROMIUM)
     with playwright.sync_playwright() as running:
         launched = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield launched
