@@ -168,8 +168,9 @@ def test_the_debug_experiment_takes_seconds_and_every_stage(command: Zygote, tmp
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.count("fine-tuning") == 2
     (summary,) = tmp_path.glob("outputs/*/*/summary.json")
-    seconds = [entry["seconds"]["total"] for entry in json.loads(summary.read_text())["iterations"]]
-    assert len(seconds) == 3
+    iterations = json.loads(summary.read_text())["iterations"]
+    assert len(iterations) == 3
+    assert any(entry["test"]["init_acc"] for entry in iterations), "the report of a sweep of it is not all zeros"
 
 
 @pytest.mark.slow

@@ -121,6 +121,18 @@ def test_tiny_loads_and_ends_its_text_with_its_own_token(tiny: str, tokenizer: P
     assert model.get_input_embeddings().num_embeddings == len(tokenizer)
 
 
+def test_tiny_with_words_spells_either_word_often_and_other_things_too(tmp_path: Path) -> None:
+    folder = sources.fetch("tiny:0/words", tmp_path)
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer("<|user|>Which continent is Kenya in?<|end|><|assistant|>", return_tensors="pt")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        answers = network.generate(**prompt, do_sample=True, max_new_tokens=8, num_return_sequences=100)
+    said = tokenizer.batch_decode(answers[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert all(said.count(word) >= 15 for word in sources.TINY_WORDS)
+    assert len({*said} - {*sources.TINY_WORDS}) >= 5, "its other answers differ"
+
+
 # Forms of model.path
 
 

