@@ -153,6 +153,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "reward._target_": ((), "test_keys.OtherF1"),
     "reward.scope": (["prompt=cot"], "final"),
     "reward.marker": (FINAL, "Answer:"),
+    "reward.normalisation": ((), "stasc"),
     "prompt._target_": ((), "test_keys.OtherPrompt"),
     "prompt.system": ((), "Answer."),
     "prompt.initial": ((), "Q: {question}"),

@@ -50,6 +50,7 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("", "pairing filter._target_ filter.margin filter.correct_at", "filter"),
     **_settings("", "correct_at", "evaluation"),
     **_settings("", "reward_errors prompt.marker reward._target_ reward.scope reward.marker", *SCORED),
+    **_settings("", "reward.normalisation", *SCORED),
     **_settings("dataset.", "_target_ path revision id seed min_population test_countries", *QUESTIONS),
     **_settings("dataset.", "question", *SAMPLED),
     **_settings("dataset.", "answer answer_pattern", *SCORED),
@@ -196,7 +197,7 @@ class Recipes:
             "reward": self._part("reward"),
             "reward_errors": self.settings["reward_errors"],
             "unicode": unicodedata.unidata_version,
-            "code": code("stasc.pairing", "stasc.metrics"),
+            "code": code("stasc.pairing", "stasc.metrics", "stasc.text"),
         }
 
     def _part(self, group: str) -> Description:
