@@ -64,6 +64,7 @@ def _run(cell: str, seed: int, i: int, n: int, questions: int, words: int, text:
     outcomes = _answers(draw, "test", range(n + 1), questions, words, text)
     pairs = _answers(draw, "train", range(1, n + 1), train, words, text)
     pairs["kept"] = pairs["r2"] > pairs["r1"]
+    pairs["dropped"] = None  # as of schema 1
     iterations = [
         {"n": k, "test": {"init_acc": 0.4 + 0.03 * k + 0.01 * seed, "corr_acc": 0.35 + 0.07 * k - 0.01 * seed}}
         for k in range(n + 1)

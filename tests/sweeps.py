@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from statistics import NormalDist
@@ -19,9 +19,11 @@ from unittest import mock
 import numpy as np
 import yaml
 
+from stasc.filter import Lenient, Strict
 from stasc.folder import SCHEMA, RunFolder
 from stasc.keys import settings_digest
 from stasc.records import Answer, Iteration, Pair, Question, Split
+from stasc.reward import InAccuracy
 from stasc.tracking import Journal
 from stasc.tracking.tracker import Nothing
 
@@ -106,7 +108,7 @@ def write_run(
             **{"schema": SCHEMA, "key": "0" * 64, "status": "running", "variant": variant, "seed": seed},
             **{"device": "cpu", "iterations": []},
         }
-        run = RunFolder(folder, summary, journal, Nothing(), correct_at=1.0)
+        run = RunFolder(folder, summary, journal, Nothing(), 1.0, InAccuracy("whole", None), _filter(config))
         run.begin(
             _splits(made),
             name=f"{variant}-seed{seed}",
@@ -224,6 +226,12 @@ def _iteration(levels: Levels, seed: int, n: int, made: Made) -> Iteration[None]
     ]
     kept = [pair for pair in train if pair.r2 > pair.r1 or (levels.get("filter") == "lenient" and pair.r2 == 1)]
     return Iteration(n, None, train, kept, test)
+
+
+def _filter(config: dict[str, Any]) -> Strict | Lenient | None:
+    """The filter of the settings, if it is one of these two."""
+    kind = {"stasc.filter.Strict": Strict, "stasc.filter.Lenient": Lenient}.get(config["filter"]["_target_"])
+    return kind and kind(**{one.name: config["filter"][one.name] for one in fields(kind)})
 
 
 def _splits(made: Made) -> list[Split]:

@@ -44,7 +44,7 @@ def answers(run: Path) -> dict[tuple[int, str], tuple[float, float]]:
     found: dict[tuple[int, str], list[tuple[bool, bool]]] = {}
     for line in (run / "outcomes.jsonl").read_text().splitlines():
         row = json.loads(line)
-        found.setdefault((row["n"], row["question"]), []).append((row["r1"] >= 1, row["r2"] >= 1))
+        found.setdefault((row["n"], row["question_id"]), []).append((row["r1"] >= 1, row["r2"] >= 1))
     return {key: (mean([a for a, _ in pairs]), mean([b for _, b in pairs])) for key, pairs in found.items()}
 
 
@@ -345,7 +345,7 @@ def test_baselines_are_rows_beside_the_variants(folder: Path) -> None:
     assert 100 * mean([float(reward >= 1) for reward in tidy["vote"]]) == pytest.approx(vote)
     by_question: dict[str, list[bool]] = {}
     for line in lines:
-        by_question.setdefault(line["question"], []).append(line["r1"] >= 1)
+        by_question.setdefault(line["question_id"], []).append(line["r1"] >= 1)
     any_of_two = [any(two) for some in by_question.values() for two in itertools.combinations(some, 2)]
     assert found.ceilings["pass@2"].value == pytest.approx(100 * mean(any_of_two))
     assert found.ceilings["pass@4"].value == pytest.approx(100 * mean([any(some) for some in by_question.values()]))
@@ -506,8 +506,8 @@ def test_the_vote_of_all_answers_has_an_interval(folder: Path) -> None:
     right = []
     for run in folder.glob("self*"):
         lines = [json.loads(line) for line in (run / "outcomes.jsonl").read_text().splitlines()]
-        for name in {line["question"] for line in lines}:
-            right.append(sum(line["r1"] for line in lines if line["question"] == name) >= 3)
+        for name in {line["question_id"] for line in lines}:
+            right.append(sum(line["r1"] for line in lines if line["question_id"] == name) >= 3)
     assert found.value == pytest.approx(100 * mean(right))
     assert found.low is not None and found.high is not None and found.low < found.value < found.high
 

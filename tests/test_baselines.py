@@ -59,7 +59,7 @@ def test_gold_trains_on_the_reference_of_every_question(tmp_path: Path) -> None:
     expected = {question.id: question.references[0] for question in built.train.questions}
     for n in (1, 2):
         pairs = [pair for pair in lines(tmp_path / "run" / "pairs.jsonl") if pair["n"] == n]
-        assert {pair["question"]: pair["y2"] for pair in pairs} == expected
+        assert {pair["question_id"]: pair["y2"] for pair in pairs} == expected
         assert len(pairs) == 3 and all(pair["kept"] for pair in pairs)
     assert sampled_for_training(tmp_path / "run") == set()
     assert [entry["finetune"] and entry["finetune"]["examples"] for entry in summary["iterations"]] == [None, 3, 3]
@@ -90,13 +90,13 @@ def test_self_consistency_trains_nothing_and_votes(iterations: int, tmp_path: Pa
     assert summary["status"] == "finished"
     (entry,) = summary["iterations"]
     outcomes = lines(tmp_path / "run" / "outcomes.jsonl")
-    assert Counter(line["question"] for line in outcomes) == dict.fromkeys({x["question"] for x in outcomes}, 8)
+    assert Counter(line["question_id"] for line in outcomes) == dict.fromkeys({x["question_id"] for x in outcomes}, 8)
     test = entry["test"]
     assert (test["questions"], test["pairs"], test["samples"]) == (3, 24, 8)
     assert test["vote_k"] == round((test["init_tokens"] + test["corr_tokens"]) / test["init_tokens"]) == 2
     by_question: dict[str, list[dict[str, Any]]] = {}
     for line in outcomes:
-        by_question.setdefault(line["question"], []).append(line)
+        by_question.setdefault(line["question_id"], []).append(line)
     votes = []
     for some in by_question.values():
         assert [line["sample"] for line in some] == list(range(8))
@@ -116,7 +116,7 @@ def test_more_answers_have_the_noise_of_fewer(tmp_path: Path) -> None:
     run_tiny(tmp_path / "many", "baseline=self_consistency", "evaluation.n_init=3")
     first = [line for line in lines(tmp_path / "many" / "outcomes.jsonl") if line["sample"] == 0]
     for line in first:
-        del line["vote"]
+        del line["vote"], line["vote_all"]
     assert first == lines(tmp_path / "one" / "outcomes.jsonl")
 
 

@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import pickle
+import random
 import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,11 @@ def rows(n: int, word: str = "Question") -> list[dict[str, object]]:
 
 def by_hash(ids: list[str], seed: int) -> list[str]:
     return sorted(ids, key=lambda id: hashlib.sha256(f"{seed}:{id}".encode()).hexdigest())
+
+
+def known(plain: str) -> str:
+    """The id of a question whose text without its form is `plain`."""
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
 def ids(questions: tuple[Question, ...]) -> list[str]:
@@ -222,7 +229,7 @@ def test_every_reference_of_a_country_scores_1_under_every_reward() -> None:
 
 def test_one_file_is_divided_into_test_then_train_with_validation_at_the_end(tmp_path: Path) -> None:
     dataset = build("jsonl", path=write(tmp_path / "data.jsonl", rows(20)), n_test=5, n_train=8, n_validation=4, seed=3)
-    order = by_hash([f"data:{line}" for line in range(1, 21)], seed=3)
+    order = by_hash([known(f"question {i}") for i in range(1, 21)], seed=3)
     assert ids(dataset("test")) == order[:5]
     assert ids(dataset("train")) == order[5:13]
     assert ids(dataset("validation")) == order[:15:-1]
@@ -233,25 +240,25 @@ def test_a_file_for_each_split_is_read_for_that_split(tmp_path: Path) -> None:
     paths = {"train_path": files["train"], "test_path": files["test"]}
     own = build("jsonl", **paths, validation_path=files["validation"], n_train=None, n_validation=None, n_test=None)
     for split in SPLITS:
-        assert ids(own(split)) == by_hash([f"{split}:{line}" for line in range(1, 7)], seed=0)
+        assert ids(own(split)) == by_hash([known(f"{split} {i}") for i in range(1, 7)], seed=0)
 
     cut = build("jsonl", **paths, n_train=None, n_validation=2, n_test=3)
-    order = by_hash([f"train:{line}" for line in range(1, 7)], seed=0)
+    order = by_hash([known(f"train {i}") for i in range(1, 7)], seed=0)
     assert (ids(cut("train")), ids(cut("validation"))) == (order[:4], order[:3:-1])
-    assert ids(cut("test")) == by_hash([f"test:{line}" for line in range(1, 7)], seed=0)[:3]
+    assert ids(cut("test")) == by_hash([known(f"test {i}") for i in range(1, 7)], seed=0)[:3]
 
 
 def only(tmp_path: Path, content: bytes, **settings: object) -> tuple[Question, ...]:
-    """The questions of a file with `content`, in the order of their lines."""
+    """The questions of a file with `content`, in the order of their ids, or of their texts where it has none."""
     (tmp_path / "data.jsonl").write_bytes(content)
     path = str(tmp_path / "data.jsonl")
     dataset = build("jsonl", train_path=path, test_path=path, n_test=None, **settings)
-    return tuple(sorted(dataset("test"), key=lambda question: question.id))
+    return tuple(sorted(dataset("test"), key=lambda question: question.id if "id" in settings else question.text))
 
 
 def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_fine(tmp_path: Path) -> None:
     content = b'\xef\xbb\xbf{"question": "q1", "answer": "a"}\r\n\r\n  \n{"question": "q\\u00e9", "answer": "b"}'
-    assert only(tmp_path, content) == (Question("data:1", "q1", ("a",)), Question("data:4", "qé", ("b",)))
+    assert only(tmp_path, content) == (Question(known("q1"), "q1", ("a",)), Question(known("qé"), "qé", ("b",)))
 
 
 @pytest.mark.parametrize(
@@ -355,8 +362,8 @@ def test_a_malformed_row_fails_by_file_and_line_or_is_left_out(tmp_path: Path, l
     assert ids(only(tmp_path, around(line), id="key", on_bad_row="skip")) == ["a", "c"]
     file = str(tmp_path / "data.jsonl")
     skipped = build("jsonl", train_path=file, test_path=file, id="key", on_bad_row="skip").skipped("test")
-    assert list(skipped) == ["data:2"]
-    assert skipped["data:2"].startswith(f"{file}:2: {reason}")
+    assert list(skipped) == [hashlib.sha256(line.strip()).hexdigest()[:16]]
+    assert next(iter(skipped.values())).startswith(f"{file}:2: {reason}")
     assert build("jsonl", train_path=file, test_path=file, id="key").skipped("test") == {}
 
 
@@ -373,11 +380,24 @@ def test_rows_are_left_out_of_the_file_of_their_split(tmp_path: Path) -> None:
     for name in SPLITS:
         Path(paths[f"{name}_path"]).write_bytes(around(b"{}"))
     apart = build("jsonl", **paths, on_bad_row="skip")
-    assert [list(apart.skipped(split)) for split in SPLITS] == [["train:2"], ["validation:2"], ["test:2"]]
-    cut = build("jsonl", **paths | {"validation_path": None}, on_bad_row="skip")
-    assert list(cut.skipped("validation")) == ["train:2"]
-    divided = build("jsonl", path=paths["train_path"], on_bad_row="skip")
-    assert [list(divided.skipped(split)) for split in SPLITS] == [["train:2"]] * 3
+    for dataset, files in (
+        (apart, SPLITS),
+        (build("jsonl", **paths | {"validation_path": None}, on_bad_row="skip"), ("train", "train", "test")),
+        (build("jsonl", path=paths["train_path"], on_bad_row="skip"), ("train",) * 3),
+    ):
+        for split, name in zip(SPLITS, files, strict=True):
+            (reason,) = dataset.skipped(split).values()
+            assert reason.startswith(f"{paths[f'{name}_path']}:2: ")
+
+
+def test_rows_left_out_are_named_by_what_they_hold(tmp_path: Path) -> None:
+    def names(file: str, lines: list[bytes]) -> list[str]:
+        (tmp_path / file).write_bytes(b"\n".join([*lines, *(json.dumps(row).encode() for row in rows(3))]))
+        return sorted(build("jsonl", path=str(tmp_path / file), on_bad_row="skip").skipped("train"))
+
+    first = names("data.jsonl", [b"{}", b"[]", b"{}"])
+    assert first == names("other.jsonl", [b"[]", b"{}\r", b"{}"]), "neither the file's name nor the order counts"
+    assert len({*first}) == 3, "each counts, though two are the same"
 
 
 def test_a_file_of_bad_rows_only_is_refused_with_the_first_of_them(tmp_path: Path) -> None:
@@ -548,12 +568,12 @@ def saved_copy(folder: Path, train: list[dict[str, object]], test: list[dict[str
 def test_every_form_of_a_local_copy_gives_the_same_questions(tmp_path: Path, copy: Callable[..., str]) -> None:
     path = copy(tmp_path / "nq", nq_rows(12, "train"), nq_rows(6, "dev"))
     dataset = build("nq", path=path, n_train=5, n_validation=3, n_test=4, seed=1)
-    train = by_hash([f"nq/train/{row}" for row in range(12)], seed=1)
+    train = by_hash([known(f"train {row}") for row in range(12)], seed=1)
     assert ids(dataset("train")) == train[:5]
     assert ids(dataset("validation")) == train[:8:-1]
-    assert ids(dataset("test")) == by_hash([f"nq/validation/{row}" for row in range(6)], seed=1)[:4]
+    assert ids(dataset("test")) == by_hash([known(f"dev {row}") for row in range(6)], seed=1)[:4]
     for question in dataset("test"):
-        row = question.id.split("/")[2]
+        row = question.text.split()[1]
         assert (question.text, question.references) == (f"dev {row}", (f"a{row}", f"b{row}"))
 
 
@@ -609,11 +629,11 @@ def test_a_folder_that_is_no_copy_is_an_error_that_names_it(tmp_path: Path) -> N
 def test_nq_rows_without_text_and_sizes_beyond_the_data_are_refused(tmp_path: Path) -> None:
     path = saved_copy(tmp_path / "nq", nq_rows(5, "train"), [{"question": "q", "answer": [""]}])
     with pytest.raises(ValueError, match=r"dataset\.path=.*: row 0 of 'validation' lacks a question or an answer"):
-        build("nq", path=path, n_test=None)("test")
+        build("nq", path=path, n_test=None, on_bad_row="fail")("test")
     with pytest.raises(ValueError, match=r"dataset\.n_test=2: only 1 question left"):
-        build("nq", path=path, n_test=2)("test")
+        build("nq", path=saved_copy(tmp_path / "one", nq_rows(5, "train"), nq_rows(1, "dev")), n_test=2)("test")
     with pytest.raises(ValueError, match=r"dataset\.n_validation=3: only 2 questions left"):
-        build("nq", path=path, n_train=3, n_validation=3)("train")
+        build("nq", path=str(tmp_path / "one"), n_train=3, n_validation=3)("train")
 
 
 @pytest.mark.usefixtures("offline")
@@ -640,13 +660,205 @@ def test_bad_nq_rows_are_left_out_and_the_others_stay_in_order(tmp_path: Path) -
     ]
     path = saved_copy(tmp_path / "nq", [*nq_rows(6, "train"), *bad], nq_rows(3, "dev"))
     dataset = build("nq", path=path, n_train=4, n_validation=2, n_test=None, on_bad_row="skip")
-    good = by_hash([f"nq/train/{row}" for row in range(6)], seed=0)
+    good = by_hash([known(f"train {row}") for row in range(6)], seed=0)
     assert (ids(dataset("train")), ids(dataset("validation"))) == (good[:4], good[:3:-1])
-    assert list(dataset.skipped("train")) == [f"nq/train/{row}" for row in range(6, 11)]
-    assert "row 6 of 'train' lacks a question or an answer" in dataset.skipped("validation")["nq/train/6"]
+    reasons = [*dataset.skipped("validation").values()]
+    assert [int(reason.partition(": row ")[2].split()[0]) for reason in reasons] == [*range(6, 11)]
+    assert all("of 'train' lacks a question or an answer" in reason for reason in reasons)
+    assert dataset.skipped("train") == dataset.skipped("validation")
     assert dataset.skipped("test") == {}
     with pytest.raises(ValueError, match=r"row \d+ of 'train' lacks a question or an answer"):
-        build("nq", path=path, n_train=None, n_validation=0)("train")
+        build("nq", path=path, n_train=None, n_validation=0, on_bad_row="fail")("train")
+
+
+@pytest.mark.usefixtures("offline")
+def test_an_nq_question_of_both_parts_is_left_to_the_test(tmp_path: Path) -> None:
+    twin: list[dict[str, object]] = [{"question": "Dev 1?", "answer": ["another"]}]
+    path = saved_copy(tmp_path / "nq", [*nq_rows(6, "train"), *twin], nq_rows(3, "dev"))
+    for seed in range(5):
+        dataset = build("nq", path=path, n_train=None, n_validation=2, n_test=None, seed=seed)
+        assert known("dev 1") in ids(dataset("test"))
+        check_disjoint(dataset("train"), dataset("test"))
+        check_disjoint(dataset("validation"), dataset("test"))
+        assert dataset.repeated("train") == ("row 6 of 'train' has a question of the test, and is left to it",)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("copy", [jsonl_copy, parquet_copy, saved_copy])
+def test_an_nq_question_has_the_id_that_a_file_of_it_gives(tmp_path: Path, copy: Callable[..., str]) -> None:
+    path = copy(tmp_path / "nq", nq_rows(5, "train"), nq_rows(4, "dev"))
+    file = write(tmp_path / "dev.jsonl", nq_rows(4, "dev")[::-1])
+    from_file = build("jsonl", train_path=file, test_path=file, n_test=None)
+    assert build("nq", path=path, n_test=None)("test") == from_file("test")
+
+
+# What a question is known by
+
+
+def converted(rows: list[dict[str, object]], way: str) -> bytes:
+    """The rows as another program would write them."""
+    keys = {"ensure_ascii": way == "escaped", "sort_keys": way == "keys", "separators": (",", ":")}
+    if way == "wider":
+        rows = [{"extra": [1, {"a": None}], **row} for row in rows]
+    if way == "decomposed":
+        rows = [{**row, "question": unicodedata.normalize("NFD", str(row["question"]))} for row in rows]
+    if way == "zero width":
+        rows = [{**row, "question": f"\ufeff{row['question']}\u200b"} for row in rows]
+    end = "\r\n" if way == "windows" else "\n\n" if way == "blank lines" else "\n"
+    text = "".join(json.dumps(row, **keys) + end for row in rows)  # type: ignore[arg-type]
+    return (b"\xef\xbb\xbf" if way == "windows" else b"") + text.encode()
+
+
+WAYS = ("plain", "escaped", "keys", "wider", "decomposed", "zero width", "windows", "blank lines")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_renamed_shuffled_or_converted_file_gives_the_same_splits_and_ids(
+    tmp_path: Path, way: str, apart: bool
+) -> None:
+    texts = [f"Où est {i} ?" for i in range(30)]
+    made: list[dict[str, object]] = [{"question": text, "answer": [f"ici {i}", i]} for i, text in enumerate(texts)]
+    others: list[dict[str, object]] = [{"question": f"Who is {i}?", "answer": i} for i in range(9)]
+
+    def splits(name: str, way: str, shuffle: random.Random | None) -> list[list[tuple[str, tuple[str, ...]]]]:
+        files = []
+        for suffix, some in (("", made), ("-test", others)):
+            order = shuffle.sample(some, len(some)) if shuffle else some
+            (tmp_path / f"{name}{suffix}").write_bytes(converted(order, way))
+            files.append(str(tmp_path / f"{name}{suffix}"))
+        where = {"train_path": files[0], "test_path": files[1]} if apart else {"path": files[0]}
+        dataset = build("jsonl", **where, n_test=6, n_validation=5)
+        return [[(question.id, question.references) for question in dataset(split)] for split in SPLITS]
+
+    expected = splits("data.jsonl", "plain", None)
+    assert [len(some) for some in expected] == [25 if apart else 19, 5, 6]
+    for number in range(3):
+        assert splits(f"other-{number}.json", way, random.Random(number)) == expected
+
+
+def test_columns_of_ids_name_the_questions_and_do_not_order_them(tmp_path: Path) -> None:
+    made = [{**row, "key": f"k{i}"} for i, row in enumerate(rows(20))]
+    renamed = [{**row, "key": f"other{i}"} for i, row in enumerate(rows(20))]
+
+    def texts(some: list[dict[str, object]], **settings: object) -> list[list[str]]:
+        dataset = build("jsonl", path=write(tmp_path / "d.jsonl", some), n_test=5, n_validation=4, **settings)
+        return [[question.text for question in dataset(split)] for split in SPLITS]
+
+    assert texts(made, id="key") == texts(renamed, id="key") == texts(rows(20))
+    dataset = build("jsonl", path=write(tmp_path / "d.jsonl", made), n_test=5, n_validation=4, id="key")
+    assert all(question.text == f"Question {int(question.id[1:]) + 1}?" for question in dataset("train"))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_rows_of_one_question_are_in_one_split_whatever_the_seed(tmp_path: Path, named: bool) -> None:
+    again = ["question 3", "“Question 3”?", "Question 5?", "QUESTION 7 ?", "Question 3?"]
+    made = [*rows(40), *({"question": text, "answer": f"other {i}"} for i, text in enumerate(again))]
+    made = [{**row, "key": f"k{i}"} for i, row in enumerate(made)]
+    path = write(tmp_path / "d.jsonl", made)
+    settings = {"id": "key"} if named else {}
+    sizes = set()
+    for seed in range(30):
+        for n_test in (7, 8, 9, 10):
+            dataset = build("jsonl", path=path, n_test=n_test, n_validation=8, seed=seed, **settings)
+            parts = [dataset(split) for split in SPLITS]
+            check_disjoint(parts[0], parts[2])
+            check_disjoint(parts[1], parts[2])
+            check_disjoint(parts[0], parts[1])
+            assert len({id for part in parts for id in ids(part)}) == sum(map(len, parts))
+            sizes.add(sum(map(len, parts)))
+    assert max(sizes) == 45, "all rows, where no split ends within a question's"
+    assert min(sizes) >= 45 - 3 - 3, "the rest of a question's rows where the test, and where validation ends"
+    assert dataset.repeated("train") == tuple(
+        f"{path}:{line} has the question of {path}:{first}"
+        for line, first in ((41, 3), (42, 3), (43, 5), (44, 7), (45, 3))
+    )
+    assert build("jsonl", path=write(tmp_path / "e.jsonl", rows(9))).repeated("test") == ()
+
+
+def test_ids_of_one_question_go_by_what_its_rows_say(tmp_path: Path) -> None:
+    made: list[dict[str, object]] = [{"question": "Who?", "answer": answer} for answer in ("b", "a", "c")]
+    for order in (made, made[::-1]):
+        path = write(tmp_path / "d.jsonl", order)
+        found = build("jsonl", train_path=path, test_path=path, n_test=None)("test")
+        assert [(one.id, one.references) for one in found] == [
+            (known("who"), ("a",)),
+            (f"{known('who')}-2", ("b",)),
+            (f"{known('who')}-3", ("c",)),
+        ]
+
+
+def test_a_corrected_reference_leaves_a_question_where_it_was(tmp_path: Path) -> None:
+    corrected = [{**row, "answer": "corrected"} if i == 3 else row for i, row in enumerate(rows(20))]
+    found = [
+        [
+            ids(build("jsonl", path=write(tmp_path / "d.jsonl", some), n_test=5, n_validation=4)(split))
+            for split in SPLITS
+        ]
+        for some in (rows(20), corrected)
+    ]
+    assert found[0] == found[1]
+
+
+def test_questions_of_marks_alone_are_told_apart(tmp_path: Path) -> None:
+    made: list[dict[str, object]] = [{"question": text, "answer": "1"} for text in ("?", "!", "...")]
+    path = write(tmp_path / "d.jsonl", made)
+    assert build("jsonl", train_path=path, test_path=path).repeated("test") == ()
+
+
+# Numbers, and references that no answer can match
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["1e999", "-1e999", "1E+400", "1e-999", "0.0001e-400", "9" * 5000, f"1e{'9' * 30}"],
+    ids=lambda text: text[:9],
+)
+def test_a_number_that_cannot_be_held_is_a_bad_row(tmp_path: Path, number: str) -> None:
+    for answer in (number, f"[{number}]", f'["a", {number}]'):
+        with pytest.raises(ValueError, match=r"data\.jsonl:1: 'answer' is or holds a number that is too large"):
+            only(tmp_path, f'{{"question": "q", "answer": {answer}}}'.encode())
+    with pytest.raises(ValueError, match=r"data\.jsonl:1: 'key' is or holds a number that is too large"):
+        only(tmp_path, f'{{"question": "q", "answer": 1, "key": {number}}}'.encode(), id="key")
+    (fine,) = only(tmp_path, f'{{"question": "q", "answer": 1, "unread": {number}}}'.encode())
+    assert fine.references == ("1",)
+
+
+@pytest.mark.parametrize(("number", "text"), [("0", "0"), ("0e999", "0.0"), ("-0.0", "-0.0"), ("1e300", "1e+300")])
+def test_numbers_that_can_be_held_are_read_as_before(tmp_path: Path, number: str, text: str) -> None:
+    (question,) = only(tmp_path, f'{{"question": "q", "answer": {number}}}'.encode())
+    assert question.references == (text,)
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff \u00ad", "\u2060"])
+def test_a_text_that_cannot_be_seen_is_empty(tmp_path: Path, text: str) -> None:
+    for row in ({"question": text, "answer": "a"}, {"question": "q", "answer": text}):
+        with pytest.raises(ValueError, match="is or holds an empty text"):
+            only(tmp_path, json.dumps(row).encode())
+
+
+def test_a_row_without_a_word_to_score_is_bad_where_the_reward_compares_words(tmp_path: Path) -> None:
+    content = b'{"question": "good", "answer": ["a", ","]}\n{"question": "bad", "answer": ","}\n'
+    (tmp_path / "d.jsonl").write_bytes(content)
+    path = str(tmp_path / "d.jsonl")
+    words = InAccuracy("whole", None).problem
+    with pytest.raises(ValueError, match=r"d\.jsonl:2: its reference ',' has no word"):
+        build("jsonl", train_path=path, test_path=path, n_test=None).judged_by(words)("test")
+    skipping = build("jsonl", train_path=path, test_path=path, n_test=None, on_bad_row="skip").judged_by(words)
+    assert [question.text for question in skipping("test")] == ["good"]
+    assert len(skipping.skipped("test")) == 1
+    assert len(build("jsonl", train_path=path, test_path=path, n_test=None)("test")) == 2, "no reward, no verdict"
+
+
+@pytest.mark.usefixtures("offline")
+def test_nq_leaves_out_rows_without_a_word_to_score(tmp_path: Path) -> None:
+    odd: list[dict[str, object]] = [{"question": "how many breeds", "answer": ["---"]}]  # both are in NQ's own
+    odd.append({"question": "the multiplication sign", "answer": ["the symbol ×", "*"]})
+    path = saved_copy(tmp_path / "nq", nq_rows(3, "train"), odd)
+    dataset = build("nq", path=path, n_test=None).judged_by(InAccuracy("whole", None).problem)
+    assert [question.text for question in dataset("test")] == ["the multiplication sign"]
+    (reason,) = dataset.skipped("test").values()
+    assert "row 0 of 'validation' is of no use: its reference '---' has no word" in reason
 
 
 # Leakage
@@ -666,7 +878,7 @@ def test_disjoint_splits_pass() -> None:
     ["Who wrote Hamlet?", "who wrote hamlet", " WHO  wrote\n“Hamlet” ?", "Who wrote 'Hamlet'?!", "Ｗho wrote Hamlet?"],
 )
 def test_the_same_question_in_train_and_test_names_both_ids(text: str) -> None:
-    with pytest.raises(ValueError, match=r"'t/1' of the train split and 'e/9' of the test split .* dataset\.seed"):
+    with pytest.raises(ValueError, match=r"'t/1' of the train split and 'e/9' of the test split .*: remove one"):
         check_disjoint([question("t/1", "Who wrote Hamlet?")], [question("e/9", text)])
 
 

@@ -7,12 +7,18 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_lm import fake_experiment, results, run_fake, use_fakes
 from test_store import computed, flip, told, truncate, zero
 
+from stasc.console import iteration_line
+from stasc.folder import RunFolder
+from stasc.records import Answer, Iteration, Pair, Question, Split
+from stasc.reward import InAccuracy
 from stasc.tracking import Journal, read
+from stasc.tracking.tracker import Nothing
 
 composed = cache(fake_experiment)
 RESULTS = ("outcomes.jsonl", "pairs.jsonl", "summary.json", "model/model.safetensors", "model/tokenizer.json")
@@ -92,9 +98,11 @@ def test_a_damaged_journal_does_not_let_another_run_in(
 
 def test_a_folder_of_another_version_is_refused_by_name(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
-    (finished / "summary.json").write_text(json.dumps({**summary, "schema": 2}))
+    (finished / "summary.json").write_text(json.dumps({**summary, "schema": 3}))
     before = everything(finished)
-    with pytest.raises(ValueError, match=rf"{finished}/summary\.json has schema 2, and this version of stasc reads 1"):
+    with pytest.raises(
+        ValueError, match=rf"{finished}/summary\.json has schema 3, and this version of stasc reads 1 and 2"
+    ):
         run_fake(composed("iterations=1"), finished)
     assert everything(finished) == before
 
@@ -128,3 +136,52 @@ def test_a_folder_of_before_keys_is_refused(finished: Path) -> None:
         journal.write("run_started", config={}, versions={})
     with pytest.raises(ValueError, match="holds another run"):
         run_fake(composed("iterations=1"), finished)
+
+
+def test_lines_have_the_questions_text_and_why_a_pair_was_dropped(finished: Path) -> None:
+    questions = [json.loads(line) for line in (finished / "questions.jsonl").read_text().splitlines()]
+    texts = {row["id"]: row["question"] for row in questions}
+    for name in ("outcomes.jsonl", "pairs.jsonl"):
+        rows = [json.loads(line) for line in (finished / name).read_text().splitlines()]
+        assert all(row["question"] == texts[row["question_id"]] for row in rows)
+    assert {row["kept"] for row in rows} == {True, False}
+    for row in rows:  # of pairs.jsonl; the filter is lenient
+        told = "right, and made worse" if row["r1"] == 1 else "wrong, and not better"
+        assert row["dropped"] == (None if row["kept"] else f"{told}: r1 {row['r1']:g}, r2 {row['r2']:g}")
+
+
+def test_of_a_long_question_lines_have_its_beginning_and_end(folder: Path) -> None:
+    with Journal(folder / "journal.jsonl") as journal:
+        run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, Nothing(), 1.0)
+        long = Question("q", f"Read this. {'word ' * 100_000}Who?", ("I",))
+        pair = Pair(long, 0, 0, 0, Answer("I", 1), Answer("You", 1), 1.0, 0.0)
+        run.begin([Split("train", (long,))])
+        run.iteration(Iteration(1, None, [pair], [], [pair]), None, {})
+    for name in ("outcomes.jsonl", "pairs.jsonl"):
+        (row,) = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        assert row["question"].startswith("Read this. word ") and row["question"].endswith(" word Who?")
+        assert len(row["question"]) < 2_010 and " […] " in row["question"]
+    (asked,) = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    assert asked["question"] == long.text
+
+
+@pytest.mark.parametrize("marked", [0, 1, 2])
+def test_the_share_of_answers_without_the_marker_is_in_the_summary(marked: int, folder: Path) -> None:
+    texts = [f"{'**Answer :** ' if i < marked else ''}4" for i in range(2)]
+    pairs = [
+        Pair(Question(f"q{i}", "?", ("4",)), 0, 0, 0, Answer(text, 1), Answer("Answer: 4", 1), 1.0, 1.0)
+        for i, text in enumerate(texts)
+    ]
+    for scope in ("final", "whole"):
+        summary: dict[str, Any] = {"variant": "EIE", "seed": 3, "iterations": []}
+        (folder / scope).mkdir()
+        with Journal(folder / scope / "journal.jsonl") as journal:
+            run = RunFolder(folder / scope, summary, journal, Nothing(), 1.0, InAccuracy(scope, "Answer:"))
+            run.iteration(Iteration(1, None, pairs, [], pairs), None, {})
+        (entry,) = summary["iterations"]
+        for part in ("test", "train"):
+            found = {name: share for name, share in entry[part].items() if "unmarked" in name}
+            assert found == ({"init_unmarked": 1 - marked / 2, "corr_unmarked": 0.0} if scope == "final" else {})
+        line = iteration_line({**entry, "seconds": {"total": 1.0}})
+        share = f"without the answer marker {100 * (1 - marked / 2):.1f} % and 0.0 %"
+        assert (share in line) is (scope == "final" and marked < 2)

@@ -153,6 +153,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "reward._target_": ((), "test_keys.OtherF1"),
     "reward.scope": (["prompt=cot"], "final"),
     "reward.marker": (FINAL, "Answer:"),
+    "reward.normalisation": ((), "stasc"),
     "prompt._target_": ((), "test_keys.OtherPrompt"),
     "prompt.system": ((), "Answer."),
     "prompt.initial": ((), "Q: {question}"),
@@ -405,17 +406,18 @@ def edit(file: Path, of: str, column: str, text: str) -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_the_same_questions_in_another_file_are_the_same_run(named: bool, here: Path) -> None:
-    """Questions without names have the file's name and their line's number, so there it is the folder that differs."""
+    """Whatever the file's name, the order of its lines, and its other columns."""
     names = ["dataset.id=name"] if named else []
-    other = here / "elsewhere" / ("renamed.jsonl" if named else "all.jsonl")
+    other = here / "elsewhere" / "renamed.jsonl"
     other.parent.mkdir()
-    text = (here / "all.jsonl").read_text()
-    other.write_text(text.replace('"answer2"', '"unused"') if named else text)
+    text = (here / "all.jsonl").read_text().replace('"answer2"', '"unused"')
+    other.write_text("".join(reversed(text.splitlines(keepends=True))))
     assert planned(*LOCAL, *names) == planned(*LOCAL, *names, f"dataset.path={other}")
 
 
 def test_a_changed_question_changes_its_split_and_changed_references_only_what_is_scored(here: Path) -> None:
-    given = [*LOCAL, "dataset.id=name"]
+    """In files of their own: in one file, a changed question may be in another split."""
+    given = [*APART, "dataset.id=name"]
     experiment = prepared_once(*given).experiment
     trained, tested = (split.questions[1].id for split in (experiment.train, experiment.test))
     before = planned(*given)
@@ -425,10 +427,11 @@ def test_a_changed_question_changes_its_split_and_changed_references_only_what_i
         (tested, "question", {0, 1, 7, 8, 14, 15}),
         (tested, "answer", {2, 9, 16}),
     ):
-        edit(here / "all.jsonl", name, column, "Something else.")
+        file = here / f"{name.partition('-')[0]}.jsonl"
+        edit(file, name, column, "Something else.")
         after = planned(*given)
         assert {step for step in range(17) if before[step] != after[step]} == following(first)
-        write_rows(here / "all.jsonl", "all")
+        write_rows(file, file.stem)
     assert planned(*given) == before
 
 

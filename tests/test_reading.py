@@ -236,6 +236,38 @@ def test_questions_are_read_where_a_run_has_left_them(folder: Path) -> None:
     assert read(run).questions["made/0"].references == ("Me", "I")
 
 
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_files_of_every_schema_have_the_ids_of_their_questions(schema: int, damaged: bool, folder: Path) -> None:
+    shutil.copytree(DATA / f"run-schema-{schema}", folder / "run")
+    if damaged:
+        with (folder / "run" / "outcomes.jsonl").open("a") as file:
+            file.write("{\n")
+    run = read(folder / "run").runs[0]
+    assert run.complete is not damaged
+    facts = [f"countries/GR/{fact}" for fact in ("capital", "continent", "currency")]
+    assert run.outcomes["question"].tolist() == facts * 2
+    assert run.outcomes["n"].tolist() == [0] * 3 + [1] * 3
+
+
+def test_pairs_have_the_reason_why_they_were_dropped_from_schema_2_on(folder: Path) -> None:
+    pairs = read(DATA / "run-schema-2").runs[0].pairs()
+    assert set(pairs["question"]) == {f"countries/BD/{fact}" for fact in ("capital", "continent", "currency")}
+    assert (pairs["dropped"].isna() == pairs["kept"]).all()
+    run = write_run(folder, {"filter": "lenient"}, 3, SMALL)
+    rows = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
+    old = [{name: row[name] for name in row if name not in ("question_id", "dropped")} for row in rows]
+    for row, new in zip(old, rows, strict=True):
+        row["question"] = new["question_id"]
+    (run / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    frame = read(run).runs[0].pairs()
+    assert frame["question"].tolist() == [row["question_id"] for row in rows]
+    assert frame["dropped"].isna().all()
+
+
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run: give multirun/NAME"):
         read(tmp_path)

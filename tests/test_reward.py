@@ -66,6 +66,119 @@ def test_text_is_normalised_as_by_squad_and_for_unicode(text: str, words: list[s
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("法国的首都是巴黎。", list("法国的首都是巴黎")),
+        ("東京 Tower 2を見た", ["東", "京", "tower", "2", "を", "見", "た"]),
+        ("ﾄｳｷｮｳ", list("トウキョウ")),  # NFKC
+        ("か\u3099", ["が"]),
+        ("กรุง เทพ", ["ก", "รุ", "ง", "เ", "ท", "พ"]),  # a vowel sign stays with its consonant
+        ("ភាសា", ["ភា", "សា"]),
+        ("서울은 수도", ["서울은", "수도"]),  # Korean has spaces
+        ("\u2f2f𠮷", ["工", "𠮷"]),
+    ],
+)
+def test_scripts_without_spaces_are_compared_by_characters(text: str, words: list[str]) -> None:
+    assert normalise(text) == words
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "overlap"),
+    [
+        ("法国的首都是巴黎。", "巴黎", 2 * 2 / (8 + 2)),
+        ("答えは東京です", "東京", 2 * 2 / (7 + 2)),
+        ("คำตอบคือกรุงเทพ", "กรุงเทพ", 2 * 6 / (13 + 6)),
+        ("Es ist 東京 (Tokyo)", "東京", 2 * 2 / (5 + 2)),
+    ],
+)
+def test_an_answer_in_a_script_without_spaces_holds_its_reference(answer: str, gold: str, overlap: float) -> None:
+    assert in_accuracy(answer, [gold]) == 1
+    assert in_accuracy(gold, [answer]) == 0
+    assert exact_match(answer, [gold]) == 0 and exact_match(f"{gold}。", [gold]) == 1
+    assert f1(answer, [gold]) == pytest.approx(overlap)
+
+
+@each_kind
+@pytest.mark.parametrize("seen", ["\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u200e", "\ufe0f"])
+def test_zero_width_characters_do_not_count(kind: type[Reward], seen: str) -> None:
+    for normalisation in kind.normalisations:
+        reward = kind("whole", None, normalisation)
+        assert reward(f"Par{seen}is{seen}", ["Paris"]) == reward("Paris", [f"{seen}Pari{seen}s"]) == 1
+        assert reward(seen, [seen]) == reward(seen, ["Paris"]) == 0
+        assert reward.problem([seen])
+
+
+# The normalisations of others. Expected values: their own functions, called by hand.
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "squad", "stasc", "dpr"),
+    [
+        ("Africa's largest country", "Africa", 0, 1, 1),
+        ("N'Djamena", "N Djamena", 0, 1, 0),
+        ("35", "3.5", 1, 0, 0),
+        ("It is the 3.5.", "3.5", 1, 1, 1),
+        ("It is 3-5", "3.5", 1, 1, 0),
+        ("The Who", "Who", 1, 1, 1),
+        ("Who", "The Who", 1, 1, 0),  # an article is a token of DPR's
+        ("rock of the ages", "rock of ages", 1, 1, 0),
+        ("“Paris”", "Paris", 1, 1, 1),
+        ("Ｐａｒｉｓ", "Paris", 1, 0, 0),  # NFKC is ours alone
+        ("café", "cafe\u0301", 1, 1, 1),
+        ("Strasse", "Straße", 1, 0, 0),
+        ("a*b", "*", 0, 0, 1),
+        ("Parisian", "Paris", 0, 0, 0),
+    ],
+)
+def test_in_accuracy_of_the_three_normalisations(
+    answer: str, gold: str, squad: float, stasc: float, dpr: float
+) -> None:
+    found = {name: InAccuracy("whole", None, name)(answer, [gold]) for name in ("squad", "stasc", "dpr")}
+    assert found == {"squad": squad, "stasc": stasc, "dpr": dpr}
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "exact", "overlap"),
+    [
+        ("Africa's", "Africa", 0, 2 / 3),
+        ("3.5", "3 5", 1, 1),
+        ("the Paris!", "paris", 1, 1),
+        ("“Paris”", "Paris", 0, 0),  # ASCII punctuation alone
+    ],
+)
+def test_exact_match_and_f1_of_the_authors_code(answer: str, gold: str, exact: float, overlap: float) -> None:
+    assert ExactMatch("whole", None, "stasc")(answer, [gold]) == exact
+    assert F1("whole", None, "stasc")(answer, [gold]) == pytest.approx(overlap)
+
+
+def test_a_reference_without_a_word_is_right_in_no_answer_and_named() -> None:
+    for kind in KINDS:
+        for normalisation in kind.normalisations:
+            reward = kind("whole", None, normalisation)
+            assert reward("Paris , ! the", ["", " "]) == 0
+            assert reward.problem(["", "Paris"]) is None
+            assert "has no word" in str(reward.problem([" "]))
+    assert in_accuracy.problem([",", "!!!"]) == (
+        "its reference ',' has no word, so that no answer can be right (reward.normalisation=squad)"
+    )
+    assert InAccuracy("whole", None, "stasc").problem(["The"]), "which their code takes for right everywhere"
+    assert InAccuracy("whole", None, "dpr").problem([","]) is None, "a comma is a token there"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_normalisation_is_refused_with_those_there_are(kind: type[Reward]) -> None:
+    known = " or ".join(kind.normalisations)
+    with pytest.raises(ValueError, match=rf"reward\.normalisation=trec: expected {known}$"):
+        kind("whole", None, "trec")
+
+
+@pytest.mark.parametrize("kind", [ExactMatch, F1])
+def test_the_match_of_tokens_is_of_in_accuracy(kind: type[Reward]) -> None:
+    with pytest.raises(ValueError, match=r"expected squad or stasc; dpr is a match of tokens, for reward=in_accuracy"):
+        kind("whole", None, "dpr")
+
+
+@pytest.mark.parametrize(
     ("answer", "references", "in_acc", "exact", "overlap"),
     [
         ("Paris", ["Paris"], 1, 1, 1),
@@ -149,8 +262,23 @@ def test_empty_and_punctuation_only_answers_score_0_even_against_themselves(kind
 @pytest.mark.parametrize(
     "piece",
     [
-        *("ab. ", "x", "\u0301\u0327", "e\u0301\u0327\u0323", "Answer: ", "(", "{", "{}", "nan ", "北京。", "é\ud800"),
-        *("\u202eالقاهرة\u202c ", "ﷺ", "\x00", "the ", "paris", "paris "),
+        *(
+            "Answer",
+            "Answer * ",
+            "กำ ",
+            "ab. ",
+            "x",
+            "\u0301\u0327",
+            "e\u0301\u0327\u0323",
+            "Answer: ",
+            "(",
+            "{",
+            "{}",
+            "nan ",
+            "北京。",
+            "é\ud800",
+        ),
+        *("\u202eالقاهرة\u202c ", "a\u200b", "ﷺ", "\x00", "the ", "paris", "paris "),
     ],
 )
 def test_a_megabyte_is_scored_in_under_a_second(kind: type[Reward], piece: str) -> None:
@@ -195,6 +323,15 @@ def test_an_interrupt_and_a_reward_out_of_range_are_not_counted_0() -> None:
 @pytest.mark.parametrize(
     ("text", "tail"),
     [
+        ("Answer : 4", " 4"),
+        ("**Answer:** 4", " 4"),
+        ("**Answer**: 4", " 4"),
+        ("__Answer:__ 4", " 4"),
+        ("**Answer :** **4**", " **4**"),
+        ("Answer： 4", " 4"),
+        ("Answer\n: 4", " 4"),
+        ("Answers: 4", None),
+        ("Answer is: 4", None),
         ("Answer: 4", " 4"),
         ("It is 3.\nANSWER: 4\n", " 4\n"),
         ("Answer: 3 answer: 4", " 4"),
@@ -205,6 +342,21 @@ def test_an_interrupt_and_a_reward_out_of_range_are_not_counted_0() -> None:
 )
 def test_final_takes_what_follows_the_last_marker(text: str, tail: str | None) -> None:
     assert after_last("Answer:", text) == tail
+
+
+@pytest.mark.parametrize("marker", ["Final Answer:", "final  answer:", "FINAL ANSWER :"])
+@pytest.mark.parametrize("text", ["Final Answer: 4", "final answer : 4", "**Final  Answer:** 4", "**Final** Answer: 4"])
+def test_a_marker_of_two_words_may_be_spaced_otherwise(marker: str, text: str) -> None:
+    assert str(after_last(marker, f"So.\n{text}")).strip() == "4"
+    assert after_last(marker, "FinalAnswer: 4") is None
+
+
+def test_answers_without_the_marker_are_known() -> None:
+    final = InAccuracy("final", "Final Answer:")
+    assert [final.unmarked(text) for text in ("4", "Final Answer: 4", "**final answer :** 4", "", "Final")] == [
+        *(True, False, False, True, True)
+    ]
+    assert not InAccuracy("whole", "Final Answer:").unmarked("4")
 
 
 def test_a_marker_is_no_regular_expression_and_may_overlap_itself() -> None:

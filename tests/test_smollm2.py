@@ -84,8 +84,8 @@ def test_an_iteration_trains_and_the_saved_model_answers_as_the_evaluation_did(
     last = [line for line in outcomes if line["n"] == 1]
     texts = {question.id: question.text for question in experiment.test.questions}
     prompt = experiment.prompt
-    asked = [prompt.ask(texts[line["question"]]) for line in last]
-    corrected = [prompt.ask_to_correct(texts[line["question"]], line["y1"]) for line in last]
+    asked = [prompt.ask(texts[line["question_id"]]) for line in last]
+    corrected = [prompt.ask_to_correct(texts[line["question_id"]], line["y1"]) for line in last]
     assert greedy_answers(network, tokenizer, asked) == [line["y1"] for line in last]
     assert greedy_answers(network, tokenizer, corrected) == [line["y2"] for line in last]
 

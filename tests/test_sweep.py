@@ -332,22 +332,21 @@ def test_changed_data_under_the_same_name_are_another_run(fakes: Path) -> None:
         run_fake(fake_experiment(*given), fakes)
 
 
-GOLDEN = Path(__file__).parent / "data" / "run-schema-1"
-
-
-def test_a_run_of_an_earlier_release_is_still_read() -> None:
-    """Made by `run_fake` when schema 1 was new. A change that makes it unreadable has to raise the schema."""
-    there = earlier(GOLDEN)
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_run_of_an_earlier_release_is_still_read(schema: int) -> None:
+    """Made by `run_fake` when its schema was new. A change that makes it unreadable has to raise the schema."""
+    golden = Path(__file__).parent / "data" / f"run-schema-{schema}"
+    there = earlier(golden)
     started, summary = there.started, there.summary
     assert started and summary
-    assert summary["schema"] == 1
+    assert summary["schema"] == schema
     assert summary["status"] == "finished"
     assert started["key"] == summary["key"]
     assert started["config"]["filter"]["margin"] == 0
     assert {"versions", "machine", "commit", "data", "name", "group", "variant", "seed"} <= started.keys()
     assert [entry["n"] for entry in summary["iterations"]] == [0, 1]
     assert summary["iterations"][1]["test"].keys() >= {"init_acc", "corr_acc", "questions"}
-    told = stages(GOLDEN)
+    told = stages(golden)
     assert [stage["kind"] for stage in told if stage["n"] == 0] == ["initial", "correction", "evaluation"]
     assert all(len(stage["key"]) == 64 for stage in told)
     assert {stage["reused"] for stage in told} == {False, True}

@@ -18,6 +18,7 @@ from stasc.folder import RunFolder
 from stasc.records import Iteration
 from stasc.tracking import Journal
 from stasc.tracking.__main__ import main as sync_main
+from stasc.tracking.sync import load
 from stasc.tracking.tracker import Nothing
 
 MINE = {"filter": "mine"}  # an option of the user's own
@@ -149,3 +150,18 @@ def test_the_command_rebuilds_a_run_that_wandb_can_read(tmp_path: Path) -> None:
 
 def test_the_help_imports_nothing_that_takes_long() -> None:
     assert "RUN_DIR" in help_of("stasc.tracking", "sync", without={"wandb", "torch", "hydra"})
+
+
+def test_pairs_of_schema_1_are_sent_with_the_ids_that_they_have(tmp_path: Path) -> None:
+    folder = recorded(tmp_path / "run")
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    old = [{**row, "question": row["question_id"]} for row in rows]
+    for row in old:
+        del row["question_id"], row["dropped"]
+    new = load(folder)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    for n, pairs in load(folder).pairs.items():
+        assert [(pair.question.id, pair.y2, kept) for pair, kept in pairs] == [
+            (pair.question.id, pair.y2, kept) for pair, kept in new.pairs[n]
+        ]
+    assert {pair.question.text for pair, _ in new.pairs[1]} == {pair.question.text for pair in pairs_of(3)}

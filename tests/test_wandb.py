@@ -99,7 +99,7 @@ def test_each_job_of_a_sweep_leaves_a_run_with_its_group_every_number_and_the_sa
         mine = [pair for pair in pairs if pair["n"] == row["iteration"]]
         assert len(mine) == 12  # 3 questions, 2 initial answers to each, 2 corrections of each
         assert table["data"] == [
-            [pair["n"], text[pair["question"]], *(pair[name] for name in ("y1", "y2", "r1", "r2", "kept"))]
+            [pair["n"], text[pair["question_id"]], *(pair[name] for name in ("y1", "y2", "r1", "r2", "kept"))]
             for pair in mine
         ]
     final = {name: value for part in only(records, "summary") for name, value in part["update"].items()}

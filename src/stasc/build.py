@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from stasc.names import check_known, check_name, chosen_options, nearest
 
 if TYPE_CHECKING:
     from stasc.preparation import Experiment
+    from stasc.records import Split
 
 log = logging.getLogger(__name__)
 
@@ -147,13 +148,12 @@ def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -
 
     `chosen` are the options of config groups by their names, which settings alone don't tell.
     """
-    from stasc.dataset import check_disjoint, describe_skipped
     from stasc.pairing import PAIRINGS
     from stasc.preparation import Experiment
-    from stasc.records import Split
     from stasc.reward import ZeroOnError
     from stasc.settings import Evaluation, Loop, Sampling, StoreConfig
     from stasc.target import Nothing
+    from stasc.vote import NO_KEY, key_of
 
     singles = [*(field.name for field in fields(Loop)), "pairing", "reward_errors", "baseline", "variant"]
     check_known(
@@ -173,16 +173,9 @@ def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -
     _check_target(parts["target"], parts["keep"], cfg)
     if cfg.reward_errors == "zero":
         parts["reward"] = ZeroOnError(parts["reward"])
-    dataset = build(cfg, "dataset")
-    names = ("train", evaluation.split)
-    skipped = {name: dataset.skipped(name) if hasattr(dataset, "skipped") else {} for name in names}
-    train, test = (Split(name, tuple(dataset(name)), tuple(skipped[name])) for name in names)
-    if reasons := dict.fromkeys(reason for rows in skipped.values() for reason in rows.values()):
-        log.warning(describe_skipped(reasons))
-    for split in (train, test):
-        if not split.questions:
-            raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
-    check_disjoint(train.questions, test.questions)
+    train, test = _splits(build(cfg, "dataset"), parts["reward"], ("train", evaluation.split))
+    if cfg.baseline == "self_consistency" and key_of(parts["reward"]) is None:
+        raise ValueError(f"baseline=self_consistency: {NO_KEY}")
     settings = plain(cfg, resolve=True)
     return Experiment(
         loop=replace(loop, iterations=0) if isinstance(parts["target"], Nothing) else loop,
@@ -197,6 +190,35 @@ def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -
         choices=chosen_options(settings, chosen or {}),
         **parts,
     )
+
+
+def _splits(dataset: Any, reward: Any, names: Sequence[str]) -> list[Split]:
+    """The questions of two splits, which have none in common. Says which rows were left out, and which repeat another.
+
+    Raises: ValueError if a split is empty, or a question has no reference that the reward can find in an answer.
+    """
+    from stasc.dataset import Judged, check_disjoint, describe_repeated, describe_skipped
+    from stasc.records import Split
+    from stasc.reward import Reward, inner
+
+    problem = inner(reward).problem if isinstance(inner(reward), Reward) else lambda references: None
+    if isinstance(dataset, Judged):  # whose rows may be left out
+        dataset = dataset.judged_by(problem)
+    skipped = {name: dataset.skipped(name) if hasattr(dataset, "skipped") else {} for name in names}
+    repeated = {name: dataset.repeated(name) if hasattr(dataset, "repeated") else () for name in names}
+    splits = [Split(name, tuple(dataset(name)), tuple(skipped[name]), tuple(repeated[name])) for name in names]
+    if reasons := dict.fromkeys(reason for rows in skipped.values() for reason in rows.values()):
+        log.warning(describe_skipped(reasons))
+    if told := dict.fromkeys(row for rows in repeated.values() for row in rows):
+        log.warning(describe_repeated(told))
+    for split in splits:
+        if not split.questions:
+            raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
+        for question in split.questions:
+            if why := problem(question.references):
+                raise ValueError(f"question {question.id}, {question.text[:80]!r}: {why}")
+    check_disjoint(*(split.questions for split in splits))
+    return splits
 
 
 def _check_target(target: Any, keep: Callable[[float, float], bool], cfg: DictConfig) -> None:

@@ -166,6 +166,7 @@ def iteration_line(iteration: Mapping[str, Any]) -> str:
         parts.append(f"loss {finetune['loss']:.3f}" if finetune else f"not trained: M_{n} = M_{n - 1}")
     else:
         parts.append("before any training")
+    parts += _unmarked(test)
     return "  ".join([*parts, _duration(iteration["seconds"]["total"])])
 
 
@@ -249,6 +250,12 @@ def _votes(evaluated: Mapping[str, Any]) -> str:
         f"{_percent(evaluated['vote_acc'])}, that of {samples} for {_percent(evaluated['vote_all_acc'])}; one of "
         f"{samples} is right for {_percent(evaluated['pass_acc'])}."
     )
+
+
+def _unmarked(evaluated: Mapping[str, Any]) -> list[str]:
+    """How many answers lack the marker that their score needs, if any does."""
+    shares = [evaluated.get(f"{name}_unmarked", 0.0) for name in ("init", "corr")]
+    return [f"without the answer marker {' and '.join(map(_percent, shares))}"] if any(shares) else []
 
 
 def _questions(evaluated: Mapping[str, Any], split: str) -> str:

@@ -19,11 +19,11 @@ from stasc.folder import SCHEMA, RunFolder, earlier
 from stasc.leases import Lease
 from stasc.model import M_0, Model
 from stasc.preparation import Experiment, Prepared, loop, naming_store, open_store, prepare
-from stasc.records import Advance
+from stasc.records import Advance, Split
 from stasc.store import Store, digest
 from stasc.target import Correction
 from stasc.tracking import Journal, RunInfo, scrub
-from stasc.vote import words_of
+from stasc.vote import NO_KEY, key_of
 
 if TYPE_CHECKING:
     from stasc.stages import Stages
@@ -99,7 +99,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
         tracker = experiment.tracking.start(
             RunInfo(name, group, experiment.variant, settings.seed, path, experiment.config, choices)
         )
-        folder = RunFolder(path, summary, journal, tracker, settings.correct_at, words_of(experiment.reward))
+        folder = RunFolder(path, summary, journal, tracker, settings.correct_at, experiment.reward, experiment.keep)
         try:
             try:
                 folder.begin(
@@ -116,6 +116,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                         split.name: provenance.data_digest(split.questions, split.skipped)
                         for split in (experiment.train, experiment.test)
                     },
+                    rows={split.name: _rows(split) for split in (experiment.train, experiment.test)},
                 )
                 with naming_store(store.root):
                     leases.write(store, prepared.lease(path, "running"))
@@ -138,6 +139,11 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
             traceback.clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it what they hold
             raise
     return summary
+
+
+def _rows(split: Split) -> dict[str, int]:
+    """How many rows of the data a split has, and how many are left out as bad or have another row's question."""
+    return {"questions": len(split.questions), "skipped": len(split.skipped), "repeated": len(split.repeated)}
 
 
 def stages(prepared: Prepared) -> Stages:
@@ -165,6 +171,8 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
     from stasc.engine.memory import Limit
 
     experiment = prepared.experiment
+    if experiment.evaluation.n_init > 1 and key_of(experiment.reward) is None:
+        log.warning("evaluation.n_init=%d: %s", experiment.evaluation.n_init, NO_KEY)
     watch = Watch(store, folder, experiment.store.explain)
 
     def progress(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:

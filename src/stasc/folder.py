@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stasc import fsx, tracking, vote
-from stasc.metrics import describe
+from stasc.metrics import describe, unmarked
 from stasc.records import Iteration, Pair, Split
-from stasc.reward import normalise
+from stasc.reward import Reward, inner
 from stasc.store import file_sha256
 from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
+from stasc.verdict import not_kept
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1  # of summary.json and the files beside it
+SCHEMA = 2  # of summary.json and the files beside it
+READABLE = (1, SCHEMA)  # 1 had the question's id under `question`, and neither its text nor why a pair was dropped
+QUESTION_CHARACTERS = 2_000  # of a question, in each line that is about it; questions.jsonl has all of them
 RESULTS = ("outcomes.jsonl", "pairs.jsonl")
 QUESTIONS = "questions.jsonl"  # what the others' question ids stand for
 
@@ -38,9 +41,11 @@ class RunFolder:
         journal: Journal,
         tracker: Tracker,
         correct_at: float,
-        words: vote.Words = normalise,
+        reward: object = None,
+        keep: Callable[[float, float], bool] | None = None,
     ) -> None:
-        self.path, self.summary, self._words = path, summary, words
+        self.path, self.summary = path, summary
+        self._reward, self._key, self._keep = inner(reward), vote.key_of(reward), keep
         self._journal, self._tracker, self._correct_at = journal, tracker, correct_at
         self._began = time.perf_counter()
         events = list(tracking.read(path / "journal.jsonl"))
@@ -74,23 +79,17 @@ class RunFolder:
     ) -> None:
         """Records an iteration: its summary, its pairs and its test outcomes."""
         now = time.perf_counter()
-        votes = vote.describe(iteration.test, self._correct_at, self._words)
+        votes = vote.describe(iteration.test, self._correct_at, self._key)
         entry = {
             "n": iteration.n,
-            "test": describe(iteration.test, self._correct_at) | votes,
+            "test": self._describe(iteration.test) | votes,
             "train": self._describe_train(iteration),
             "finetune": training,
             "seconds": {**seconds, "total": now - self._began},
         }
         self._began = now
-        kept = set(map(id, iteration.kept))
-        pairs = [{"n": iteration.n, **_line(pair), "kept": id(pair) in kept} for pair in iteration.pairs]
-        _append(self.path / "pairs.jsonl", pairs)
-        outcomes = [self._outcome(iteration.n, pair) for pair in iteration.test]
-        if votes:
-            rewards = vote.voted(iteration.test, int(votes["vote_k"]), self._words)
-            outcomes = [{**line, "vote": r} for line, r in zip(outcomes, rewards, strict=True)]
-        _append(self.path / "outcomes.jsonl", outcomes)
+        _append(self.path / "pairs.jsonl", self._pairs(iteration))
+        _append(self.path / "outcomes.jsonl", self._outcomes(iteration, votes.get("vote_k")))
         self.summary["iterations"].append(entry)
         if self._recorded.get(iteration.n) != _timeless(entry):
             self._journal.write("iteration", **entry)
@@ -115,14 +114,31 @@ class RunFolder:
         finally:
             self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
 
+    def _describe(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        marked = isinstance(self._reward, Reward) and self._reward.scope == "final"
+        return describe(pairs, self._correct_at) | (unmarked(pairs, self._reward.unmarked) if marked else {})
+
     def _describe_train(self, iteration: Iteration[Any]) -> dict[str, float] | None:
         if not iteration.pairs:
             return None
-        return {**describe(iteration.pairs, self._correct_at), "kept": len(iteration.kept)}
+        return {**self._describe(iteration.pairs), "kept": len(iteration.kept)}
 
-    def _outcome(self, n: int, pair: Pair) -> dict[str, object]:
-        line = _line(pair)
-        return {"n": n, "seed": self.summary["seed"], "sample": line.pop("i"), **line}
+    def _pairs(self, iteration: Iteration[Any]) -> Iterator[dict[str, object]]:
+        """A line for each training pair, with the reason why it is not trained on, if it is not."""
+        kept = set(map(id, iteration.kept))
+        for pair in iteration.pairs:
+            dropped = None if id(pair) in kept else not_kept(self._keep, pair.r1, pair.r2)
+            yield {"n": iteration.n, **_line(pair), "kept": id(pair) in kept, "dropped": dropped}
+
+    def _outcomes(self, iteration: Iteration[Any], k: float | None) -> Iterator[dict[str, object]]:
+        """A line for each test pair, with the rewards of the majorities that its initial answer is in."""
+        votes: list[dict[str, float]] = [{} for _ in iteration.test]
+        if k is not None and self._key is not None:
+            some, every = vote.voted(iteration.test, int(k), self._key), vote.voted_by_all(iteration.test, self._key)
+            votes = [{"vote": one, "vote_all": other} for one, other in zip(some, every, strict=True)]
+        for pair, vote_ in zip(iteration.test, votes, strict=True):
+            line = _line(pair)
+            yield {"n": iteration.n, "seed": self.summary["seed"], "sample": line.pop("i"), **line, **vote_}
 
     def _write_summary(self) -> None:
         fsx.write(self.path / "summary.json", json.dumps(self.summary, indent=1).encode() + b"\n")
@@ -192,9 +208,10 @@ def _read_summary(path: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         fsx.set_aside(path, f"{path} is damaged ({error!r})")
         return None
-    if schema[0] != SCHEMA:
+    if schema[0] not in READABLE:
+        known = " and ".join(map(str, READABLE))
         raise ValueError(
-            f"{path} has schema {schema[0]}, and this version of stasc reads {SCHEMA}: choose another sweep.name or "
+            f"{path} has schema {schema[0]}, and this version of stasc reads {known}: choose another sweep.name or "
             "hydra.run.dir"
         )
     return summary
@@ -215,7 +232,18 @@ def _checksums(path: Path) -> dict[str, str]:
 
 
 def _line(pair: Pair) -> dict[str, object]:
-    return {**pair.names, "y1": pair.y1.text, "y2": pair.y2.text, "r1": pair.r1, "r2": pair.r2}
+    return {
+        "question_id": pair.question.id,
+        "question": _shortened(pair.question.text),
+        **{name: number for name, number in pair.names.items() if name != "question"},
+        **{"y1": pair.y1.text, "y2": pair.y2.text, "r1": pair.r1, "r2": pair.r2},
+    }
+
+
+def _shortened(text: str) -> str:
+    """The text, without its middle if it is long: beginning and end tell more."""
+    half = QUESTION_CHARACTERS // 2
+    return text if len(text) <= QUESTION_CHARACTERS else f"{text[:half]} […] {text[-half:]}"
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, object]]) -> None:

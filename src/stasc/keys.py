@@ -50,8 +50,8 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("", "pairing filter._target_ filter.margin filter.correct_at", "filter"),
     **_settings("", "correct_at", "evaluation"),
     **_settings("", "reward_errors prompt.marker reward._target_ reward.scope reward.marker", *SCORED),
-    **_settings("dataset.", "_target_ path revision id seed min_population test_countries", *QUESTIONS),
-    **_settings("dataset.", "question", *SAMPLED),
+    **_settings("", "reward.normalisation", *SCORED),
+    **_settings("dataset.", "_target_ path revision id question seed min_population test_countries", *QUESTIONS),
     **_settings("dataset.", "answer answer_pattern", *SCORED),
     **_settings("dataset.", "n_train train_path", *TRAINING),
     **_settings("dataset.", "n_validation n_test validation_path test_path", *HELD_OUT),
@@ -196,7 +196,7 @@ class Recipes:
             "reward": self._part("reward"),
             "reward_errors": self.settings["reward_errors"],
             "unicode": unicodedata.unidata_version,
-            "code": code("stasc.pairing", "stasc.metrics"),
+            "code": code("stasc.pairing", "stasc.metrics", "stasc.text"),
         }
 
     def _part(self, group: str) -> Description:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from stasc.records import Answer, Pair
@@ -35,4 +35,12 @@ def _looks(name: str, answers: Sequence[Answer]) -> dict[str, float]:
         f"{name}_truncated": fmean(answer.truncated for answer in answers),
         f"{name}_empty": fmean(not answer.text.strip() for answer in answers),
         f"{name}_tokens": fmean(answer.tokens for answer in answers),
+    }
+
+
+def unmarked(pairs: Sequence[Pair], lacks_marker: Callable[[str], bool]) -> dict[str, float]:
+    """Fractions of the pairs whose initial answer, and whose correction, lacks the marker that its score needs."""
+    return {
+        "init_unmarked": fmean(lacks_marker(pair.y1.text) for pair in pairs),
+        "corr_unmarked": fmean(lacks_marker(pair.y2.text) for pair in pairs),
     }

@@ -37,12 +37,14 @@ class Question:
 class Split:
     """Questions that are used alike. `name` is part of the key of their sampling noise.
 
-    `skipped` names the rows of the data that were left out because they are no questions.
+    `skipped` names the rows of the data that were left out because they are no questions, `repeated` those that have
+    another row's question.
     """
 
     name: str
     questions: tuple[Question, ...]
     skipped: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

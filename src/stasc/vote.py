@@ -7,21 +7,44 @@ correction costs, it takes k samples, which have as many tokens as one initial a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import Any
 
 from stasc.records import Pair
-from stasc.reward import Reward, ZeroOnError, normalise
+from stasc.reward import inner
 
-Words = Callable[[str], Sequence[str]]
+Key = Callable[[str], Hashable]
+
+NO_KEY = (
+    "the reward has no key, so that nothing tells which answers say the same, and no majority can be counted; give it "
+    "an attribute `key`, a function of an answer's text whose results are equal for such answers, and None for one "
+    "that says nothing"
+)
 
 
-def words_of(reward: Any) -> Words:
-    """What of an answer the reward compares, normalised. Of one of your own: the whole answer, normalised."""
-    inner = reward.reward if isinstance(reward, ZeroOnError) else reward
-    return inner.words if isinstance(inner, Reward) else normalise
+def key_of(reward: Any) -> Key | None:
+    """What tells answers that say the same: the `key` of the reward, or of the function that it was made of.
+
+    Where errors of the reward count 0, one of its key is no vote.
+    """
+    one = inner(reward)
+    key = getattr(one, "key", None) or getattr(getattr(one, "func", None), "key", None)  # the second: a partial
+    if not callable(key):
+        return None
+
+    def told(text: str) -> Hashable:
+        try:
+            value: Hashable = key(text)
+            hash(value)
+        except Exception as error:  # a reward is anybody's code
+            if one is not reward:
+                return None
+            raise ValueError(f"the reward's key raised {type(error).__name__} for {text[:60]!r}: {error}") from error
+        return value
+
+    return told
 
 
 def affordable(pairs: Sequence[Pair]) -> int:
@@ -30,17 +53,21 @@ def affordable(pairs: Sequence[Pair]) -> int:
     return max(1, round((initial + correction) / initial)) if initial else 1
 
 
-def majority(answers: Sequence[Pair], words: Words) -> Pair:
-    """The first pair whose initial answer has the words that most have; of as many, the first.
+def majority(answers: Sequence[Pair], key: Key) -> Pair:
+    """The first pair whose initial answer has the key that most have; of as many, the first.
 
-    Answers without words, such as those without the marker, have no vote.
+    Answers with an empty key, such as those without the marker, have no vote.
     """
-    given = [tuple(words(pair.y1.text)) for pair in answers]
-    (winner, _), *_ = Counter(some for some in given if some).most_common(1) or [((), 0)]
+    given = [key(pair.y1.text) for pair in answers]
+    (winner, _), *_ = Counter(some for some in given if _says_something(some)).most_common(1) or [(given[0], 0)]
     return answers[given.index(winner)]
 
 
-def voted(pairs: Sequence[Pair], k: int, words: Words) -> list[float]:
+def _says_something(key: Hashable) -> bool:
+    return key is not None and key not in ((), "")
+
+
+def voted(pairs: Sequence[Pair], k: int, key: Key) -> list[float]:
     """For each pair, the reward of the majority of k initial answers to its question, of which its own is the first.
 
     After the last answer to a question comes its first one, so each is in as many votes as any other.
@@ -48,22 +75,35 @@ def voted(pairs: Sequence[Pair], k: int, words: Words) -> list[float]:
     rewards = []
     for answers in _by_question(pairs):
         voters = min(k, len(answers))
-        rewards += [majority([*answers[i:], *answers[:i]][:voters], words).r1 for i in range(len(answers))]
+        rewards += [majority([*answers[i:], *answers[:i]][:voters], key).r1 for i in range(len(answers))]
     return rewards
 
 
-def describe(pairs: Sequence[Pair], correct_at: float, words: Words) -> dict[str, float]:
-    """Fractions of the votes, or questions, that are right; nothing where each question has one initial answer."""
+def voted_by_all(pairs: Sequence[Pair], key: Key) -> list[float]:
+    """For each pair, the reward of the majority of all initial answers to its question."""
+    return [majority(answers, key).r1 for answers in _by_question(pairs) for _ in answers]
+
+
+def describe(pairs: Sequence[Pair], correct_at: float, key: Key | None) -> dict[str, float]:
+    """Fractions of the votes, or questions, that are right; nothing where each question has one initial answer.
+
+    Without a key there are no votes.
+    """
     questions = _by_question(pairs)
     samples = min(map(len, questions))
     if samples == 1:
         return {}
-    k = min(affordable(pairs), samples)
+    votes: dict[str, float] = {}
+    if key is not None:
+        k = min(affordable(pairs), samples)
+        votes = {
+            "vote_k": k,
+            "vote_acc": fmean(reward >= correct_at for reward in voted(pairs, k, key)),
+            "vote_all_acc": fmean(majority(answers, key).r1 >= correct_at for answers in questions),
+        }
     return {
         "samples": samples,
-        "vote_k": k,
-        "vote_acc": fmean(reward >= correct_at for reward in voted(pairs, k, words)),
-        "vote_all_acc": fmean(majority(answers, words).r1 >= correct_at for answers in questions),
+        **votes,
         "pass_acc": fmean(any(pair.r1 >= correct_at for pair in answers) for answers in questions),
     }
 

@@ -3,6 +3,6 @@
 from stasc.dataset.countries import Countries
 from stasc.dataset.jsonl import Jsonl
 from stasc.dataset.nq import Nq
-from stasc.dataset.split import check_disjoint, describe_skipped
+from stasc.dataset.split import Judged, check_disjoint, describe_repeated, describe_skipped
 
-__all__ = ["Countries", "Jsonl", "Nq", "check_disjoint", "describe_skipped"]
+__all__ = ["Countries", "Jsonl", "Judged", "Nq", "check_disjoint", "describe_repeated", "describe_skipped"]

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from stasc.dataset.split import SPLITS, Sizes, check_on_bad_row, check_split, divide, in_order, take
+from stasc.dataset.split import (
+    SPLITS,
+    Judged,
+    Ordered,
+    Sizes,
+    arrange,
+    check_on_bad_row,
+    check_split,
+    divide,
+    row_name,
+    take,
+)
 from stasc.records import Question
+from stasc.text import without_zero_width
 from stasc.units import counted
 
 
 @dataclass(frozen=True)
-class Jsonl(Sizes):
+class Jsonl(Judged, Sizes):
     """Questions from one file that is divided, or from one file per split.
 
     One file: test questions are the first of its order, training questions come next, validation questions are the
-    last. Without a validation file, validation questions are the last of the training file's order.
+    last. Without a validation file, validation questions are the last of the training file's order. Rows of the same
+    question are never divided.
     """
 
     path: str | None  # one file for all splits
@@ -28,7 +42,7 @@ class Jsonl(Sizes):
     test_path: str | None
     question: str  # column names
     answer: str
-    id: str | None  # null: file name and line number
+    id: str | None  # null: a digest of the question's text
     answer_pattern: str | None  # regular expression, found anywhere in an answer; its first group is the reference
     on_bad_row: str  # fail, or skip
 
@@ -69,16 +83,18 @@ class Jsonl(Sizes):
 
     def __call__(self, split: str) -> tuple[Question, ...]:
         check_split(split)
-        questions, _ = self._read(split)
+        ordered, _ = self._read(split)
+        questions, group_of = ordered.questions, ordered.group_of
         self._check_sizes(split, len(questions))
+        tested = take(questions, self.n_test, "dataset.n_test") if self.path or split == "test" else ()
         if split == "test":
-            return tuple(take(questions, self.n_test, "dataset.n_test"))
-        if self.path:
-            questions = questions[len(take(questions, self.n_test, "dataset.n_test")) :]
-        elif self.validation_path:
+            return tuple(tested)
+        if self.validation_path:
             n = self.n_train if split == "train" else self.n_validation
             return tuple(take(questions, n, f"dataset.n_{split}"))
-        train, validation = divide(questions, self.n_train, self.n_validation, _id)
+        groups = {group_of(question) for question in tested}
+        left = [question for question in questions[len(tested) :] if group_of(question) not in groups]
+        train, validation = divide(left, self.n_train, self.n_validation, group_of)
         return tuple(train if split == "train" else validation)
 
     def _check_sizes(self, split: str, there: int) -> None:
@@ -105,12 +121,26 @@ class Jsonl(Sizes):
         )
 
     def skipped(self, split: str) -> dict[str, str]:
-        """The rows left out of the split's file: file name and line number, and what is wrong with each."""
+        """The rows left out of the split's file: a digest of each, and what is wrong with it."""
         return {} if self.on_bad_row == "fail" else self._read(split)[1]
 
-    def _read(self, split: str) -> tuple[Sequence[Question], dict[str, str]]:
+    def repeated(self, split: str) -> tuple[str, ...]:
+        """The rows of the split's file that have the question of an earlier row."""
+        return self._read(split)[0].repeated
+
+    def _read(self, split: str) -> tuple[Ordered, dict[str, str]]:
         """All questions of the split's file, in the seed's order, and its bad rows as `skipped` gives them."""
         setting = self._setting(split)
+        if setting not in self._files:
+            self._files[setting] = self._read_file(setting)
+        return self._files[setting]
+
+    @cached_property
+    def _files(self) -> dict[str, tuple[Ordered, dict[str, str]]]:
+        """What was read, by setting."""
+        return {}
+
+    def _read_file(self, setting: str) -> tuple[Ordered, dict[str, str]]:
         path = getattr(self, setting)
         file = Path(path).expanduser()
         try:
@@ -119,27 +149,27 @@ class Jsonl(Sizes):
             raise ValueError(
                 f"dataset.{setting}={path}: {error.strerror or error}; expected a JSON Lines file"
             ) from error
-        questions: dict[str, Question] = {}
+        rows: list[tuple[str, Question]] = []
         line_of: dict[str, int] = {}
         bad: dict[str, str] = {}
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            place = f"{file.stem}:{number}"
             try:
-                question = self._parse(line, place)
-                if question.id in questions:
+                question = self._parse(line)
+                if self.id and question.id in line_of:
                     raise ValueError(f"id {question.id!r} is also that of line {line_of[question.id]}")
             except ValueError as error:
                 if self.on_bad_row == "fail":
                     raise ValueError(f"{file}:{number}: {error}") from error
-                bad[place] = f"{file}:{number}: {error}"
+                bad[row_name(line.strip(), bad)] = f"{file}:{number}: {error}"
                 continue
-            questions[question.id], line_of[question.id] = question, number
-        if not questions:
+            rows.append((f"{file}:{number}", question))
+            line_of[question.id] = number
+        if not rows:
             why = f": left out {counted(len(bad), 'bad row')}, first {next(iter(bad.values()))}" if bad else ""
             raise ValueError(f"dataset.{setting}={path}: the file holds no question{why}")
-        return in_order(questions.values(), self.seed, _id), bad
+        return arrange(rows, self.seed, named=self.id is not None), bad
 
     def _setting(self, split: str) -> str:
         """The setting that names the split's file."""
@@ -147,10 +177,10 @@ class Jsonl(Sizes):
             return "path"
         return "train_path" if split == "validation" and not self.validation_path else f"{split}_path"
 
-    def _parse(self, line: bytes, place: str) -> Question:
-        """The question on a line; `place` is its id where no column gives one. Raises ValueError with the reason."""
+    def _parse(self, line: bytes) -> Question:
+        """The question on a line, its id empty where no column gives one. Raises ValueError with the reason."""
         try:
-            row = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+            row = json.loads(line.decode("utf-8"), parse_constant=_refuse, parse_float=_number, parse_int=_whole_number)
         except UnicodeDecodeError as error:
             raise ValueError(f"not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}") from error
         except (ValueError, RecursionError) as error:
@@ -167,8 +197,10 @@ class Jsonl(Sizes):
             raise ValueError(f"{self.answer!r} is an empty list, expected at least one reference answer")
         if self.answer_pattern is not None:
             answers = [self._extract(one, self.answer_pattern) for one in answers]
+        if problem := self._problem(answers):
+            raise ValueError(problem)
         return Question(
-            id=_text(self._column(row, "id", self.id), self.id) if self.id else place,
+            id=_text(self._column(row, "id", self.id), self.id) if self.id else "",
             text=_text(question, self.question),
             references=tuple(dict.fromkeys(answers)),
         )
@@ -186,8 +218,18 @@ class Jsonl(Sizes):
         return str(found[1]).strip()
 
 
-def _id(question: Question) -> str:
-    return question.id
+def _number(literal: str) -> float:
+    """A JSON number, NaN if a float does not hold it, as of 1e999 and 1e-999."""
+    value = float(literal)
+    lost = math.isinf(value) or (value == 0 and literal.lower().partition("e")[0].strip("-0."))
+    return math.nan if lost else value
+
+
+def _whole_number(literal: str) -> float:
+    try:
+        return int(literal)
+    except ValueError:  # more digits than Python turns into a number
+        return math.nan
 
 
 def _text(value: object, column: str) -> str:
@@ -197,8 +239,12 @@ def _text(value: object, column: str) -> str:
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{column!r} is or holds {_kind(value)}, expected a text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(
+            f"{column!r} is or holds a number that is too large, too small or too long: write it as a text, in quotes"
+        )
     text = str(value)
-    if not text.strip():
+    if not without_zero_width(text).strip():
         raise ValueError(f"{column!r} is or holds an empty text")
     try:
         text.encode()

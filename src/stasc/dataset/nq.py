@@ -6,23 +6,26 @@ Source: Lee et al. 2019, arXiv 1906.00300; CC BY-SA 3.0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stasc.dataset.split import Sizes, check_on_bad_row, check_split, divide, in_order, take
+from stasc.dataset.split import Judged, Ordered, Sizes, arrange, check_on_bad_row, check_split, divide, row_name, take
 from stasc.hub import retries_told_once
 from stasc.records import Question
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
 
+TEST = "validation"  # of the hub's splits
+
 
 @dataclass(frozen=True)
-class Nq(Sizes):
+class Nq(Judged, Sizes):
     """Questions of the Hugging Face dataset `path`, or of a local folder that holds the same.
 
     Its train split gives the training and validation questions, its validation split the test questions, as usual for
-    NQ, whose own test split is not public.
+    NQ, whose own test split is not public. A question that is in both counts in the test alone.
     """
 
     path: str  # a dataset of the hub, a folder of parquet or JSON Lines files, or a folder from save_to_disk
@@ -35,27 +38,51 @@ class Nq(Sizes):
 
     def __call__(self, split: str) -> tuple[Question, ...]:
         check_split(split)
-        hub_split = _hub_split(split)
-        data = self._load(hub_split)
-        bad = self._bad(data, hub_split) if self.on_bad_row == "skip" else {}
-        names = (f"nq/{hub_split}/{row}" for row in range(len(data)))
-        rows = in_order((name for name in names if name not in bad), self.seed, str)
+        ordered, _ = self._read(_hub_split(split))
         if split == "test":
-            chosen = take(rows, self.n_test, "dataset.n_test")
-        else:
-            train, validation = divide(rows, self.n_train, self.n_validation, group_of=str)
-            chosen = train if split == "train" else validation
-        part = data.select([int(name.rpartition("/")[2]) for name in chosen])
-        return tuple(
-            self._question(name, text, answers)
-            for name, text, answers in zip(chosen, part["question"], part["answer"], strict=True)
-        )
+            return tuple(take(ordered.questions, self.n_test, "dataset.n_test"))
+        train, validation = divide(ordered.questions, self.n_train, self.n_validation, ordered.group_of)
+        return tuple(train if split == "train" else validation)
 
     def skipped(self, split: str) -> dict[str, str]:
-        """The rows left out of the split's data, and what is wrong with each."""
-        if self.on_bad_row == "fail":
-            return {}
-        return self._bad(self._load(_hub_split(split)), _hub_split(split))
+        """The rows left out of the split's data: a digest of each, and what is wrong with it."""
+        return {} if self.on_bad_row == "fail" else self._read(_hub_split(split))[1]
+
+    def repeated(self, split: str) -> tuple[str, ...]:
+        """The rows of the split's data that have the question of an earlier row, or of the test's data."""
+        return self._read(_hub_split(split))[0].repeated
+
+    def _read(self, hub_split: str) -> tuple[Ordered, dict[str, str]]:
+        """All questions of a split of the hub, in the seed's order, and its bad rows as `skipped` gives them."""
+        if hub_split not in self._splits:
+            rows, bad = self._parse_rows(hub_split)
+            tested = {} if hub_split == TEST else dict.fromkeys(self._read(TEST)[0].known_as.values())
+            self._splits[hub_split] = arrange(rows, self.seed, named=False, elsewhere=tested), bad
+        return self._splits[hub_split]
+
+    @cached_property
+    def _splits(self) -> dict[str, tuple[Ordered, dict[str, str]]]:
+        """What was read, by split of the hub."""
+        return {}
+
+    def _parse_rows(self, hub_split: str) -> tuple[list[tuple[str, Question]], dict[str, str]]:
+        """The rows that are questions, by their places, and those that are none.
+
+        Raises: ValueError with the first row that is no question, if such rows are not to be left out.
+        """
+        data, rows = self._load(hub_split), []
+        bad: dict[str, str] = {}
+        for row, (text, answers) in enumerate(zip(data["question"], data["answer"], strict=True)):
+            place = f"row {row} of {hub_split!r}"
+            try:
+                rows.append((place, self._question(text, answers)))
+            except ValueError as error:
+                if self.on_bad_row == "fail":
+                    raise ValueError(f"dataset.path={self.path}: {place} {error}") from error
+                bad[row_name(repr((text, answers)).encode("utf-8", "surrogatepass"), bad)] = (
+                    f"dataset.path={self.path}: {place} {error}"
+                )
+        return rows, bad
 
     def _load(self, hub_split: str) -> datasets.Dataset:
         import datasets  # slow, and not needed for any other dataset
@@ -84,29 +111,18 @@ class Nq(Sizes):
             )
         return data
 
-    def _bad(self, data: datasets.Dataset, hub_split: str) -> dict[str, str]:
-        """The rows that are no questions, as `skipped` gives them."""
-        bad = {}
-        for row, (text, answers) in enumerate(zip(data["question"], data["answer"], strict=True)):
-            try:
-                self._question(f"nq/{hub_split}/{row}", text, answers)
-            except ValueError as error:
-                bad[f"nq/{hub_split}/{row}"] = str(error)
-        return bad
-
-    def _question(self, name: str, text: object, answers: object) -> Question:
+    def _question(self, text: object, answers: object) -> Question:
         texts = [text, *(answers if isinstance(answers, list) else [answers])]
         if len(texts) == 1 or not all(map(_is_text, texts)):
-            _, hub_split, row = name.split("/")
-            raise ValueError(
-                f"dataset.path={self.path}: row {row} of {hub_split!r} lacks a question or an answer, or holds a NUL"
-            )
+            raise ValueError("lacks a question or an answer, or holds a NUL")
         asked, *references = map(str, texts)
-        return Question(name, asked, tuple(dict.fromkeys(references)))
+        if problem := self._problem(references):
+            raise ValueError(f"is of no use: {problem}")
+        return Question("", asked, tuple(dict.fromkeys(references)))
 
 
 def _hub_split(split: str) -> str:
-    return "validation" if split == "test" else "train"
+    return TEST if split == "test" else "train"
 
 
 def _is_text(part: object) -> bool:

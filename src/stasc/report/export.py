@@ -42,7 +42,7 @@ def tidy(run: Run) -> pd.DataFrame:
             "seed": run.seed,
             "complete": run.complete,
             "iteration": outcomes["n"],
-            "question": outcomes["question"],
+            "question_id": outcomes["question"],
             "sample": outcomes["sample"],
             "initial": (outcomes["r1"] >= correct_at).astype(int),
             "corrected": (outcomes["r2"] >= correct_at).astype(int),

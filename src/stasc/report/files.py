@@ -25,13 +25,22 @@ from stasc.tracking import COMPLETE
 log = logging.getLogger(__name__)
 
 _ANSWERS = {"y1": pa.string(), "y2": pa.string(), "r1": pa.float64(), "r2": pa.float64()}
-OUTCOMES = pa.schema({"n": pa.int32(), "question": pa.string(), "sample": pa.int32(), **_ANSWERS, "vote": pa.float64()})
-_OPTIONAL = ("vote",)  # where each question has several samples
+# `question` is the id here, as in files of schema 1. Those of schema 2 have it under `question_id`, beside the text.
+OUTCOMES = pa.schema(
+    {
+        **{"n": pa.int32(), "question": pa.string(), "sample": pa.int32()},
+        **_ANSWERS,
+        **{"vote": pa.float64(), "vote_all": pa.float64()},  # where each question has several samples
+    }
+)
+_OPTIONAL = ("vote", "vote_all", "dropped")
+_ID = pa.field("question_id", pa.string())
 PAIRS = pa.schema(
     {
         **{"n": pa.int32(), "question": pa.string(), "i": pa.int32(), "seen": pa.int32(), "k": pa.int32()},
         **_ANSWERS,
         "kept": pa.bool_(),
+        "dropped": pa.string(),  # why it is not trained on
     }
 )
 
@@ -190,7 +199,7 @@ def _damaged(found: Found, told: str) -> None:
 
 def _lines(path: Path, content: bytes, schema: pa.Schema) -> tuple[pd.DataFrame, str]:
     """JSON Lines as a table, and what is wrong with them: lines that are damaged are left out."""
-    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    options = pa.json.ParseOptions(explicit_schema=schema.append(_ID), unexpected_field_behavior="ignore")
     told = ""
     if not content:
         return empty(schema), told
@@ -203,18 +212,23 @@ def _lines(path: Path, content: bytes, schema: pa.Schema) -> tuple[pd.DataFrame,
                 whole.append(_row(line, schema))
             except (ValueError, KeyError, TypeError):
                 damaged.append(str(number))
-        table = pa.Table.from_pylist(whole, schema)
+        table = pa.Table.from_pylist(whole, schema.append(_ID))
         if damaged:
             told = f"{path}: damaged at line {', '.join(damaged[:5])}{' and others' if len(damaged) > 5 else ''}"
+    ids = table.column(_ID.name)
+    if ids.null_count < len(ids):
+        table = table.set_column(table.schema.get_field_index("question"), "question", ids)
     return table.select(schema.names).to_pandas(), told
 
 
 def _row(line: bytes, schema: pa.Schema) -> dict[str, Any]:
     row = json.loads(line)
     found = {name: row.get(name) if name in _OPTIONAL else row[name] for name in schema.names}
+    found[_ID.name] = row.get(_ID.name)
+    found["question"] = found["question"] if found[_ID.name] is None else found[_ID.name]
     for name in ("y1", "y2"):
         found[name] = found[name].encode("utf-8", "replace").decode()  # half a character has no place in a table
-    pa.RecordBatch.from_pylist([found], schema)  # fails if a value is of another type
+    pa.RecordBatch.from_pylist([found], schema.append(_ID))  # fails if a value is of another type
     return found
 
 

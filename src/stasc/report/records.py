@@ -33,8 +33,8 @@ class Run:
     error: str
     settings: Mapping[str, Any]
     iterations: Sequence[Mapping[str, Any]]
-    outcomes: pd.DataFrame  # n, question, sample, y1, y2, r1, r2, vote (the reward of a majority, or NaN)
-    pairs: Callable[[], pd.DataFrame]  # n, question, i, seen, k, y1, y2, r1, r2, kept
+    outcomes: pd.DataFrame  # n, question (its id), sample, y1, y2, r1, r2, vote, vote_all (of majorities, or NaN)
+    pairs: Callable[[], pd.DataFrame]  # n, question (its id), i, seen, k, y1, y2, r1, r2, kept, dropped
     events: Sequence[Mapping[str, Any]]  # of the journal
     overrides: Sequence[str] | None = None  # of this job; None if Hydra did not leave them
     params: Mapping[str, str] = field(default_factory=dict)  # what its experiment sweeps, unless told otherwise

@@ -133,10 +133,10 @@ def _numbered(names: pd.Series, known: dict[str, int]) -> pd.Series:
 
 def _reasons(run: Run, frame: pd.DataFrame) -> pd.Series:
     """For each pair, why it was kept or not."""
-    facts = frame[["r1", "r2", "kept"]]
+    facts = frame[["r1", "r2", "kept", "dropped"]].fillna({"dropped": ""})
     told = {
-        (r1, r2, kept): reason(run.settings, r1, r2, kept)
-        for r1, r2, kept in facts.drop_duplicates().itertuples(index=False)
+        (r1, r2, kept, dropped): dropped or reason(run.settings, r1, r2, kept)
+        for r1, r2, kept, dropped in facts.drop_duplicates().itertuples(index=False)
     }
     return pd.Series([told[row] for row in facts.itertuples(index=False, name=None)], index=frame.index, dtype=object)
 

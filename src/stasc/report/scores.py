@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +14,8 @@ from stasc import reward
 from stasc.records import Answer, Pair, Question
 from stasc.report.records import Run
 from stasc.report.statistics import Array, pass_at_k
-from stasc.reward import Reward, normalise
-from stasc.vote import Words, majority
+from stasc.reward import Reward
+from stasc.vote import Key, majority
 
 TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")
 
@@ -58,7 +59,11 @@ def voted(run: Run) -> Run:
 
 def voted_by_all(run: Run, questions: pd.Index) -> Array:
     """Whether the majority of all of M_0's initial answers is right, in %, by question."""
-    frame, words = run.outcomes[run.outcomes["n"] == 0], _words(run.settings["reward"])
+    frame, correct_at = run.outcomes[run.outcomes["n"] == 0], float(run.settings["correct_at"])
+    if frame["vote_all"].notna().all():  # as from schema 2 on
+        firsts = frame.groupby("question", sort=False)["vote_all"].first()
+        return 100 * (firsts.reindex(questions).to_numpy() >= correct_at).astype(float)
+    key = _key(run.settings["reward"])
     right = np.zeros(len(questions))
     for name, answers in frame.groupby("question", sort=False):
         asked = Question(str(name), "", ())
@@ -66,19 +71,18 @@ def voted_by_all(run: Run, questions: pd.Index) -> Array:
             Pair(asked, i, i, 0, Answer(text, 0), Answer("", 0), r1, 0.0)
             for i, (text, r1) in enumerate(zip(answers["y1"], answers["r1"], strict=True))
         ]
-        right[questions.get_loc(name)] = majority(pairs, words).r1 >= float(run.settings["correct_at"])
+        right[questions.get_loc(name)] = majority(pairs, key).r1 >= correct_at
     return 100 * right
 
 
-def _words(settings: Mapping[str, Any]) -> Words:
-    """What of an answer a reward compares; of one of the user's own, the whole answer, as `vote.words_of` has it."""
+def _key(settings: Mapping[str, Any]) -> Key:
+    """What of an answer a reward compares; of one of the user's own, which had no key in schema 1, the whole answer."""
     kind = getattr(reward, str(settings["_target_"]).removeprefix("stasc.reward."), None)
-    if not (isinstance(kind, type) and issubclass(kind, Reward)):
-        return normalise
-    try:
-        return kind(settings["scope"], settings["marker"]).words
-    except (TypeError, KeyError, ValueError):  # of another version: what it gives is held against what the run counted
-        return normalise
+    if isinstance(kind, type) and issubclass(kind, Reward):
+        # Of another version: what it gives is held against what the run counted.
+        with suppress(TypeError, KeyError, ValueError):
+            return kind(settings["scope"], settings["marker"]).key
+    return lambda text: tuple(reward.normalise(text))
 
 
 def passes(run: Run, questions: pd.Index) -> dict[int, Array]:

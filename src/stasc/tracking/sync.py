@@ -83,6 +83,7 @@ def _pairs(path: Path) -> dict[int, list[tuple[Pair, bool]]]:
 
 
 def _pair(given: Mapping[str, Any]) -> Pair:
-    question = Question(given["question"], given["question"], ())  # the file has its id, not its text
+    # Of schema 1, the file has the question's id, not its text.
+    question = Question(given.get("question_id", given["question"]), given["question"], ())
     y1, y2 = Answer(given["y1"], 0), Answer(given["y2"], 0)
     return Pair(question, given["i"], given["seen"], given["k"], y1, y2, given["r1"], given["r2"])
