@@ -18,7 +18,8 @@ from stasc.finetune import NonFiniteError
 from stasc.folder import SCHEMA, RunFolder, earlier
 from stasc.leases import Lease
 from stasc.model import M_0, Model
-from stasc.preparation import Experiment, Prepared, loop, naming_store, open_store, prepare
+from stasc.paths import naming
+from stasc.preparation import Experiment, Prepared, loop, open_store, prepare
 from stasc.records import Advance
 from stasc.store import Store, digest
 from stasc.target import Correction
@@ -115,7 +116,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                         for split in (experiment.train, experiment.test)
                     },
                 )
-                with naming_store(store.root):
+                with naming("store.dir", store.root):
                     leases.write(store, prepared.lease(path, "running"))
                 model, lease = _iterate(prepared, store, folder, console)
                 _save_model(model, prepared, path / "model")

