@@ -23,7 +23,7 @@ from stasc.preparation import Experiment, Prepared, loop, open_store, prepare
 from stasc.records import Advance
 from stasc.store import Store, digest
 from stasc.target import Correction
-from stasc.tracking import Journal, RunInfo, scrub
+from stasc.tracking import Journal, RunInfo, Wandb, scrub
 from stasc.vote import words_of
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
     name = f"{experiment.variant}-seed{settings.seed}"
     with Journal(path / "journal.jsonl") as journal:
         choices = dict(experiment.choices)
+        if isinstance(experiment.tracking, Wandb):
+            name, group = experiment.tracking.name or name, experiment.tracking.group or group
         tracker = experiment.tracking.start(
             RunInfo(name, group, experiment.variant, settings.seed, path, experiment.config, choices)
         )

@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from stasc.stdio import outlive_readers
 
 if TYPE_CHECKING:
     from stasc.console import Ended
+    from stasc.preparation import Experiment
 
 log = logging.getLogger("stasc.run")  # which __name__ is not when this is what `python -m` runs
 traceback_log = logging.getLogger("stasc.traceback")  # goes to run.log, not to the console
@@ -50,6 +52,14 @@ def _name(setting: str, *, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("stasc.name", _name, replace=True)
+
+
+def _environment(variable: str, default: str | None) -> str | None:
+    """Of `${stasc.env:VARIABLE,DEFAULT}`: the variable's value, or the default where it is unset or empty."""
+    return os.environ.get(variable, "").strip() or default
+
+
+OmegaConf.register_new_resolver("stasc.env", _environment, replace=True)
 
 
 def _settings_digest(*, _root_: DictConfig) -> str:
@@ -118,6 +128,8 @@ def _job(cfg: DictConfig) -> float:
         if job.mode == RunMode.MULTIRUN:
             _check_folder(job)
         built = build_experiment(cfg, job.runtime.choices)
+        if job.mode == RunMode.MULTIRUN:
+            built = _one_of_many(built)
         if built.sampling.warning:
             _warn_once(built.sampling.warning)
         console = Console(split=built.test.name, brief=job.mode == RunMode.MULTIRUN)
@@ -144,6 +156,21 @@ def _job(cfg: DictConfig) -> float:
     if job.mode == RunMode.MULTIRUN:
         _ended.append(Ended(folder, settings, summary, None))
     return float(summary["iterations"][-1]["test"]["corr_acc"])
+
+
+def _one_of_many(built: Experiment) -> Experiment:
+    """A job of a sweep, for which W&B gets a name and an id of its own: what the user gives is for all jobs."""
+    from stasc.tracking import Wandb
+
+    tracking = built.tracking
+    if not isinstance(tracking, Wandb):
+        return built
+    if os.environ.pop("WANDB_RUN_ID", None):
+        _warn_once("WANDB_RUN_ID is the id of one run: each job of the sweep gets one of its own")
+    if not tracking.name:
+        return built
+    name = f"{tracking.name}-{built.variant}-seed{built.loop.seed}"
+    return replace(built, tracking=replace(tracking, name=name))
 
 
 @cache
