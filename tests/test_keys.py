@@ -238,6 +238,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "tracking._target_": ((), "test_keys.OtherTracking"),
     "tracking.project": (["tracking=wandb"], "mine"),
     "tracking.entity": (["tracking=wandb"], "me"),
+    **{f"tracking.{name}": (["tracking=wandb"], "mine") for name in ("group", "name", "job_type")},
     "tracking.mode": (["tracking=wandb"], "offline"),
     "tracking.tags": (["tracking=wandb"], ["one"]),
     "tracking.sample_pairs": (["tracking=wandb"], 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -442,6 +443,29 @@ def test_a_writer_waits_for_no_reader(store: Store) -> None:
             return derived(Store(store.root, {}), key="1" * 64)
 
     assert derived(store, read=read) == b"x"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused_by_the_name_of_the_setting(
+    number: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    expected = (
+        r"store\.dir=.*: its file system has no locks .* set store\.dir or STASC_STORE to a folder on a local disk"
+    )
+    with pytest.raises(OSError, match=expected), store.lock("filter", KEY):
+        pass
+
+
+def test_a_store_that_cannot_be_written_is_named(store: Store) -> None:
+    store.root.mkdir(exist_ok=True)
+    (store.root / "locks").write_text("a file")
+    expected = r"store\.dir=.*: File exists; set store\.dir or STASC_STORE to a folder of yours"
+    with pytest.raises(OSError, match=expected), store.lock("filter", KEY):
+        pass
 
 
 def test_a_lock_that_is_held_can_be_asked_for_without_waiting(store: Store) -> None:

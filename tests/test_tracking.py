@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from tracked import CANARY, FakeWandb, info_of, pairs_of, settings, summary_of, told, warnings_in
 
+import stasc.run  # noqa: F401 - what settings refer to
 import stasc.tracking.wandb as mirror
 from stasc.folder import RunFolder
 from stasc.records import Iteration
@@ -32,7 +33,7 @@ def test_the_yaml_files_build_their_classes_and_nothing_else() -> None:
         assert isinstance(given, dict)
         cls = {"stasc.tracking.Wandb": Wandb, "stasc.tracking.Off": Off}[given.pop("_target_")]
         built[path.stem] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), given))
-    assert built == {"off": Off(), "wandb": Wandb("stasc", None, "auto", [], 32)}
+    assert built == {"off": Off(), "wandb": Wandb("stasc", None, None, None, None, "auto", [], 32)}
     with pytest.raises(Exception, match="proyect"):
         OmegaConf.merge(OmegaConf.structured(Wandb), {"proyect": "x"})
 

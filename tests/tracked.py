@@ -10,6 +10,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ CANARY = "canary-7c1f9e"
 
 
 def settings(**changed: Any) -> Wandb:
-    given = {"project": "stasc", "entity": None, "mode": "auto", "tags": ["a tag"], "sample_pairs": 4}
+    given = {"project": "stasc", "entity": None, "group": None, "name": None, "job_type": None}
+    given |= {"mode": "auto", "tags": ["a tag"], "sample_pairs": 4}
     return Wandb(**(given | changed))
 
 
@@ -67,6 +69,7 @@ class FakeWandb(types.ModuleType):
 
     def __init__(self) -> None:
         super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)  # others ask whether there is a wandb
         self.mode, self.logged_in, self.calls = "online", True, []  # type: ignore[var-annotated]
         self.fail: dict[str, Exception] = {}
         self.hangs = ""  # the call that does not return

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import _locate
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from stasc.names import check_known, check_name, chosen_options, nearest
+from stasc.hints import belonging, reason_of
+from stasc.names import GROUPS, SYNONYMS, check_known, check_name, chosen_options, nearest
 
 if TYPE_CHECKING:
     from stasc.preparation import Experiment
@@ -21,10 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GROUPS = (
-    *("init", "filter", "start", "target", "finetune", "model"),
-    *("dataset", "prompt", "reward", "engine", "tracking"),
-)
 CALLED_WITH = {  # parts that may be anybody's function
     "init": ("m_0", "m_prev"),
     "filter": ("r1", "r2"),
@@ -50,22 +50,44 @@ def build_part(cfg: DictConfig, prefix: str, target: type | None = None) -> Any:
     try:
         settings = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert isinstance(settings, dict)
+        settings = _literal(settings)
         name = settings.pop("_target_", None)
         kind = target or _located(prefix, name)
         if not is_dataclass(kind):
             _check_settings(prefix.rstrip("."), kind, settings)
             return hydra.utils.instantiate({"_target_": name, **settings}, _convert_="all")
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), listed(kind, settings)))
     except ConfigKeyError as error:
         known = [field.name for field in fields(kind)]
-        near = nearest(str(error.full_key), known)
-        hint = f"; did you mean {prefix}{near}?" if near else ""
+        if told := belonging(f"{prefix}{error.full_key}", _loader()):
+            raise ValueError(told) from error
+        near = nearest(str(error.full_key), known) or SYNONYMS.get(str(error.full_key), "").removeprefix(prefix)
+        hint = f"; did you mean {prefix}{near}?" if near in known else ""
         raise ValueError(f"{prefix}{error.full_key}: no such setting; there are {', '.join(known)}{hint}") from error
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} is not set, and has no default: give {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         setting = prefix + str(error.full_key or "").removeprefix(prefix)  # it may be that in `cfg`, or in the whole
-        raise ValueError(f"{setting}: {str(error.msg or error).splitlines()[0]}") from error
+        raise ValueError(f"{setting}: {reason_of(error)}") from error
+
+
+def listed(kind: Any, settings: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The settings of a dataclass, in which a text where a list belongs is a list of it: all-linear, [all-linear]."""
+    lists = [field.name for field in fields(kind) if str(field.type).startswith("list[")]
+    return {name: [value] if name in lists and isinstance(value, str) else value for name, value in settings.items()}
+
+
+def _literal(value: Any) -> Any:
+    """Plain data in which OmegaConf finds nothing to resolve: that was done, and what is left is text."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    return [_literal(item) for item in value] if isinstance(value, list) else value
+
+
+def _loader() -> ConfigLoader | None:
+    return GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
 
 
 def _located(prefix: str, name: object) -> Any:
@@ -173,10 +195,13 @@ def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -
     _check_target(parts["target"], parts["keep"], cfg)
     if cfg.reward_errors == "zero":
         parts["reward"] = ZeroOnError(parts["reward"])
-    train, test = _splits(build(cfg, "dataset"), parts["reward"], ("train", evaluation.split))
+    dataset = build(cfg, "dataset")
+    train, test = _splits(dataset, parts["reward"], ("train", evaluation.split))
     if cfg.baseline == "self_consistency" and key_of(parts["reward"]) is None:
         raise ValueError(f"baseline=self_consistency: {NO_KEY}")
     settings = plain(cfg, resolve=True)
+    built = {**parts, "filter": parts["keep"], "dataset": dataset}
+    settings |= {group: listed(type(built[group]), settings[group]) for group in GROUPS if is_dataclass(built[group])}
     return Experiment(
         loop=replace(loop, iterations=0) if isinstance(parts["target"], Nothing) else loop,
         sampling=build_part(cfg.sampling, "sampling.", Sampling),

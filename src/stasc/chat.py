@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from stasc.paths import path_of
 from stasc.prompt import Message
 
 PLAIN = """\
@@ -153,6 +153,6 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def read_template(path: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return path_of("model.chat_template", path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"model.chat_template={path}: neither 'plain' nor a readable Jinja file ({error})") from error

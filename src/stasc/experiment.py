@@ -18,11 +18,12 @@ from stasc.finetune import NonFiniteError
 from stasc.folder import SCHEMA, RunFolder, earlier
 from stasc.leases import Lease
 from stasc.model import M_0, Model
-from stasc.preparation import Experiment, Prepared, loop, naming_store, open_store, prepare
+from stasc.paths import naming
+from stasc.preparation import Experiment, Prepared, loop, open_store, prepare
 from stasc.records import Advance, Split
 from stasc.store import Store, digest
 from stasc.target import Correction
-from stasc.tracking import Journal, RunInfo, scrub
+from stasc.tracking import Journal, RunInfo, Wandb, scrub
 from stasc.vote import NO_KEY, key_of
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
     prepared = prepare(experiment)
     store = open_store(prepared)
     with ExitStack() as held:
-        with naming_store(store.root):
+        with naming("store.dir", store.root):
             held.enter_context(store.lock("run", digest(str(path.absolute())), busy=f"writing into {path}"))
         summary = _resumed(prepared, path)
         if summary is None:
@@ -96,6 +97,8 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
     name = f"{experiment.variant}-seed{settings.seed}"
     with Journal(path / "journal.jsonl") as journal:
         choices = dict(experiment.choices)
+        if isinstance(experiment.tracking, Wandb):
+            name, group = experiment.tracking.name or name, experiment.tracking.group or group
         tracker = experiment.tracking.start(
             RunInfo(name, group, experiment.variant, settings.seed, path, experiment.config, choices)
         )
@@ -118,7 +121,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                     },
                     rows={split.name: _rows(split) for split in (experiment.train, experiment.test)},
                 )
-                with naming_store(store.root):
+                with naming("store.dir", store.root):
                     leases.write(store, prepared.lease(path, "running"))
                 model, lease = _iterate(prepared, store, folder, console)
                 _save_model(model, prepared, path / "model")

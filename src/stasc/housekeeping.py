@@ -21,13 +21,16 @@ from rich.table import Table
 from stasc import leases
 from stasc.fsx import SCRATCH
 from stasc.leases import Lease
+from stasc.paths import path_of
 from stasc.run import CONF
+from stasc.stdio import outlive_readers
 from stasc.store import KEY, KINDS, Damaged, OtherVersion, Store, committed, digest
 from stasc.units import counted, size_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns: the exit status."""
+    outlive_readers()
     parser = argparse.ArgumentParser(prog="python -m stasc.store", description=__doc__)
     parser.add_argument("--dir", type=Path, help="the store's folder (default: store.dir of the settings)")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -36,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clean = commands.add_parser("clean", help="remove what no run folder refers to")
     clean.add_argument("--dry-run", action="store_true", help="only say what would go")
     given = parser.parse_args(arguments)
-    root = (given.dir or Path(OmegaConf.load(CONF / "config.yaml").store.dir)).expanduser()
+    try:
+        root = path_of("store.dir", given.dir or OmegaConf.load(CONF / "config.yaml").store.dir)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if not root.is_dir():
         print(f"{root}: there is no store")
         return 0
@@ -45,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "verify":
             return _verify(store)
         _list(store) if given.command == "list" else _clean(store, given.dry_run)
-    except OtherVersion as error:
+    except (OtherVersion, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -78,7 +78,8 @@ INERT = frozenset(
         *("variant", "baseline", "init.letter", "filter.letter", "start.letter", "target.suffix", "finetune.suffix"),
         "dataset.on_bad_row",  # decides whether there is a run; what is left out shows in the questions
         *("sweep.name", "store.dir", "store.explain", "store.keep_models", "store.resume", "model.cache_dir"),
-        *(f"tracking.{name}" for name in ("_target_", "project", "entity", "mode", "tags", "sample_pairs")),
+        *(f"tracking.{name}" for name in ("_target_", "project", "entity", "group", "name", "job_type")),
+        *("tracking.mode", "tracking.tags", "tracking.sample_pairs"),
     }
 )
 

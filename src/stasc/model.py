@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from stasc import processor, sources
+from stasc.paths import path_of
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ class ModelConfig:
 
     def fetch(self) -> str:
         """M_0's local folder, made or downloaded where it has to be. Raises: OSError or ValueError naming the path."""
-        base = sources.fetch(self.path, Path(self.cache_dir).expanduser())
+        base = sources.fetch(self.path, path_of("model.cache_dir", self.cache_dir))
         if not Path(base).is_dir():
             with reading(self):
                 base = sources.snapshot(base, self.revision)

@@ -12,6 +12,44 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+GROUPS = (
+    *("init", "filter", "start", "target", "finetune", "model"),
+    *("dataset", "prompt", "reward", "engine", "tracking"),
+)
+SYNONYMS = {  # what transformers, TRL, vLLM, lm-eval and W&B call a setting; with a space, what to say of it
+    **dict.fromkeys(("lr", "eta"), "finetune.learning_rate"),
+    **dict.fromkeys(("bs", "per_device_train_batch_size", "train_batch_size"), "finetune.batch_size"),
+    **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "evaluation.batch"),
+    **dict.fromkeys(("n_epochs", "num_epochs", "num_train_epochs", "epoch"), "finetune.epochs"),
+    **dict.fromkeys(("optim", "optimiser"), "finetune.optimizer"),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"), "finetune.schedule"),
+    **dict.fromkeys(("gradient_accumulation_steps", "micro_batch"), "finetune.micro_batch_size"),
+    **dict.fromkeys(("r", "lora_r", "lora_rank"), "finetune.rank, with finetune=lora"),
+    **dict.fromkeys(("lora_alpha",), "finetune.alpha, with finetune=lora"),
+    **dict.fromkeys(("lora_dropout",), "finetune.dropout, with finetune=lora"),
+    **dict.fromkeys(("use_dora",), "finetune.dora, with finetune=lora"),
+    **dict.fromkeys(("use_rslora",), "finetune.rslora, with finetune=lora"),
+    **dict.fromkeys(("load_in_4bit", "quantization"), "4-bit weights are finetune=qlora"),
+    **dict.fromkeys(("max_tokens", "max_length", "max_gen_toks", "max_completion_length"), "sampling.max_new_tokens"),
+    **dict.fromkeys(("temp",), "sampling.temperature"),
+    **dict.fromkeys(("top_k", "min_p"), "sampling.top_p is what cuts the distribution"),
+    **dict.fromkeys(("n", "num_return_sequences", "num_generations", "n_samples", "num_samples"), "sampling.n_init"),
+    **dict.fromkeys(("output_dir", "output_path", "out_dir", "logging_dir"), "hydra.run.dir"),
+    **dict.fromkeys(("model_name_or_path", "model_name", "model_id", "pretrained"), "model.path"),
+    **dict.fromkeys(("torch_dtype", "precision"), "model.dtype"),
+    **dict.fromkeys(("bf16", "fp16"), "give model.dtype=bfloat16, or float16"),
+    **dict.fromkeys(("attn_implementation",), "model.attention"),
+    **dict.fromkeys(("chat_template_kwargs", "enable_thinking"), "model.template_args"),
+    **dict.fromkeys(("n_iterations", "num_iterations", "rounds", "n_rounds"), "iterations"),
+    **dict.fromkeys(("limit", "num_eval_samples"), "dataset.n_test"),
+    **dict.fromkeys(("train_size", "max_train_samples"), "dataset.n_train"),
+    **dict.fromkeys(("dataset_name", "tasks", "data"), "a dataset is chosen by dataset=..., a file by dataset.path"),
+    **dict.fromkeys(("system_prompt", "system_instruction"), "prompt.system"),
+    **dict.fromkeys(("wandb", "report_to", "use_wandb"), "W&B is tracking=wandb or tracking=off"),
+    **dict.fromkeys(("wandb_project",), "tracking.project"),
+    **dict.fromkeys(("wandb_entity",), "tracking.entity"),
+    **dict.fromkeys(("run_name", "experiment_name"), "sweep.name"),
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -52,10 +90,27 @@ def check_known(settings: Mapping[str, Any], known: Collection[str]) -> None:
         raise ValueError(f"{missing[0]} is missing from the settings: leave out ~{missing[0]}, or give another one")
 
 
-def no_such_setting(name: str, known: Collection[str]) -> str:
-    """What to say of a setting that is unknown."""
-    near = nearest(name, known)
-    return f"{name}: no such setting; " + (f"did you mean {near}?" if near else "--cfg job prints all there are")
+def no_such_setting(name: str, known: Collection[str], value: str = "") -> str:
+    """What to say of a setting that is unknown, given with this value."""
+    group, _, last = name.rpartition(".")
+    if near := same_last(name, known):
+        return f"{name}: no such setting; did you mean {' or '.join(near)}?"
+    if (hint := SYNONYMS.get(last.lower())) is not None:
+        return f"{name}: no such setting; {hint if ' ' in hint else f'did you mean {hint}?'}"
+    near = [nearest(name, known) or ""]
+    if near == [""]:
+        return f"{name}: no such setting; --cfg job prints all there are"
+    of_a_group = value and near[0] not in known and not group
+    return f"{name}: no such setting; did you mean {near[0]}{f'={value}' if of_a_group else ''}?"
+
+
+def same_last(name: str, known: Collection[str]) -> list[str]:
+    """The known settings with the same last name, the nearest first: at most three, one if it is in the same group."""
+    group, _, last = name.rpartition(".")
+    same = [one for one in dict.fromkeys(known) if one.rpartition(".")[2] == last and one != name]
+    if group and (near := get_close_matches(name, same, n=1, cutoff=0.8)):
+        return near
+    return get_close_matches(name, same, n=3, cutoff=0.0)
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from stasc.finetune import Full, Lora
 from stasc.leases import Lease
 from stasc.model import M_0, LiveModel, Model, ModelConfig, load_chat, resolve_device, resolve_dtype
 from stasc.pairing import Pairing, Reward
+from stasc.paths import naming, path_of
 from stasc.prompt import Prompt
 from stasc.records import Iteration, Split
 from stasc.reward import ZeroOnError
@@ -90,7 +90,7 @@ def prepare(experiment: Experiment) -> Prepared:
     """Everything short of loading weights. Raises: ValueError or OSError naming the setting that is wrong."""
     chat, live = _prepare(experiment)
     root = _root(experiment)
-    with naming_store(root):
+    with naming("store.dir", root):
         root.mkdir(parents=True, exist_ok=True)
     test, train = experiment.test.name, experiment.train.name
     recipes = keys.Recipes(
@@ -131,16 +131,7 @@ def open_store(prepared: Prepared) -> Store:
 
 
 def _root(experiment: Experiment) -> Path:
-    return Path(experiment.store.dir).expanduser().absolute()
-
-
-@contextmanager
-def naming_store(root: Path) -> Iterator[None]:
-    """An error in what is written there first names the setting."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"store.dir={root}: {error.strerror}; set store.dir to a folder of yours") from error
+    return path_of("store.dir", experiment.store.dir).absolute()
 
 
 def expect(prepared: Prepared, path: Path) -> None:

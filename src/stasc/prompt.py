@@ -23,7 +23,10 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if "{question}" not in self.initial:
-            raise ValueError("prompt.initial does not contain {question}, so the model would never see the question")
+            raise ValueError(
+                "prompt.initial does not contain {question}, so the model would never see the question: write it with "
+                """one pair of braces, on the command line within two pairs of quotes: "prompt.initial='{question}'\""""
+            )
         if not self.correction.strip():
             raise ValueError("prompt.correction is empty: write the request to correct the answer")
 

@@ -8,10 +8,9 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -23,12 +22,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stasc import signals
+from stasc import fsx, paths, signals
+from stasc.arguments import readable
 from stasc.build import build_experiment, plain
-from stasc.names import check_inside, check_name, leaves, no_such_setting
+from stasc.names import check_inside, check_name
+from stasc.stdio import outlive_readers
 
 if TYPE_CHECKING:
     from stasc.console import Ended
+    from stasc.preparation import Experiment
 
 log = logging.getLogger("stasc.run")  # which __name__ is not when this is what `python -m` runs
 traceback_log = logging.getLogger("stasc.traceback")  # goes to run.log, not to the console
@@ -42,10 +44,22 @@ def _name(setting: str, *, _root_: DictConfig) -> str:
     try:
         return check_name(setting, OmegaConf.select(_root_, setting))
     except ValueError as error:
+        if isinstance(error, OmegaConfBaseException):
+            from stasc.hints import of_value
+
+            sys.exit(f"error: {of_value(error)}")
         sys.exit(f"error: {error}")  # as an exception, it would come out of OmegaConf and Hydra as a traceback
 
 
 OmegaConf.register_new_resolver("stasc.name", _name, replace=True)
+
+
+def _environment(variable: str, default: str | None) -> str | None:
+    """Of `${stasc.env:VARIABLE,DEFAULT}`: the variable's value, or the default where it is unset or empty."""
+    return os.environ.get(variable, "").strip() or default
+
+
+OmegaConf.register_new_resolver("stasc.env", _environment, replace=True)
 
 
 def _settings_digest(*, _root_: DictConfig) -> str:
@@ -86,7 +100,8 @@ def hide_secrets(cfg: DictConfig, job: HydraConf) -> None:
     except OmegaConfBaseException:  # a broken interpolation; what needs it will say so
         learn(plain(cfg, resolve=False))
     files = [*Path(job.runtime.output_dir, job.output_subdir or ".hydra").glob("*.yaml")]
-    for file in [*files, Path(job.sweep.dir, "multirun.yaml")] if job.mode == RunMode.MULTIRUN else files:
+    sweep = Path(job.runtime.cwd, job.sweep.dir, "multirun.yaml")
+    for file in [*files, sweep] if job.mode == RunMode.MULTIRUN else files:
         content = {"": OmegaConf.to_container(OmegaConf.load(file))}
         if (clean := redact(content)) != content:
             scratch = file.with_name(f".{file.name}")
@@ -103,7 +118,7 @@ def _job(cfg: DictConfig) -> float:
     signals.check()  # an interrupt ends a sweep, not one job of it
     job = HydraConfig.get()
     hide_secrets(cfg, job)
-    from stasc import experiment, fsx
+    from stasc import experiment
     from stasc.console import Console, Ended
     from stasc.tracking import scrub
 
@@ -113,12 +128,14 @@ def _job(cfg: DictConfig) -> float:
         if job.mode == RunMode.MULTIRUN:
             _check_folder(job)
         built = build_experiment(cfg, job.runtime.choices)
+        if job.mode == RunMode.MULTIRUN:
+            built = _one_of_many(built)
         if built.sampling.warning:
             _warn_once(built.sampling.warning)
         console = Console(split=built.test.name, brief=job.mode == RunMode.MULTIRUN)
         summary = experiment.run(built, folder, cfg.sweep.name, console)
         if job.mode == RunMode.RUN:  # a sweep ends with a table that tells
-            log.info("results: %s", os.path.relpath(folder))
+            log.info("results: %s", os.path.relpath(folder, paths.start()))
     except (Exception, SystemExit) as error:  # a part of the user's may call sys.exit
         signals.check()
         traceback_log.exception("the run stopped")
@@ -129,12 +146,31 @@ def _job(cfg: DictConfig) -> float:
         if fsx.is_full(error):
             print(f"error: {scrub(str(error))}", file=sys.stderr)
             sys.exit(os.EX_IOERR)
+        if isinstance(error, OmegaConfBaseException):
+            from stasc.hints import of_value
+
+            sys.exit(f"error: {scrub(of_value(error))}")
         if isinstance(error, ValueError | OSError | FloatingPointError):  # of a setting, the data, the disk, the loss
             sys.exit(f"error: {scrub(str(error))}")  # the message says it all
         raise
     if job.mode == RunMode.MULTIRUN:
         _ended.append(Ended(folder, settings, summary, None))
     return float(summary["iterations"][-1]["test"]["corr_acc"])
+
+
+def _one_of_many(built: Experiment) -> Experiment:
+    """A job of a sweep, for which W&B gets a name and an id of its own: what the user gives is for all jobs."""
+    from stasc.tracking import Wandb
+
+    tracking = built.tracking
+    if not isinstance(tracking, Wandb):
+        return built
+    if os.environ.pop("WANDB_RUN_ID", None):
+        _warn_once("WANDB_RUN_ID is the id of one run: each job of the sweep gets one of its own")
+    if not tracking.name:
+        return built
+    name = f"{tracking.name}-{built.variant}-seed{built.loop.seed}"
+    return replace(built, tracking=replace(tracking, name=name))
 
 
 @cache
@@ -147,7 +183,7 @@ def _overrides(job: HydraConf) -> dict[str, str]:
     """What was given for a job on the command line, a sweep's value of the job for all its values, without secrets."""
     from stasc.tracking import redact
 
-    given = redact({"": [*job.overrides.task]})[""]
+    given = redact({"": OmegaConf.to_container(job.overrides.task)})[""]  # resolved, they might fail, or tell a secret
     assert isinstance(given, list)
     pairs = (override.partition("=") for override in given)
     return {
@@ -164,7 +200,13 @@ def _check_folder(job: Any) -> None:
 
 def main() -> None:
     """Runs the command line."""
-    sys.path.append("")  # the installed command finds modules of the working folder, as `python -m` does
+    outlive_readers()
+    try:
+        paths.begin()
+        sys.argv[1:] = readable(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    sys.path.append(str(paths.start()))  # the installed command finds its modules, as `python -m` does
     # peft asks transformers for a property by its old name; there is nothing that a user could do about it
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -179,7 +221,8 @@ def main() -> None:
         reason = None if in_full else _config_error(error)
         if reason is None:
             raise
-        sys.exit(f"error: {reason}")
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(os.EX_IOERR if fsx.is_full(error) else 1)
     if _ended:
         from stasc.console import Console
 
@@ -198,26 +241,12 @@ def _config_error(error: Exception) -> str | None:
         return f"{file} refers to itself by an alias, or is nested too deeply"
     if type(error).__module__.startswith("yaml."):  # whose types mypy does not know
         return " ".join(str(error).split())
-    if isinstance(error, OmegaConfBaseException):
-        way_out = "; give variant=NAME" if error.full_key == "variant" else ""
-        return f"{error.full_key or 'settings'}: {str(error.msg or error).splitlines()[0]}{way_out}"
-    if isinstance(error, HydraException):
-        if found := re.match(r"Multiple values for (\w+)\.", str(error)):
-            return f"{found[1]} is a group with an option chosen already: give {found[1]}=..., without the +, and once"
-        found = re.match(r"Could not override '([\w.]+)'\.", str(error))
-        if found and (unknown := _unknown(found[1], frames)):
-            return unknown
-        return f"{error}\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else str(error)
-    return None
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        setting = "hydra.sweep.dir" if any(frame.f_code.co_name == "multirun" for frame in frames) else "hydra.run.dir"
+        return f"{setting}: {error.filename}: {error.strerror}; set {setting} to a folder of yours"
+    from stasc.hints import explain
 
-
-def _unknown(setting: str, frames: Sequence[FrameType]) -> str | None:
-    """What to say of an override of a setting that is not there; None for one of a part of the user's own."""
-    cfg = next((frame.f_locals["cfg"] for frame in reversed(frames) if "cfg" in frame.f_locals), None)
-    part = OmegaConf.select(cfg, f"{setting.partition('.')[0]}._target_") if cfg is not None else None
-    if cfg is None or (part and not str(part).startswith("stasc.")):
-        return None
-    return no_such_setting(setting, [*leaves(plain(cfg, resolve=False))])
+    return explain(error)
 
 
 if __name__ == "__main__":

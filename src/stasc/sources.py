@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stasc.hub import retries_told_once
+from stasc.paths import naming, path_of
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
@@ -51,7 +52,7 @@ def fetch(path: str, cache: Path) -> str:
         )
     if not path:
         raise ValueError("model.path is empty: expected a hub name, a folder or a .gguf file")
-    local = Path(path).expanduser().absolute()
+    local = path_of("model.path", path).absolute()
     if local.is_file() and local.suffix == ".gguf":
         with local.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -78,8 +79,9 @@ def snapshot(name: str, revision: str | None) -> str:
 def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
     """`folder`, filled by `make` under another name first: an interrupted start leaves nothing half-made."""
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        with naming("model.cache_dir", folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             make(scratch)
             scratch.chmod(0o755)

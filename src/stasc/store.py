@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import secrets
 import shutil
@@ -27,12 +28,14 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from stasc import fsx
+from stasc.paths import naming
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 2  # of COMMIT.json, of the files beside it, and of leases
 COMMIT = "COMMIT.json"
 KEY = re.compile("[0-9a-f]{64}")
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what flock says of a file system that has none
 KINDS = ("initial", "correction", "filter", "finetune", "model", "evaluation")
 
 T = TypeVar("T")
@@ -176,10 +179,11 @@ class Store:
         Raises: filelock.Timeout if another process holds it, and `wait` is false.
         """
         path = self.root / "locks" / f"{kind}-{key}"
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, fallback_to_soft=False)  # a soft one outlives a killed holder
         try:
-            lock.acquire(timeout=0.2)
+            with self._locking():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0.2)
         except Timeout:
             if not wait:
                 raise
@@ -189,6 +193,23 @@ class Store:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def _locking(self) -> Iterator[None]:
+        """An error in taking a lock names the setting. Without locks, two runs could write the same stage at once."""
+        try:
+            yield
+        except Timeout:
+            raise
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                with naming("store.dir", self.root):
+                    raise
+            raise OSError(
+                error.errno,
+                f"store.dir={self.root}: its file system has no locks ({os.strerror(error.errno)}), without which "
+                "two runs could write the same stage at once: set store.dir or STASC_STORE to a folder on a local disk",
+            ) from error
 
     def _whole(
         self,

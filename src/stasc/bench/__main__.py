@@ -16,6 +16,7 @@ from stasc import fsx, provenance
 from stasc.bench import race, report
 from stasc.bench.contender import Work
 from stasc.bench.works import GROWTH, Maker
+from stasc.stdio import outlive_readers
 
 WORKS = ("S1", "S2", "L", "T1", "T2", "growth")
 REPETITIONS = 3
@@ -51,6 +52,7 @@ def _names(known: Sequence[str]) -> type:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
+    outlive_readers()
     args = arguments(argv)
     err = Console(stderr=True)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)

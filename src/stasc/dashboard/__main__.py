@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stasc import fsx
 from stasc.names import check_name
+from stasc.stdio import outlive_readers
 from stasc.tracking.redaction import scrub
 from stasc.tracking.wandb import check_project, reason, shut_down, within
 
@@ -21,6 +23,7 @@ SAVE_S = 120  # W&B gives up after 20 s, several times
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line. Exits with status 1 if W&B was to get the report, and did not."""
+    outlive_readers()
     args = _parser().parse_args(arguments)
     path = args.output or Path(f"dashboard-{args.group or args.project}.json")
     try:
@@ -102,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         "Each call makes a new one. Where W&B is offline or can't be reached, its specification is written instead.",
     )
     parser.add_argument("project", metavar="PROJECT", help="W&B project, as in tracking.project")
-    parser.add_argument("--entity", help="W&B user or team (default: your own)")
+    entity = os.environ.get("WANDB_ENTITY") or None
+    parser.add_argument("--entity", default=entity, help="W&B user or team (default: WANDB_ENTITY, else your own)")
     parser.add_argument("--group", metavar="NAME", help="only the runs of the sweep of this name")
     parser.add_argument(
         "--output",

@@ -8,7 +8,6 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from stasc.dataset.split import (
     SPLITS,
@@ -22,6 +21,7 @@ from stasc.dataset.split import (
     row_name,
     take,
 )
+from stasc.paths import path_of
 from stasc.records import Question
 from stasc.text import without_zero_width
 from stasc.units import counted
@@ -142,7 +142,7 @@ class Jsonl(Judged, Sizes):
 
     def _read_file(self, setting: str) -> tuple[Ordered, dict[str, str]]:
         path = getattr(self, setting)
-        file = Path(path).expanduser()
+        file = path_of(f"dataset.{setting}", path)
         try:
             lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
         except OSError as error:

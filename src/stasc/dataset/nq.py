@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stasc.dataset.split import Judged, Ordered, Sizes, arrange, check_on_bad_row, check_split, divide, row_name, take
 from stasc.hub import retries_told_once
+from stasc.paths import path_of
 from stasc.records import Question
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Nq(Judged, Sizes):
     def _load(self, hub_split: str) -> datasets.Dataset:
         import datasets  # slow, and not needed for any other dataset
 
-        folder = Path(self.path).expanduser()
+        folder = path_of("dataset.path", self.path)
         local = folder.is_dir()
         try:
             if (folder / "dataset_dict.json").is_file():

@@ -15,12 +15,14 @@ from rich.text import Text
 
 from stasc.report.records import Analysis, Sweep
 from stasc.report.words import interval_text, number, p_text, plain
+from stasc.stdio import outlive_readers
 
 WIDE = 1000  # columns: what is no terminal is not 80 columns wide
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads, computes, prints, writes."""
+    outlive_readers()
     parser = argparse.ArgumentParser(prog="python -m stasc.report", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="multirun/NAME, or the folder of a run")
     folder: Path = parser.parse_args(arguments).folder

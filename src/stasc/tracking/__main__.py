@@ -10,16 +10,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stasc.stdio import outlive_readers
 from stasc.tracking.redaction import scrub
 from stasc.tracking.sync import Recorded, load
 from stasc.tracking.wandb import MODES, Wandb
 
 UPLOAD_S = 600  # nothing else waits for it
-DEFAULTS: Mapping[str, Any] = {"project": "stasc", "entity": None, "mode": "auto", "tags": [], "sample_pairs": 32}
+DEFAULTS: Mapping[str, Any] = {
+    **{"project": "stasc", "entity": None, "group": None, "name": None, "job_type": None},
+    **{"mode": "auto", "tags": [], "sample_pairs": 32},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line. Exits with status 1 if a folder can't be read, or W&B did not take all of it."""
+    outlive_readers()
     args = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("stasc").setLevel(logging.INFO)

@@ -40,6 +40,9 @@ class Wandb:
 
     project: str
     entity: str | None
+    group: str | None  # null: the run's own; so also below
+    name: str | None
+    job_type: str | None
     mode: str
     tags: list[str]
     sample_pairs: int
@@ -60,6 +63,9 @@ class Wandb:
         The end of the run waits `upload_s` seconds for its upload.
         If W&B can't be started at all, this is one warning, and the tracker does nothing.
         """
+        if self.mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+            log.info("W&B is off, as WANDB_DISABLED says")  # W&B itself has forgotten the variable
+            return Nothing()
         try:
             with _home(info.folder):
                 return within(START_S, lambda: self._start(info, run_id, upload_s))
@@ -78,6 +84,7 @@ class Wandb:
         silent = wandb.Settings(silent=True, **given)
         mode = wandb.setup(silent).settings.mode  # auto: what WANDB_MODE or `wandb offline` says, else online
         if mode == "disabled":
+            log.info("W&B is off, as WANDB_MODE or W&B's settings say")
             return Nothing()
 
         if mode == "online":
@@ -131,8 +138,8 @@ class Wandb:
             resume="allow" if run_id else None,
             name=info.name,
             group=info.group,
-            job_type=info.variant,
-            tags=self.tags,
+            job_type=self.job_type or info.variant,
+            tags=self.tags or None,  # which WANDB_TAGS then gives
             config={**info.config, "variant": info.variant, "seed": info.seed, **_choices(info)},
             mode=mode,
             reinit="create_new",
