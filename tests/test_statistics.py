@@ -15,13 +15,10 @@ from statsmodels.stats.contingency_tables import mcnemar as mcnemar_table
 from statsmodels.stats.multitest import multipletests
 
 from stasc.report import resampling, statistics
+from stasc.report.crossing import Components, components, crossed, foreseen
 from stasc.report.statistics import (
-    Components,
     Mean,
-    components,
     contrasts,
-    crossed,
-    foreseen,
     mcnemar,
     paired,
     pass_at_k,
