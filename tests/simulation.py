@@ -1,7 +1,7 @@
 """How often the report's intervals hold the truth, and how often it calls a choice sure when nothing matters.
 
 Made-up sweeps without any true effect go through the report's own estimates: `python tests/simulation.py` does this for
-all designs and prints the table, which takes about an hour on one core; a part of it is among the tests.
+all designs and prints the table, which takes about 20 minutes on one core; a part of it is among the tests.
 """
 
 from __future__ import annotations
@@ -86,25 +86,49 @@ def settings(
 def simulate(setting: Setting, sweeps: int, seed: int = 0) -> Result:
     """Sends sweeps without a true effect through the report."""
     random = np.random.default_rng((seed, *repr(setting).encode()))
-    full = _complete(setting)
-    contrasts = [*effects.factorial(full), *effects.pairwise(full)]
-    families = [one.family for one in contrasts]
-    covered, held, sure = [], [], []
+    contrasts = _contrasts(setting)
+    covered, held, called = [], [], []
     for begin in range(0, sweeps, AT_ONCE):
         tables = 100 * _answers(random, setting, min(AT_ONCE, sweeps - begin))
-        tests = effects.test(contrasts, tables, resamples=RESAMPLES)
+        tests, sure = _sure(contrasts, tables)
         covered.append((tests.means.low <= 0) & (tests.means.high >= 0))
+        called.append(sure)
         pool = crossing.pooled_within([*np.moveaxis(tables, 1, 0)], "variants")
         ends = [crossing.crossings(tables[:, i], effects.BOUND, pool) for i in (0, -1)]
         held.append(np.stack([(one.low <= 50) & (one.high >= 50) for one in ends], axis=1))
-        for low, high, p, crossed in zip(tests.means.low, tests.means.high, tests.flips, tests.means.p, strict=True):
-            bounds = [effects.within(Interval(0.0, *pair, "")) for pair in zip(low, high, strict=True)]
-            adjusted = effects.adjust(families, [*p]), effects.adjust(families, [*crossed])
-            sure.append([wording.sure(*one, setting.seeds) for one in zip(bounds, *adjusted, strict=True)])
-    crossings = np.array([family == "secondary" for family in families])
-    called = np.array(sure)
-    shares = (float(called[:, chosen].any(axis=1).mean()) for chosen in (~crossings, crossings))
+    crossings = np.array([one.family == "secondary" for one in contrasts])
+    shares = (float(np.concatenate(called)[:, chosen].any(axis=1).mean()) for chosen in (~crossings, crossings))
     return Result(setting, sweeps, np.concatenate(covered).mean(axis=0), np.concatenate(held).mean(axis=0), *shares)
+
+
+def stopping(setting: Setting, sweeps: int, seed: int = 0) -> float:
+    """How often a main effect is falsely called sure, if seeds are added, from two on, until one is."""
+    random = np.random.default_rng((seed, *repr(setting).encode()))
+    contrasts = [one for one in _contrasts(setting) if one.family != "secondary"]
+    found = []
+    for begin in range(0, sweeps, AT_ONCE):
+        tables = 100 * _answers(random, setting, min(AT_ONCE, sweeps - begin))
+        looks = [_sure(contrasts, tables[..., :seeds])[1].any(axis=1) for seeds in range(2, setting.seeds + 1)]
+        found.append(np.any(looks, axis=0))
+    return float(np.concatenate(found).mean())
+
+
+def _sure(
+    contrasts: Sequence[effects.Contrast], tables: NDArray[np.float64]
+) -> tuple[effects.Tests, NDArray[np.bool_]]:
+    """What the report finds in sweeps, and which effects it calls sure, (sweeps, effects)."""
+    tests, families = effects.test(contrasts, tables, resamples=RESAMPLES), [one.family for one in contrasts]
+    called = []
+    for low, high, p, crossed in zip(tests.means.low, tests.means.high, tests.flips, tests.means.p, strict=True):
+        bounds = [effects.within(Interval(0.0, *pair, "")) for pair in zip(low, high, strict=True)]
+        adjusted = effects.adjust(families, [*p]), effects.adjust(families, [*crossed])
+        called.append([wording.sure(*one, tables.shape[-1]) for one in zip(bounds, *adjusted, strict=True)])
+    return tests, np.array(called)
+
+
+def _contrasts(setting: Setting) -> list[effects.Contrast]:
+    full = _complete(setting)
+    return [*effects.factorial(full), *effects.pairwise(full)]
 
 
 def _complete(setting: Setting) -> Complete:
@@ -154,6 +178,9 @@ def main() -> None:
     print(HEAD)
     for setting in settings(given.designs):
         print(line(simulate(setting, given.sweeps)), flush=True)
+    print("falsely sure, if seeds are added from 2 to 8 until a main effect of 2^3 is sure, 200 questions:")
+    for sd in (0, 2, 5, 7):
+        print(f"sd {sd}: {100 * stopping(Setting('2^3', 8, sd, 200), given.sweeps):.1f} %", flush=True)
 
 
 if __name__ == "__main__":

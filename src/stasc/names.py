@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+DECLARED = "declared.json"  # in a sweep's folder: the seeds and the swept values of its first command
 
 
 def check_name(setting: str, value: object) -> str:

@@ -50,7 +50,7 @@ def analyse(sweep: Sweep) -> Analysis:
     every = tuple(effect for one in found.values() if one for effect in one.effects)
     return Analysis(
         name=sweep.name,
-        declared=_declared(n, main),
+        declared=_declared(n, main, sweep),
         n=n,
         headline=_headline(sweep, full, main, found.get("correction"), at_end),
         certainty=_certainty(found.get("correction"), main, at_end),
@@ -67,8 +67,11 @@ def analyse(sweep: Sweep) -> Analysis:
         notes=(
             *notes.measured(sweep),
             *notes.states(sweep),
+            *notes.added(sweep),
             *notes.left_out(sweep, full),
             *notes.unlike(sweep),
+            *notes.trained(at_end),
+            *notes.alone(at_end),
             *notes.checked(every),
             *notes.grouped(groups, every),
             *beside.notes,
@@ -84,7 +87,7 @@ def _last(sweep: Sweep) -> int:
     return min(asked or [max(int(run.settings["iterations"]) for run in sweep.baselines if run.complete)])
 
 
-def _declared(n: int, main: Sequence[Effect]) -> str:
+def _declared(n: int, main: Sequence[Effect], sweep: Sweep) -> str:
     if n == 0:
         return "There was no training: all figures are of M_0."
     told = (
@@ -97,7 +100,7 @@ def _declared(n: int, main: Sequence[Effect]) -> str:
     return (
         f"{told} Primary are the choices' main effects on final correction accuracy, with p-values adjusted for their "
         "number (Holm); interactions and the correction gain are adjusted apart. p-values are of sign flips over "
-        f"questions and hold for these training runs; intervals count {sampled}."
+        f"questions and hold for these training runs; intervals count {sampled}. {wording.fixed(sweep.declared)}"
     )
 
 

@@ -67,17 +67,23 @@ class Pools:
     """How seeds differ within a variant or baseline, from all that were trained. M_0 has no training to differ in."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self._trained = [row for row in rows if row.trained]
+        self._rows = rows
         self._known: dict[tuple[str, int], Pool | None] = {}
 
     def within(self, row: Row, outcome: str, n: int) -> Pool | None:
         """For the row's outcome at iteration n. None of an untrained model, or without two rows of several seeds."""
-        if not n or not row.trained:
+        if not _differs(row, outcome, n):
             return None
         if (outcome, n) not in self._known:
-            tables = [one.table(outcome, n) for one in self._trained]
+            tables = [one.table(outcome, n) for one in self._rows if _differs(one, outcome, n)]
             self._known[outcome, n] = crossing.pooled_within(tables, "variants and baselines")
         return self._known[outcome, n]
+
+
+def _differs(row: Row, outcome: str, n: int) -> bool:
+    """Whether training has a part in the outcome: `init=fixed` asks M_0 for initial answers, in every iteration."""
+    same = outcome == "initial" and np.array_equal(row.table(outcome, n), row.table(outcome, 0))
+    return n > 0 and row.trained and not same
 
 
 def cell(row: Row, n: int, pools: Pools) -> Cell:

@@ -60,7 +60,7 @@ class Sweep:
 
     `cells` are the combinations of levels that there are or should be, by name; `settings` are all settings that vary,
     with their levels, and `factors` those with two. `absent` says which levels were asked for that no run has, `notes`
-    also what else was wrong with the folder.
+    also what else was wrong with the folder. `declared` are the seeds of the sweep's first command, None if unknown.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Sweep:
     notes: tuple[str, ...] = ()
     questions: Mapping[str, Question] = field(default_factory=dict)  # by id
     absent: tuple[str, ...] = ()
+    declared: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

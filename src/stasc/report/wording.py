@@ -95,6 +95,15 @@ def _main(effects: Sequence[Effect], sure: Effect | None) -> str:
     return f"No choice's effect on {outcome} can be told from 0{among}. The largest estimate: {found}"
 
 
+def fixed(declared: Sequence[int] | None) -> str:
+    """That the number of seeds is fixed beforehand, why, and what it was then."""
+    told = f" This sweep's first command declared {counted(len(declared), 'seed')}." if declared else ""
+    return (
+        "They hold if the number of seeds was fixed beforehand: adding seeds until a choice looks sure finds effects "
+        f"that are not there.{told}"
+    )
+
+
 def unranked(settings: Sequence[str]) -> str:
     """Why variants that differ in these settings are not compared."""
     does, them = ("decides", "it") if len(settings) == 1 else ("decide", "them")
