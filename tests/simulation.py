@@ -1,7 +1,7 @@
 """How often the report's intervals hold the truth, and how often it calls a choice sure when nothing matters.
 
 Made-up sweeps without any true effect go through the report's own estimates: `python tests/simulation.py` does this for
-all designs and prints the table, which takes about 20 minutes on one core; a part of it is among the tests.
+all designs and prints the table, which takes half an hour on one core; a part of it is among the tests.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def declaration(config: DictConfig, seeds: Sequence[int]) -> tuple[Path, bytes] 
     folder = Path(config.hydra.sweep.dir).absolute()
     if any(folder.glob("*/.hydra")):
         return None
-    swept = {one.get_key_element(): [*one.sweep_string_iterator()] for one in _given(config) if one.is_sweep_override()}
+    swept = {one.key_or_group: [*one.sweep_string_iterator()] for one in _given(config) if one.is_sweep_override()}
     content = {"schema": 1, "seeds": sorted({*seeds}), "swept": redact(swept)}
     return folder / DECLARED, json.dumps(content, indent=1).encode() + b"\n"
 
