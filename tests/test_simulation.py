@@ -1,4 +1,4 @@
-"""Sweeps in which nothing matters: how often the report's intervals hold the truth, and how often it is falsely sure."""
+"""Sweeps in which nothing matters: how often intervals hold the truth, and how often the report is falsely sure."""
 
 from __future__ import annotations
 
