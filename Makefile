@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench sweep clean
+.PHONY: help setup demo test check bench sweep simulate clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,9 @@ bench: $(READY) $(PEERS) ## measure beside transformers, trl and vLLM; with GSM8
 sweep: $(READY) ## run the ablation and its baselines, one run after another
 	$(BIN)/python -m stasc.run experiment=ablation
 	$(BIN)/python -m stasc.run experiment=baselines
+
+simulate: $(READY) ## how often the report's intervals hold the truth, on made-up sweeps: half an hour on one core
+	$(BIN)/python tests/simulation.py
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache build dist

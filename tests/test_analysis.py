@@ -352,6 +352,60 @@ def test_baselines_are_rows_beside_the_variants(folder: Path) -> None:
     assert found.ceilings["vote@2"].value == rows["self-consistency"].correction.value
 
 
+@pytest.mark.parametrize("baseline", ["gold", "star"])
+def test_a_baseline_is_compared_by_the_answers_that_it_is_trained_to_give(folder: Path, baseline: str) -> None:
+    target = {"gold": "gold", "star": "initial"}[baseline]
+    sweep = write_sweep(folder, Made(factors=FILTERS, questions=30, iterations=2, seeds=(0,)))
+    run = write_run(sweep, {"baseline": baseline, "target": target, "variant": baseline}, 0, SMALL)
+    found = report(sweep)
+    initial = {n: 100 * mean([y1 for (one, _), (y1, _) in answers(run).items() if one == n]) for n in (0, 2)}
+    m_0 = 100 * mean([y2 for (n, _), (_, y2) in answers(run).items() if n == 0])
+    cell = next(cell for cell in found.cells if cell.name == baseline)
+    assert cell.reached.value == pytest.approx(initial[2])
+    assert cell.over_initial.value == pytest.approx(initial[2] - initial[0])
+    assert cell.over_correction.value == pytest.approx(initial[2] - m_0)
+    corrected = {cell.name: cell.correction.value for cell in found.cells if cell.kind == "variant"}
+    pairs = {one.first: one for one in found.differences if one.second == baseline}
+    assert {*pairs} == {*corrected, "zero-shot"}
+    for name, value in corrected.items():
+        assert pairs[name].outcomes == ("correction", "initial")
+        assert pairs[name].interval.value == pytest.approx(value - initial[2])
+    assert pairs["zero-shot"].outcomes == ("initial", "initial")
+    assert pairs["zero-shot"].interval.value == pytest.approx(initial[0] - initial[2])
+    assert any(note.startswith(f"{baseline} is trained to give initial answers") for note in found.notes)
+    alone = report(run)
+    assert alone.headline.startswith(f"{baseline} after 2 iterations: initial answers are {initial[2]:.1f}")
+
+
+def test_how_seeds_differ_is_pooled_over_variants_and_all_effects(folder: Path) -> None:
+    found = report(write_sweep(folder, Made(questions=60, iterations=1, seeds=(0, 1), seed_sd=0.3)))
+    told = {effect.interval.method for effect in found.effects} | {one.interval.method for one in found.differences}
+    assert any("pooled over all effects" in method for method in told)
+    assert any("pooled over variants" in method for method in told)
+    assert any("pooled over variants" in cell.correction.method for cell in found.cells)
+    assert not any("pooled" in cell.correction.method for cell in found.cells if cell.name == "zero-shot")
+
+
+def test_few_seeds_of_the_only_variant_are_told_to_say_little(folder: Path) -> None:
+    made = Made(questions=30, iterations=1)
+    for seed, told in ((0, False), (1, True)):
+        write_run(folder, {}, seed, made)
+        assert any("too few to estimate how much training runs differ" in note for note in report(folder).notes) == told
+
+
+def test_seeds_that_the_first_command_did_not_declare_are_told(folder: Path) -> None:
+    sweep = write_sweep(folder, Made(factors=FILTERS, questions=20, iterations=1, seeds=(0, 1, 4, 5)))
+    assert "hold if the number of seeds was fixed beforehand" in report(sweep).declared
+    assert not any("came later" in note for note in report(sweep).notes), "of an earlier version, nobody knows"
+    for seeds, told in (([0, 1, 4, 5], False), ([0, 1], True)):
+        (sweep / "declared.json").write_text(json.dumps({"schema": 1, "seeds": seeds, "swept": {}}))
+        found = report(sweep)
+        assert f"first command declared {len(seeds)} seeds" in found.declared
+        assert any("declared, which was 2 seeds: seeds 4 and 5 came later" in note for note in found.notes) == told
+    (sweep / "declared.json").write_text("[")
+    assert any("declared.json is damaged" in note for note in report(sweep).notes)
+
+
 def test_within_a_run_corrections_are_compared_with_initial_answers(folder: Path) -> None:
     run = write_run(folder, {}, 0, SMALL)
     found = report(run)

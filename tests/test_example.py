@@ -63,7 +63,8 @@ def test_each_run_left_its_summary(report: Any, outcomes: pd.DataFrame) -> None:
             assert close(entry["test"]["corr_acc"], some.corrected.mean()), name
 
 
-def test_cells_are_the_means_of_their_outcomes(report: Any, last: pd.DataFrame) -> None:
+def test_cells_are_the_means_of_their_outcomes(report: Any, outcomes: pd.DataFrame, last: pd.DataFrame) -> None:
+    pool = within([table(rows, "corrected") for _, rows in trained(outcomes)])
     cells = {cell["name"]: cell for cell in report["cells"] if cell["kind"] == "variant"}
     assert set(cells) == set(VARIANTS) == set(last.cell)
     for name, rows in last.groupby("cell"):
@@ -73,28 +74,37 @@ def test_cells_are_the_means_of_their_outcomes(report: Any, last: pd.DataFrame) 
         assert close(cell["gain"]["value"], 100 * (y2.mean() - y1.mean()))
         assert close(cell["transitions"]["wrong_right"], 100 * (~y1 & y2).mean())
         assert close(cell["transitions"]["right_wrong"], 100 * (y1 & ~y2).mean())
-        low, high = crossed(table(rows, "corrected"))
+        low, high, _ = crossed(table(rows, "corrected"), pool)
         assert close(cell["correction"]["low"], max(low, 0)) and close(cell["correction"]["high"], min(high, 100))
 
 
 def test_baselines_are_the_means_of_their_outcomes(report: Any, outcomes: pd.DataFrame) -> None:
     cells = {cell["name"]: cell for cell in report["cells"]}
+    pools = {
+        "corrected": within([table(rows, "corrected") for _, rows in trained(outcomes)]),
+        "initial": within([table(rows, "initial") for name, rows in trained(outcomes) if not name.startswith("F")]),
+    }
     for name, n in (("gold", 3), ("star", 3)):
         rows = outcomes[(outcomes.cell == name) & (outcomes.iteration == n)]
         for outcome, column in (("initial", "initial"), ("correction", "corrected")):
             found = cells[name][outcome]
             assert close(found["value"], 100 * rows[column].mean())
-            low, high = crossed(table(rows, column))
+            low, high, _ = crossed(table(rows, column), pools[column])
             assert close(found["low"], low) and close(found["high"], high), (name, outcome)
     m_0 = outcomes[(outcomes.cell == "EIE") & (outcomes.iteration == 0)]
     assert close(cells["zero-shot"]["initial"]["value"], 100 * m_0.initial.mean())
     assert close(cells["zero-shot"]["correction"]["value"], 100 * m_0.corrected.mean())
-    difference = table(outcomes.query("cell == 'EIE' and iteration == 3"), "corrected") - table(
-        outcomes.query("cell == 'star' and iteration == 3"), "corrected"
-    )
+    star = table(outcomes.query("cell == 'star' and iteration == 3"), "initial")
+    difference = table(outcomes.query("cell == 'EIE' and iteration == 3"), "corrected") - star
     (found,) = (one for one in report["differences"] if {one["first"], one["second"]} == {"EIE", "star"})
+    assert dict(zip((found["first"], found["second"]), found["outcomes"], strict=True)) == {
+        "EIE": "correction",
+        "star": "initial",
+    }
     sign = 1 if found["first"] == "EIE" else -1
-    low, high = sorted(sign * bound for bound in crossed(difference))
+    (seed, rest, df_seed, df_rest), (other_seed, other_rest, df_s, df_r) = pools["corrected"], pools["initial"]
+    both = seed + other_seed, rest + other_rest, min(df_seed, df_s), min(df_rest, df_r)
+    low, high = sorted(sign * bound for bound in crossed(difference, both)[:2])
     assert close(found["interval"]["value"], sign * difference.mean())
     assert close(found["interval"]["low"], low) and close(found["interval"]["high"], high)
 
@@ -104,10 +114,7 @@ def test_p_values_for_others_are_those_of_the_intervals_adjusted_by_holm(report:
     for family in ([(name,) for name in PLUS], [*combinations(PLUS, 2), tuple(PLUS)]):
         raw = {}
         for factors in family:
-            table_QS, df = contrast(last, factors, "correction"), effects[factors]["df"]
-            low, high = crossed(table_QS)
-            se = (high - low) / 2 / student.ppf(0.975, df)
-            raw[factors] = 2 * student.sf(abs(table_QS.mean()) / se, df)
+            *_, raw[factors] = crossed(contrast(last, factors, "correction"), between(last, "correction"))
             assert close(effects[factors]["p_crossed"], raw[factors], within=1e-6), factors
         adjusted = 0.0
         for rank, factors in enumerate(sorted(family, key=lambda factors: raw[factors])):
@@ -128,7 +135,7 @@ def test_effects_are_the_contrasts_of_the_cells(report: Any, last: pd.DataFrame)
     for key, table_QS in expected.items():
         effect = found[key]
         assert close(effect["interval"]["value"], table_QS.mean())
-        low, high = crossed(table_QS)
+        low, high, _ = crossed(table_QS, between(last, key[1]))
         assert close(effect["interval"]["low"], low) and close(effect["interval"]["high"], high), key
         d_Q = table_QS.mean(1)
         flipped = (draw.choice([-1, 1], size=(10_000, len(d_Q))) * d_Q).mean(1)
@@ -150,8 +157,13 @@ def test_the_readme_tells_what_the_report_does(report: Any) -> None:
     assert f"[{-keep['interval']['high']:.1f}, {-keep['interval']['low']:.1f}]" in readme
     assert f"{keep['p_crossed_adjusted']:.3f} for others" in readme
     assert f"{-both['raw']:.1f} points more" in readme
-    for name in ("EIE", "star"):
-        interval = cells[name]["correction"]
+    assert f"{both['p_crossed_adjusted']:.3f} for others" in readme
+    (apart,) = (one for one in report["differences"] if (one["first"], one["second"]) == ("EIE", "star"))
+    value, low, high = (apart["interval"][key] for key in ("value", "low", "high"))
+    assert f"({value:+.1f} [{low:.1f}, {high:.1f}])" in readme
+    assert f"[{both['interval']['low']:.1f}, {both['interval']['high']:.1f}]" in readme
+    for name, outcome in (("EIE", "correction"), ("star", "initial")):
+        interval = cells[name][outcome]
         assert f"{interval['value']:.1f} % [{interval['low']:.1f}, {interval['high']:.1f}]" in readme
 
 
@@ -170,16 +182,50 @@ def table(rows: pd.DataFrame, column: str) -> NDArray[np.float64]:
     return 100 * rows.pivot_table(index="question", columns="seed", values=column).to_numpy(dtype=float)
 
 
-def crossed(table_QS: NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % interval of the mean with questions and seeds both random: mean squares, and Satterthwaite's df."""
+def trained(outcomes: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The variants and baselines that were trained, at the last iteration."""
+    return [(str(name), rows) for name, rows in outcomes[outcomes.iteration == 3].groupby("cell")]
+
+
+Pool = tuple[float, float, float, float]  # mean squares of seeds and of the rest, and their degrees of freedom
+
+
+def squares(table_QS: NDArray[np.float64]) -> tuple[float, float, float]:
     n, seeds = table_QS.shape
     mean, of_q, of_s = table_QS.mean(), table_QS.mean(1), table_QS.mean(0)
-    ms_q = seeds * ((of_q - mean) ** 2).sum() / (n - 1)
-    ms_s = n * ((of_s - mean) ** 2).sum() / (seeds - 1)
     rest = table_QS - of_q[:, None] - of_s[None] + mean
-    ms_qs = (rest**2).sum() / ((n - 1) * (seeds - 1))
-    v = max(ms_q + ms_s - ms_qs, ms_q, ms_s)
-    squares = ms_q**2 / (n - 1) + ms_s**2 / (seeds - 1) + ms_qs**2 / ((n - 1) * (seeds - 1))
-    df = max(v**2 / squares, seeds - 1)
-    half = student.ppf(0.975, df) * np.sqrt(v / (n * seeds))
-    return mean - half, mean + half
+    return (
+        seeds * ((of_q - mean) ** 2).sum() / (n - 1),
+        n * ((of_s - mean) ** 2).sum() / (seeds - 1),
+        (rest**2).sum() / ((n - 1) * (seeds - 1)),
+    )
+
+
+def within(tables: list[NDArray[np.float64]]) -> Pool:
+    """Mean squares of seeds and of the rest within several tables of one size."""
+    n, seeds = tables[0].shape
+    _, of_s, of_qs = np.mean([squares(one) for one in tables], axis=0)
+    return of_s, of_qs, len(tables) * (seeds - 1), len(tables) * (n - 1) * (seeds - 1)
+
+
+def between(last: pd.DataFrame, outcome: str) -> Pool:
+    """The same over all seven main effects and interactions."""
+    return within([contrast(last, factors, outcome) for size in (1, 2, 3) for factors in combinations(PLUS, size)])
+
+
+def crossed(table_QS: NDArray[np.float64], pool: Pool) -> tuple[float, float, float]:
+    """The 95 % interval and the p-value of the mean with questions and seeds both random.
+
+    By mean squares and Satterthwaite's df, of the table's own and of pooled seeds: the wider, and the larger.
+    """
+    n, seeds = table_QS.shape
+    mean, (ms_q, ms_s, ms_qs) = table_QS.mean(), squares(table_QS)
+    own = max(ms_q + ms_s - ms_qs, ms_q, ms_s), ms_s, ms_qs, seeds - 1, (n - 1) * (seeds - 1)
+    pooled = ms_q + max(0, pool[0] - pool[1]), *pool
+    halves, ps = [], []
+    for v, of_s, of_qs, df_s, df_qs in (own, pooled):
+        df = max(v**2 / (ms_q**2 / (n - 1) + of_s**2 / df_s + of_qs**2 / df_qs), min(df_s, n - 1))
+        se = np.sqrt(v / (n * seeds))
+        halves.append(student.ppf(0.975, df) * se)
+        ps.append(2 * student.sf(abs(mean) / se, df))
+    return mean - max(halves), mean + max(halves), max(ps)

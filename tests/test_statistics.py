@@ -15,13 +15,19 @@ from statsmodels.stats.contingency_tables import mcnemar as mcnemar_table
 from statsmodels.stats.multitest import multipletests
 
 from stasc.report import resampling, statistics
-from stasc.report.statistics import (
+from stasc.report.crossing import (
     Components,
-    Mean,
+    Pool,
     components,
-    contrasts,
     crossed,
     foreseen,
+    mean_squares,
+    pooled_between,
+    pooled_within,
+)
+from stasc.report.statistics import (
+    Mean,
+    contrasts,
     mcnemar,
     paired,
     pass_at_k,
@@ -344,3 +350,41 @@ def test_holm_over_three_main_effects_is_rarely_wrong_when_nothing_matters() -> 
         both += min(resampling.holm([crossed(one).p for one in tables])) < 0.05
     assert flips / 1000 <= 0.06
     assert both / 1000 <= 0.06
+
+
+def test_the_contrasts_of_a_factorial_have_the_pooled_mean_squares_on_average() -> None:
+    cells = np.random.default_rng(12).normal(size=(8, 20, 3))
+    weights = np.stack([*contrasts(standard_order(3)).values()])
+    _, seed, rest = mean_squares(np.einsum("ec,cqs->eqs", weights, cells))
+    pool = pooled_between(cells, "all effects")
+    assert pool and pool.times((weights**2).sum(axis=1)).seed == pytest.approx(np.full(7, seed.mean()))
+    assert pool.times((weights**2).sum(axis=1)).rest == pytest.approx(np.full(7, rest.mean()))
+    assert (pool.df_seed, pool.df_rest) == (7 * 2, 7 * 19 * 2)
+
+
+def test_two_cells_have_no_other_contrast_to_pool_with() -> None:
+    cells = np.random.default_rng(13).normal(size=(2, 20, 3))
+    assert pooled_between(cells, "") is None
+    pool = pooled_within([*cells], "variants")
+    assert pool and pool.seed == pytest.approx(np.mean([20 * one.mean(axis=0).var(ddof=1) for one in cells]))
+    assert pool.df_seed == 4
+    assert pooled_within([cells[0], cells[1][:, :1]], "") is None, "one seed tells nothing of how seeds differ"
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_the_wider_of_own_and_pooled_interval_counts_and_the_larger_p(spread: float) -> None:
+    """Seeds of the same mean, or far apart, and a pool in which they differ moderately."""
+    rng = np.random.default_rng(14)
+    one = rng.normal(size=(50, 3))
+    one += 0.3 + spread * np.array([-1, 0, 1]) - one.mean(axis=0)
+    pool = Pool(np.array(11.0), np.array(1.0), 20.0, 980.0, "others")
+    own, found = crossed(one), crossed(one, pool=pool)
+    ms_question = 3 * one.mean(axis=1).var(ddof=1)
+    se = math.sqrt((ms_question + 10) / 150)
+    df = max(20, (ms_question + 10) ** 2 / (ms_question**2 / 49 + 11**2 / 20 + 1 / 980))
+    p = 2 * stats.t.sf(abs(own.value) / se, df)
+    assert own.high is not None and found.high is not None
+    assert found.high == pytest.approx(max(own.high, own.value + stats.t.ppf(0.975, df) * se))
+    assert found.p == pytest.approx(max(own.p, p))
+    assert ("pooled over others" in found.method) == (spread == 0)
+    assert found.se_seed == pytest.approx(own.se_seed if spread else math.sqrt(10 / 150))

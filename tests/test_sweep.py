@@ -91,6 +91,27 @@ AXES = ("init=fixed,evolving", "filter=strict,lenient")
 FOUR = ("--multirun", *SMALL, *EARNABLE, "iterations=1", "sweep.name=four")
 
 
+def test_a_sweep_keeps_what_its_first_command_declared(command: Zygote, cwd: Path) -> None:
+    small = ("--multirun", *SMALL, "iterations=0", "sweep.name=told")
+    first = command.run(cwd, *small, "filter=strict,lenient", "+token=a1b2c3d4e5,f6a7b8c9d0")
+    assert "Callback" not in first.stderr, first.stderr
+    declared = cwd / "multirun" / "told" / "declared.json"
+    content = {"schema": 1, "seeds": [0], "swept": {"filter": ["strict", "lenient"], "token": "***"}}
+    assert json.loads(declared.read_text()) == content
+    later = command.run(cwd, *small, "filter=strict", "seed=0,1,2")
+    assert later.returncode == 0, later.stderr
+    assert json.loads(declared.read_text()) == content
+
+
+def test_a_sweep_of_an_earlier_version_declared_nothing(command: Zygote, cwd: Path) -> None:
+    small = ("--multirun", *SMALL, "iterations=0", "sweep.name=told")
+    declared = cwd / "multirun" / "told" / "declared.json"
+    assert command.run(cwd, *small, "seed=0").returncode == 0
+    declared.unlink()
+    assert command.run(cwd, *small, "seed=0,1").returncode == 0
+    assert not declared.exists()
+
+
 @pytest.mark.slow
 def test_a_sweep_goes_on_where_it_is_not_finished(command: Zygote, cwd: Path) -> None:
     first = command.run(cwd, *FOUR, *AXES)

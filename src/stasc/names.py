@@ -51,6 +51,7 @@ SYNONYMS = {  # what transformers, TRL, vLLM, lm-eval and W&B call a setting; wi
     **dict.fromkeys(("run_name", "experiment_name"), "sweep.name"),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+DECLARED = "declared.json"  # in a sweep's folder: the seeds and the swept values of its first command
 
 
 def check_name(setting: str, value: object) -> str:

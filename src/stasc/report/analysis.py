@@ -9,9 +9,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from stasc.report import cells, design, differences, effects, m_0, notes, resampling, statistics, wording
+from stasc.report import cells, crossing, design, differences, effects, m_0, notes, resampling, statistics, wording
 from stasc.report.baselines import baselines
 from stasc.report.cells import Row
+from stasc.report.crossing import Pool
 from stasc.report.design import Complete
 from stasc.report.effects import Contrast, Estimates
 from stasc.report.provenance import provenance
@@ -38,15 +39,18 @@ def analyse(sweep: Sweep) -> Analysis:
     groups = differences.groups(questions)
     clusters = groups if groups and len({*groups}) >= statistics.MIN_CLUSTERS else None
     full = design.complete(sweep.settings, sweep.cells, sweep.runs)
-    tables = _Tables(full, {row.name: row for row in variants}, clusters)
+    pools = cells.Pools([*variants, *others])
+    tables = _Tables(full, {row.name: row for row in variants}, clusters, pools)
     found = {outcome: tables.factorial(outcome, n) for outcome in OUTCOMES} if full else {}
     main = _main(found.get("correction"))
-    curves = {row.name: tuple(cells.cell(row, i) for i in range(_at(row, n) + 1)) for row in (*variants, *others)}
+    curves = {
+        row.name: tuple(cells.cell(row, i, pools) for i in range(_at(row, n) + 1)) for row in (*variants, *others)
+    }
     at_end = [curve[-1] for curve in curves.values()]
     every = tuple(effect for one in found.values() if one for effect in one.effects)
     return Analysis(
         name=sweep.name,
-        declared=_declared(n, main),
+        declared=_declared(n, main, sweep),
         n=n,
         headline=_headline(sweep, full, main, found.get("correction"), at_end),
         certainty=_certainty(found.get("correction"), main, at_end),
@@ -54,7 +58,7 @@ def analyse(sweep: Sweep) -> Analysis:
         effects=every,
         trajectories=tables.trajectories(n),
         comparisons=tables.comparisons(n),
-        differences=differences.differences([(row, _at(row, n)) for row in (*variants, *others)], clusters),
+        differences=differences.differences([(row, _at(row, n)) for row in (*variants, *others)], clusters, pools),
         cells=tuple(at_end),
         curves=curves,
         optimistic={row.name: _optimistic(curves[row.name]) for row in variants if n},
@@ -63,8 +67,11 @@ def analyse(sweep: Sweep) -> Analysis:
         notes=(
             *notes.measured(sweep),
             *notes.states(sweep),
+            *notes.added(sweep),
             *notes.left_out(sweep, full),
             *notes.unlike(sweep),
+            *notes.trained(at_end),
+            *notes.alone(at_end),
             *notes.checked(every),
             *notes.grouped(groups, every),
             *beside.notes,
@@ -80,7 +87,7 @@ def _last(sweep: Sweep) -> int:
     return min(asked or [max(int(run.settings["iterations"]) for run in sweep.baselines if run.complete)])
 
 
-def _declared(n: int, main: Sequence[Effect]) -> str:
+def _declared(n: int, main: Sequence[Effect], sweep: Sweep) -> str:
     if n == 0:
         return "There was no training: all figures are of M_0."
     told = (
@@ -93,7 +100,7 @@ def _declared(n: int, main: Sequence[Effect]) -> str:
     return (
         f"{told} Primary are the choices' main effects on final correction accuracy, with p-values adjusted for their "
         "number (Holm); interactions and the correction gain are adjusted apart. p-values are of sign flips over "
-        f"questions and hold for these training runs; intervals count {sampled}."
+        f"questions and hold for these training runs; intervals count {sampled}. {wording.fixed(sweep.declared)}"
     )
 
 
@@ -107,17 +114,17 @@ def _variants(sweep: Sweep, questions: pd.Index, n: int) -> list[Row]:
 
 def _at(row: Row, n: int) -> int:
     """The iteration at which a row counts: zero-shot, and a baseline that does not train, at n = 0."""
-    trained = any(entry["n"] for run in row.runs for entry in run.iterations)
-    return n if row.kind == "variant" or (trained and not row.untrained) else 0
+    return n if row.kind == "variant" or row.trained else 0
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """The complete design, the variants' rows, and the groups of the questions where they count as samples."""
+    """The complete design, the variants' rows, the groups of the questions where they count as samples, and pools."""
 
     full: Complete | None
     rows: Mapping[str, Row]
     clusters: Sequence[str] | None
+    pools: cells.Pools
 
     def factorial(self, outcome: str, n: int) -> Estimates | None:
         """Main effects and interactions."""
@@ -147,7 +154,8 @@ class _Tables:
             if len(differing) == 1 and seeds and not within and not design.yardsticks(differing):
                 label = f"{other.name} instead of {one.name}"
                 contrast = Contrast((differing[0],), label, np.array([-1.0, 1.0]), "exploratory")
-                found += self._estimate([contrast], [one, other], seeds, "correction", n).effects
+                pool = self.pools.within(one, "correction", n)
+                found += self._estimate([contrast], [one, other], seeds, "correction", n, pool).effects
         none = "not computed for comparisons"
         alone = [replace(one, simultaneous=Interval(one.interval.value, None, None, none)) for one in found]
         return effects.adjusted(alone)
@@ -157,11 +165,17 @@ class _Tables:
         return self._estimate(contrasts, [self.rows[name] for name in self.full.cells], self.full.seeds, outcome, n)
 
     def _estimate(
-        self, contrasts: Sequence[Contrast], rows: Sequence[Row], seeds: Sequence[int], outcome: str, n: int
+        self,
+        contrasts: Sequence[Contrast],
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        outcome: str,
+        n: int,
+        pool: Pool | None = None,
     ) -> Estimates:
         tables = [row.table(outcome, n)[:, [i for i, run in enumerate(row.runs) if run.seed in seeds]] for row in rows]
         samples = min(row.scores[0].samples for row in rows)
-        return effects.estimate(contrasts, np.stack(tables), outcome, n, samples, self.clusters)
+        return effects.estimate(contrasts, np.stack(tables), outcome, n, samples, self.clusters, pool)
 
 
 def _main(found: Estimates | None) -> list[Effect]:
@@ -187,7 +201,7 @@ def _headline(
     variants = [cell for cell in at_end if cell.kind == "variant"]
     if unlike and len(variants) > 1:
         return wording.unranked(unlike)
-    return wording.highest(max(variants or at_end, key=lambda cell: cell.correction.value), len(variants))
+    return wording.highest(max(variants or at_end, key=lambda cell: cell.reached.value), len(variants))
 
 
 def _certainty(found: Estimates | None, main: Sequence[Effect], at_end: Sequence[Cell]) -> str:
@@ -205,10 +219,10 @@ def _certainty(found: Estimates | None, main: Sequence[Effect], at_end: Sequence
 
 def _power(found: Estimates | None, main: Sequence[Effect], full: Complete) -> str:
     assert found
-    parts = statistics.components(found.values[found.effects.index(main[0])])
+    parts = found.parts[found.effects.index(main[0])]
     n, seeds = main[0].questions, main[0].seeds
     sizes = ((n, seeds), (2 * n, seeds), (n, 2 * seeds))
-    now, questions, more = (statistics.foreseen(parts, *size) for size in sizes)
+    now, questions, more = (crossing.foreseen(parts, *size) for size in sizes)
     return wording.power(main, len(full.cells), (now, questions, more) if parts.rest else None)
 
 

@@ -9,7 +9,8 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
-from stasc.report import statistics
+from stasc.report import crossing, statistics
+from stasc.report.crossing import Pool
 from stasc.report.effects import BOUND, within
 from stasc.report.records import Cell, Change, Interval, Run
 from stasc.report.scores import TRANSITIONS, Scores, score
@@ -28,15 +29,28 @@ class Row:
     m_0: tuple[Scores, ...] = ()  # where M_0's own answers are not those at n = 0, as of a vote
     untrained: bool = False  # whatever came of the runs later
 
+    @property
+    def trained(self) -> bool:
+        return not self.untrained and any(entry["n"] for run in self.runs for entry in run.iterations)
+
+    @property
+    def trains(self) -> str | None:
+        """The answers that it is trained to give: `correction` or `initial`. None of M_0, which is not trained."""
+        if self.untrained:
+            return None
+        target = str((self.runs[0].settings.get("target") or {}).get("_target_", ""))
+        return "initial" if target.rpartition(".")[2] in ("Initial", "Gold") else "correction"
+
     def table(self, outcome: str, n: int) -> Array:
-        """An outcome in %, (questions, seeds)."""
+        """An outcome in %, (questions, seeds). `over_...` is of the answers that it is trained to give."""
         before = dict(zip(map(id, self.scores), self.m_0 or self.scores, strict=True))
+        trained = "initial" if self.trains == "initial" else "correction"
         tables = {
             "initial": lambda one: one.initial[n],
             "correction": lambda one: one.correction[n],
             "gain": lambda one: one.correction[n] - one.initial[n],
-            "over_initial": lambda one: one.correction[n] - before[id(one)].initial[0],
-            "over_correction": lambda one: one.correction[n] - before[id(one)].correction[0],
+            "over_initial": lambda one: getattr(one, trained)[n] - before[id(one)].initial[0],
+            "over_correction": lambda one: getattr(one, trained)[n] - before[id(one)].correction[0],
         }
         return np.stack([tables[outcome](one) for one in self.scores], axis=1)
 
@@ -49,8 +63,38 @@ def row(
     return Row(name, levels, kind, tuple(done), tuple(score(run, questions, n) for run in done)) if done else None
 
 
-def cell(row: Row, n: int) -> Cell:
+class Pools:
+    """How seeds differ within a variant or baseline, from all that were trained. M_0 has no training to differ in."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._known: dict[tuple[str, int], Pool | None] = {}
+
+    def within(self, row: Row, outcome: str, n: int) -> Pool | None:
+        """For the row's outcome at iteration n. None of an untrained model, or without two rows of several seeds."""
+        if not _differs(row, outcome, n):
+            return None
+        if (outcome, n) not in self._known:
+            tables = [one.table(outcome, n) for one in self._rows if _differs(one, outcome, n)]
+            self._known[outcome, n] = crossing.pooled_within(tables, "variants and baselines")
+        return self._known[outcome, n]
+
+
+def _differs(row: Row, outcome: str, n: int) -> bool:
+    """Whether training has a part in the outcome: `init=fixed` asks M_0 for initial answers, in every iteration."""
+    same = outcome == "initial" and np.array_equal(row.table(outcome, n), row.table(outcome, 0))
+    return n > 0 and row.trained and not same
+
+
+def cell(row: Row, n: int, pools: Pools) -> Cell:
     """What the row's runs reach at iteration n."""
+
+    def found(outcome: str) -> Interval:
+        return difference(row.table(outcome, n), pools.within(row, outcome, n))
+
+    def reached(outcome: str) -> Interval:
+        return accuracy(row.table(outcome, n), row.scores[0].samples, pools.within(row, outcome, n))
+
     transitions = np.mean([one.transitions[n] for one in row.scores], axis=0)
     spent = [_spent(run, n) for run in row.runs]
     return Cell(
@@ -58,13 +102,11 @@ def cell(row: Row, n: int) -> Cell:
         levels=row.levels,
         kind=row.kind,
         n=n,
-        initial=accuracy(row.table("initial", n), row.scores[0].samples),
-        correction=accuracy(row.table("correction", n), row.scores[0].samples),
-        gain=difference(row.table("gain", n)),
-        over_initial=difference(row.table("over_initial", n)),
-        over_correction=difference(row.table("over_correction", n))
-        if n or row.m_0
-        else Interval(0.0, 0.0, 0.0, "M_0 itself"),
+        initial=reached("initial"),
+        correction=reached("correction"),
+        gain=found("gain"),
+        over_initial=found("over_initial"),
+        over_correction=found("over_correction") if n or row.m_0 else Interval(0.0, 0.0, 0.0, "M_0 itself"),
         transitions={name: float(share) for name, share in zip(TRANSITIONS, transitions, strict=True)},
         changes={run.seed: _change(one, n) for run, one in zip(row.runs, row.scores, strict=True) if one.samples == 1},
         questions=len(row.scores[0].initial[n]),
@@ -76,22 +118,23 @@ def cell(row: Row, n: int) -> Cell:
         tokens=fmean(one["tokens"] for one in spent),
         seconds=fmean(one["seconds"] for one in spent),
         reused=fmean(one["reused"] for one in spent),
+        trains=row.trains or "correction",
     )
 
 
-def accuracy(table: Array, samples: int = 1) -> Interval:
+def accuracy(table: Array, samples: int = 1, pool: Pool | None = None) -> Interval:
     """A mean accuracy in %: by Wilson's rule for one answer to each question, else over questions and seeds."""
     n, seeds = table.shape
     if seeds == 1 and samples == 1:
         right = round(float(table.sum()) / BOUND)
         low, high = statistics.proportion(right, n)
         return Interval(BOUND * right / n, BOUND * low, BOUND * high, "Wilson: questions only, one training run")
-    return within(difference(table), lowest=0.0)
+    return within(difference(table, pool), lowest=0.0)
 
 
-def difference(table: Array) -> Interval:
+def difference(table: Array, pool: Pool | None = None) -> Interval:
     """A mean difference in pp."""
-    found = statistics.crossed(table, BOUND)
+    found = crossing.crossed(table, BOUND, pool)
     return within(Interval(found.value, found.low, found.high, found.method))
 
 

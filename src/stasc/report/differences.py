@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 
 from stasc.report import design, statistics
-from stasc.report.cells import Row, difference
+from stasc.report.cells import Pools, Row, difference
+from stasc.report.crossing import Pool
 from stasc.report.effects import BOUND, within
 from stasc.report.records import Difference, Interval
 from stasc.report.statistics import Array
@@ -25,17 +27,17 @@ def groups(questions: Iterable[str]) -> list[str] | None:
     return found if 1 < len({*found}) < len(found) else None
 
 
-def differences(rows: Sequence[tuple[Row, int]], clusters: Sequence[str] | None) -> tuple[Difference, ...]:
+def differences(
+    rows: Sequence[tuple[Row, int]], clusters: Sequence[str] | None, pools: Pools
+) -> tuple[Difference, ...]:
     """Of rows, each at an iteration, all pairs that are measured alike and have a seed in common."""
-    tables = [row.table("correction", n) for row, n in rows]
     measures = [measure(row) for row, _ in rows]
     found = []
     for i, j in combinations(range(len(rows)), 2):
         one, other = rows[i][0], rows[j][0]
         seeds = tuple(run.seed for run in one.runs if run.seed in {run.seed for run in other.runs})
         if seeds and measures[i] == measures[j] and (len(rows) <= MOST or _neighbours(one.levels, other.levels)):
-            first, second = _of(one, tables[i], seeds), _of(other, tables[j], seeds)
-            found.append(_difference(one.name, other.name, first, second, seeds, clusters))
+            found.append(_difference(rows[i], rows[j], seeds, clusters, pools))
     return tuple(found)
 
 
@@ -46,15 +48,30 @@ def measure(row: Row) -> dict[str, str]:
 
 
 def _difference(
-    name: str, other: str, first: Array, second: Array, seeds: tuple[int, ...], clusters: Sequence[str] | None
+    one: tuple[Row, int],
+    other: tuple[Row, int],
+    seeds: tuple[int, ...],
+    clusters: Sequence[str] | None,
+    pools: Pools,
 ) -> Difference:
+    outcomes = _outcome(one[0], other[0]), _outcome(other[0], one[0])
+    pair = [*zip((one, other), outcomes, strict=True)]
+    first, second = (_of(row, row.table(outcome, n), seeds) for (row, n), outcome in pair)
+    known = [pool for (row, n), outcome in pair if (pool := pools.within(row, outcome, n))]
+    pool = functools.reduce(Pool.plus, known) if known else None
     means = first.mean(axis=1), second.mean(axis=1)
     clustered = None
     if clusters is not None:
-        one = statistics.paired(*means, clusters, BOUND)
-        clustered = within(Interval(one.value, one.low, one.high, one.method))
+        grouped = statistics.paired(*means, clusters, BOUND)
+        clustered = within(Interval(grouped.value, grouped.low, grouped.high, grouped.method))
     rho = statistics.paired(*means, bound=BOUND).rho
-    return Difference(name, other, difference(first - second), clustered, rho, seeds)
+    interval = difference(first - second, pool)
+    return Difference(one[0].name, other[0].name, interval, clustered, rho, seeds, outcomes)
+
+
+def _outcome(row: Row, other: Row) -> str:
+    """What of a row is compared: the answers that it is trained to give, and of M_0, the same as of the other row."""
+    return row.trains or other.trains or "correction"
 
 
 def _of(row: Row, table: Array, seeds: tuple[int, ...]) -> Array:

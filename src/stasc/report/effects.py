@@ -8,7 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from stasc.report import resampling, statistics
+from stasc.report import crossing, resampling, statistics
+from stasc.report.crossing import Crossings, Pool
 from stasc.report.design import Complete, yardsticks
 from stasc.report.records import Effect, Interval
 from stasc.report.statistics import Array
@@ -32,10 +33,10 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Estimates:
-    """Effects, their values (effects, questions, seeds), and their bootstrap draws, (draws, effects)."""
+    """Effects, the variances that their intervals rest on, and their bootstrap draws, (draws, effects)."""
 
     effects: tuple[Effect, ...]
-    values: Array
+    parts: tuple[crossing.Components, ...]
     draws: Array
 
 
@@ -82,6 +83,57 @@ def pairwise(design: Complete) -> list[Contrast]:
     return found
 
 
+@dataclass(frozen=True)
+class Tests:
+    """Of one sweep, or of several at once: contrasts' values (..., effects, questions, seeds), means and p-values.
+
+    `flips` are the p-values by sign flips over questions. Both are not adjusted yet.
+    """
+
+    values: Array
+    means: Crossings
+    flips: Array
+
+
+def test(
+    contrasts: Sequence[Contrast], tables: Array, pool: Pool | None = None, resamples: int = resampling.DRAWS
+) -> Tests:
+    """Contrasts of `tables` (..., cells, questions, seeds) against 0. `pool` is that of `estimate`."""
+    weights = np.stack([one.weights for one in contrasts])
+    values = np.einsum("ec,...cqs->...eqs", weights, tables)
+    by_question = values.mean(axis=-1)
+    flips = resampling.sign_flip(by_question.reshape(-1, by_question.shape[-1]), resamples)
+    means = crossing.crossings(values, BOUND, _pool(weights, tables, pool))
+    return Tests(values, means, flips.reshape(by_question.shape[:-1]))
+
+
+def _pool(weights: Array, tables: Array, within: Pool | None) -> Pool | None:
+    """How seeds differ in each contrast, from all contrasts of its kind.
+
+    Those that weigh all cells alike are pooled, as main effects and interactions do. One that is alone of its kind, or
+    leaves out cells, takes the variance between seeds within cells.
+    """
+    squares = (weights**2).sum(axis=1)
+    alike = np.allclose(np.abs(weights), np.abs(weights[:, :1]))
+    found = crossing.pooled_between(tables, "all effects") if alike else None
+    if found is None and within is None:
+        found = crossing.pooled_within([*np.moveaxis(tables, -3, 0)], "variants")
+    found = found or within
+    return found.times(squares) if found else None
+
+
+def adjust(
+    families: Sequence[str], p: Sequence[float], rule: Callable[[Sequence[float]], list[float]] = resampling.holm
+) -> list[float]:
+    """p-values adjusted within each family."""
+    found = [*p]
+    for family in dict.fromkeys(families):
+        members = [i for i, name in enumerate(families) if name == family]
+        for i, value in zip(members, rule([p[i] for i in members]), strict=True):
+            found[i] = value
+    return found
+
+
 def estimate(
     contrasts: Sequence[Contrast],
     tables: Array,
@@ -89,19 +141,20 @@ def estimate(
     n: int,
     samples: int,
     groups: Sequence[str] | None = None,
+    pool: Pool | None = None,
 ) -> Estimates:
     """The contrasts' effects on an outcome, of which `tables` has the values (cells, questions, seeds) in %.
 
-    p-values are adjusted within each family (Holm). `groups` are those of the questions, if they have any.
+    p-values are adjusted within each family (Holm). `groups` are those of the questions, if they have any. `pool` says
+    how seeds differ within a cell, where more cells than these tell it.
     """
-    values = np.einsum("ec,cqs->eqs", np.stack([one.weights for one in contrasts]), tables)
+    tests = test(contrasts, tables, pool)
+    values, flips = tests.values, tests.flips
     draws = resampling.pigeonhole(values)
-    means = values.mean(axis=(1, 2))
-    reach = resampling.simultaneous(draws, means) / float(statistics.quantile(np.inf))
-    flips = resampling.sign_flip(values.mean(axis=2))
+    reach = resampling.simultaneous(draws, tests.means.value) / float(statistics.quantile(np.inf))
+    crossed = [tests.means.at(i) for i in range(len(contrasts))]
     effects = []
-    for i, one in enumerate(contrasts):
-        found = statistics.crossed(values[i], BOUND)
+    for i, (one, found) in enumerate(zip(contrasts, crossed, strict=True)):
         low, high = resampling.percentiles(draws[:, i])
         interval = within(Interval(found.value, found.low, found.high, found.method))
         together = _scaled(found, max(1.0, reach))
@@ -133,7 +186,7 @@ def estimate(
                 sentence="",
             )
         )
-    return Estimates(adjusted(effects), values, draws)
+    return Estimates(adjusted(effects), tuple(found.parts for found in crossed), draws)
 
 
 def _clustered(values: Array, groups: Sequence[str] | None) -> float | None:
@@ -150,18 +203,17 @@ def adjusted(
     effects: Sequence[Effect], rule: Callable[[Sequence[float]], list[float]] = resampling.holm
 ) -> tuple[Effect, ...]:
     """With p-values adjusted within each family, and their sentences."""
-    found = list(effects)
-    for family in {effect.family for effect in effects}:
-        members = [i for i, effect in enumerate(effects) if effect.family == family]
-        flips = rule([effects[i].p for i in members])
-        crossed = rule([effects[i].p_crossed for i in members])
-        for i, p, both in zip(members, flips, crossed, strict=True):
-            one = replace(effects[i], p_adjusted=p, p_crossed_adjusted=both)
-            found[i] = replace(one, sentence=sentence(one))
-    return tuple(found)
+    families = [effect.family for effect in effects]
+    flips = adjust(families, [one.p for one in effects], rule)
+    crossed = adjust(families, [one.p_crossed for one in effects], rule)
+    found = [
+        replace(one, p_adjusted=p, p_crossed_adjusted=both)
+        for one, p, both in zip(effects, flips, crossed, strict=True)
+    ]
+    return tuple(replace(one, sentence=sentence(one)) for one in found)
 
 
-def _scaled(found: statistics.Crossed, reach: float) -> Interval:
+def _scaled(found: crossing.Crossed, reach: float) -> Interval:
     if found.low is None or found.high is None:
         return Interval(found.value, None, None, found.method)
     low, high = found.value + reach * (found.low - found.value), found.value + reach * (found.high - found.value)
@@ -175,7 +227,7 @@ def within(interval: Interval, lowest: float = -BOUND) -> Interval:
     return replace(interval, low=max(lowest, interval.low), high=min(BOUND, interval.high))
 
 
-def _agree(found: statistics.Crossed, bootstrap: float) -> bool:
+def _agree(found: crossing.Crossed, bootstrap: float) -> bool:
     """Whether the bootstrap's interval is within a fifth of the width of the other; constant data agree."""
     width = 2 * statistics.quantile(found.df) * found.se
     return abs(width - bootstrap) <= WIDTHS_AGREE * width

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stasc.keys import deciding
+from stasc.names import DECLARED
 from stasc.records import Question
 from stasc.report import design
 from stasc.report.commands import read_last, swept
@@ -61,6 +62,7 @@ def read(folder: Path) -> Sweep:
         runs=(*runs, *(_missing(cell, seed) for cell, seed in gone)),
         baselines=(*baselines, *(_missing(*one) for one in _baselines(asked, baselines) if one not in absent)),
         absent=tuple(unseen),
+        declared=None if single else _declared(folder, notes),
         notes=tuple(notes),
         questions=_questions(found),
     )
@@ -132,6 +134,18 @@ def _task(folder: Path, notes: list[str]) -> Sequence[str]:
     except ValueError as error:
         notes.append(f"{error}, so jobs that never began may not be missed")
         return ()
+
+
+def _declared(folder: Path, notes: list[str]) -> tuple[int, ...] | None:
+    """The seeds that the sweep's first command declared. None of a sweep of an earlier version."""
+    path = folder / DECLARED
+    try:
+        return tuple(int(seed) for seed in json.loads(path.read_bytes())["seeds"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        notes.append(f"{path} is damaged ({type(error).__name__}), so seeds that were added later cannot be named")
+        return None
 
 
 def _expected(varying: Design, seeds: Iterable[int], command: Mapping[str, Levels]) -> list[tuple[Levels, int]]:

@@ -60,7 +60,7 @@ class Sweep:
 
     `cells` are the combinations of levels that there are or should be, by name; `settings` are all settings that vary,
     with their levels, and `factors` those with two. `absent` says which levels were asked for that no run has, `notes`
-    also what else was wrong with the folder.
+    also what else was wrong with the folder. `declared` are the seeds of the sweep's first command, None if unknown.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Sweep:
     notes: tuple[str, ...] = ()
     questions: Mapping[str, Question] = field(default_factory=dict)  # by id
     absent: tuple[str, ...] = ()
+    declared: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """The first minus the second of two variants or baselines, in correction accuracy, by question.
+    """The first minus the second of two variants or baselines, by question, in what each is trained to give.
 
+    `outcomes` says which answers these are: `correction`, or `initial` of a baseline that trains initial answers.
     `rho` is how alike they are question by question: pairing leaves 1 - rho of the variance. `clustered` takes groups
     of questions as samples, and so is conditional on these training runs; None where questions have no groups.
     """
@@ -148,6 +150,7 @@ class Difference:
     clustered: Interval | None
     rho: float | None
     seeds: tuple[int, ...]  # that both have
+    outcomes: tuple[str, str] = ("correction", "correction")
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class Cell:
     """A variant, or a baseline, at one iteration, over its seeds.
 
     A self-consistency baseline's correction is the majority's answer, its initial answer the first of those that vote.
-    `over_initial` and `over_correction` are the correction accuracy minus M_0's initial and correction accuracy.
+    `over_initial` and `over_correction` are what is `reached` minus M_0's initial and correction accuracy.
     """
 
     name: str
@@ -178,6 +181,12 @@ class Cell:
     tokens: float
     seconds: float  # of computing, as if nothing had been reused
     reused: float  # stages that came from the store
+    trains: str = "correction"  # or `initial`: the answers that it is trained to give
+
+    @property
+    def reached(self) -> Interval:
+        """The accuracy of the answers that it is trained to give."""
+        return self.initial if self.trains == "initial" else self.correction
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 Array = NDArray[np.float64]
 
@@ -38,23 +38,8 @@ class Mean:
     @property
     def p(self) -> float:
         """Two-sided, that the true mean is 0: by Student's t, or of constant data by the rule of three. Never 0."""
-        if self.se:
-            return _positive(float(2 * stats.t.sf(abs(self.value) / self.se, self.df)))
-        if self.low is None or self.value == 0:
-            return 1.0
-        return _positive(math.exp(-3 * abs(self.value) / (self.value - self.low)))  # .05 where the bound is 0
-
-
-@dataclass(frozen=True)
-class Crossed(Mean):
-    """A mean over questions and seeds, and what each of these contributes to its standard error.
-
-    Their squares add up to the whole's, unless that was raised to the larger of its parts. `se_seed` is None with one
-    seed: what other training runs would give cannot be told.
-    """
-
-    se_question: float
-    se_seed: float | None
+        low = math.nan if self.low is None else self.low
+        return float(p_values(*(np.array(one) for one in (self.value, self.se, self.df, low))))
 
 
 @dataclass(frozen=True)
@@ -86,6 +71,15 @@ class McNemar:
 def _positive(p: float) -> float:
     """Nothing is impossible, only less likely than floating point can say."""
     return max(p, sys.float_info.min)
+
+
+def p_values(value: Array, se: Array, df: Array, low: Array) -> Array:
+    """Of means: by Student's t, or where the data are constant, by the rule of three: .05 where its bound is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        student = 2 * special.stdtr(df, -np.abs(value) / se)
+        constant = np.exp(-3 * np.abs(value) / (value - low))
+    found = np.where(se > 0, student, np.where(np.isnan(low) | (value == 0), 1.0, constant))
+    return np.maximum(found, sys.float_info.min)
 
 
 def proportion(right: int, n: int, method: str = "wilson") -> tuple[float, float]:
@@ -146,34 +140,6 @@ def _constant(values: Array) -> bool:
     return bool(np.ptp(values) <= 1e-12 * max(1.0, float(np.abs(values).max())))
 
 
-def crossed(table: Array, bound: float = 1.0) -> Crossed:
-    """The mean of a table of questions x seeds, for other questions and other training runs.
-
-    The variance of the mean is (MS_question + MS_seed - MS_rest) / (n S), at least that of either part alone, with
-    Satterthwaite's degrees of freedom. With one seed, it is that of the questions alone. `bound` is the largest size
-    that an entry could have; it sets the bounds of constant tables.
-    """
-    n, seeds = table.shape
-    value = float(table.mean())
-    rows, columns = table.mean(axis=1), table.mean(axis=0)
-    ms_question = seeds * float(((rows - value) ** 2).sum()) / (n - 1) if n > 1 else 0.0
-    if _constant(table):
-        _, low, high, method = _bounds(value, 0.0, n - 1.0, n, bound, "")
-        return Crossed(value, 0.0, max(1.0, n - 1.0), low, high, method, 0.0, 0.0 if seeds > 1 else None)
-    if seeds == 1:
-        se = math.sqrt(ms_question / n)
-        se, low, high, method = _bounds(value, se, n - 1.0, n, bound, "questions only: conditional on one training run")
-        return Crossed(value, se, n - 1.0, low, high, method, se, None)
-    ms_seed = n * float(((columns - value) ** 2).sum()) / (seeds - 1)
-    rest = table - rows[:, None] - columns[None, :] + value
-    ms_rest = float((rest**2).sum()) / max(1, (n - 1) * (seeds - 1))
-    total = max(ms_question + ms_seed - ms_rest, ms_question, ms_seed)
-    df = _satterthwaite(total, ms_question, ms_seed, ms_rest, n, seeds)
-    se, low, high, method = _bounds(value, math.sqrt(total / (n * seeds)), df, n, bound, "crossed: questions and seeds")
-    from_seeds = math.sqrt(max(0.0, ms_seed - ms_rest) / (n * seeds))
-    return Crossed(value, se, df, low, high, method, math.sqrt(ms_question / (n * seeds)), from_seeds)
-
-
 def _bounds(
     value: float, se: float, df: float, n: int, bound: float, method: str
 ) -> tuple[float, float | None, float | None, str]:
@@ -204,36 +170,6 @@ def contrasts(signs: Array) -> Mapping[tuple[int, ...], Array]:
 def detectable(se: float, df: float) -> float:
     """The effect that would be told from 0, two-sided at 5 %, with a power of 80 %."""
     return (quantile(df) + float(stats.t.ppf(POWER, df))) * se
-
-
-@dataclass(frozen=True)
-class Components:
-    """The variances of an entry of a table of questions x seeds: of its question, its seed, and the rest."""
-
-    question: float
-    seed: float
-    rest: float
-
-
-def components(table: Array) -> Components:
-    """As estimated from the mean squares. With one seed, all that is not the question's counts as its own."""
-    n, seeds = table.shape
-    if n < 2 or seeds < 2:
-        return Components(float(table.var(ddof=1)) if n > 1 else 0.0, 0.0, 0.0)
-    rows, columns = table.mean(axis=1), table.mean(axis=0)
-    rest = float(((table - rows[:, None] - columns[None, :] + table.mean()) ** 2).sum()) / ((n - 1) * (seeds - 1))
-    question = max(0.0, float(rows.var(ddof=1)) - rest / seeds)
-    return Components(question, max(0.0, float(columns.var(ddof=1)) - rest / n), rest)
-
-
-def foreseen(parts: Components, n: int, seeds: int) -> float:
-    """The standard error that the mean over n questions and so many seeds would have."""
-    return math.sqrt(parts.question / n + parts.seed / seeds + parts.rest / (n * seeds))
-
-
-def _satterthwaite(total: float, question: float, seed: float, rest: float, n: int, seeds: int) -> float:
-    spread = question**2 / max(1, n - 1) + seed**2 / (seeds - 1) + rest**2 / max(1, (n - 1) * (seeds - 1))
-    return max(seeds - 1.0, total**2 / spread) if spread else seeds - 1.0
 
 
 def questions_needed(delta: float, omega2: float, sigma2: float = 0.0, samples: int = 1) -> int:

@@ -9,6 +9,7 @@ from stasc.report.words import interval_text, listed, number, p_text
 from stasc.units import counted
 
 FEW_SEEDS = 5  # fewer hardly tell how much training runs differ
+LEVEL = 0.05  # of p-values, adjusted
 OUTCOMES = {"correction": "final correction accuracy", "gain": "correction gain"}
 
 
@@ -48,8 +49,13 @@ def surely(effect: Effect) -> bool:
 
     With several seeds, one of these p-values counts them as samples, as the interval does.
     """
-    counted_seeds = effect.seeds == 1 or effect.p_crossed_adjusted < 0.05
-    return excludes_zero(effect.interval) and effect.p_adjusted < 0.05 and counted_seeds
+    return sure(effect.interval, effect.p_adjusted, effect.p_crossed_adjusted, effect.seeds)
+
+
+def sure(interval: Interval, p: float, p_crossed: float, seeds: int) -> bool:
+    """The rule by which an effect is called sure."""
+    counted_seeds = seeds == 1 or p_crossed < LEVEL
+    return excludes_zero(interval) and p < LEVEL and counted_seeds
 
 
 def headline(effects: Sequence[Effect], interactions: Sequence[Effect] = (), held: Sequence[str] = ()) -> str:
@@ -80,13 +86,22 @@ def _main(effects: Sequence[Effect], sure: Effect | None) -> str:
             f"{sure.factors[0]} matters for {outcome}{among}: {sentence(sure)}. The largest estimate can't be told "
             f"from 0: {found}"
         )
-    if excludes_zero(first.interval) and first.p_adjusted >= 0.05:
+    if excludes_zero(first.interval) and first.p_adjusted >= LEVEL:
         return f"{choice} may matter{most} for {outcome}{among}, not surely once all choices are allowed for: {found}"
-    if first.p_adjusted < 0.05:
+    if first.p_adjusted < LEVEL:
         return f"{choice} matters{most} for {outcome} among these training runs, not surely in others: {found}"
     if not first.interval.value:
         return f"No choice made a difference to {outcome}{among}: {found}"
     return f"No choice's effect on {outcome} can be told from 0{among}. The largest estimate: {found}"
+
+
+def fixed(declared: Sequence[int] | None) -> str:
+    """That the number of seeds is fixed beforehand, why, and what it was then."""
+    told = f" This sweep's first command declared {counted(len(declared), 'seed')}." if declared else ""
+    return (
+        "They hold if the number of seeds was fixed beforehand: adding seeds until a choice looks sure finds effects "
+        f"that are not there.{told}"
+    )
 
 
 def unranked(settings: Sequence[str]) -> str:
@@ -99,9 +114,10 @@ def unranked(settings: Sequence[str]) -> str:
 
 
 def highest(cell: Cell, variants: int) -> str:
-    """What the variant of the highest correction accuracy reaches, or the only one."""
+    """What the variant of the highest accuracy reaches, or the only one, in the answers that it is trained to give."""
     sizes = f"{counted(cell.questions, 'question')}, {counted(len(cell.seeds), 'seed')}"
-    reached = f"corrections are {interval_text(cell.correction)} % right"
+    answers = "initial answers" if cell.trains == "initial" else "corrections"
+    reached = f"{answers} are {interval_text(cell.reached)} % right"
     if not cell.n:
         return f"{cell.name}, without training: {reached}, {sizes}."
     return (
