@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -197,6 +198,8 @@ def _text(value: object, column: str) -> str:
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{column!r} is or holds {_kind(value)}, expected a text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{column!r} is or holds a number too large for a float; put it in quotes, as a text")
     text = str(value)
     if not text.strip():
         raise ValueError(f"{column!r} is or holds an empty text")
