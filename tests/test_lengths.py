@@ -248,6 +248,18 @@ def test_eager_attention_in_float64_answers_and_learns_without_padding(name: str
     check_gradients(network, examples, packs=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_of_other_positions_is_not_packed_though_it_hardly_heeds_them(dtype: torch.dtype) -> None:
+    """MPT counts columns, which in a tree are not positions. As it is initialised, its attention is almost flat."""
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(UNPADDED["mpt"], attn_implementation="eager").to(dtype).eval()
+    assert packing.mask_dtype(network, dtype) is None
+    if dtype == torch.float64:
+        check_gradients(
+            network, [Example(f"{i}", prompt, (*tokens(3, i), END)) for i, prompt in enumerate(PROMPTS)], True
+        )
+
+
 def test_a_model_that_reads_padding_as_tokens_is_computed_without(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
     assert packing.pads(network)

@@ -258,12 +258,13 @@ def broken(base: str, folder: Path) -> Path:
 
 
 def test_a_model_whose_logits_are_not_finite_ends_the_run_by_its_name_and_the_questions(
-    base: str, tmp_path: Path
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = broken(base, tmp_path / "broken")
-    message = r"^M_0 in iteration 0, test split: the logits are not finite: countries/\w+/\w+.*model\.dtype=float32$"
+    message = r"^M_0 in iteration 0, test split: the logits are not finite: countries/\w+/\w+, .*model\.dtype=float32$"
     with pytest.raises(NonFiniteError, match=message):
         run_tiny(tmp_path / "run", "model=custom", f"model.path={model}")
+    assert not caplog.records, "that it cannot share prompts is not what is wrong"
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed_nonfinite"
 
 

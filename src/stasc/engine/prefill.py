@@ -205,5 +205,5 @@ def _fault(model: Network, mask: packing.Mask) -> str:
             ]
         found, one, other = (packing.compared(model, output) for output in outputs)
         expected = torch.stack([one[0], other[0], one[1]])
-        attempt.compare((found - expected).norm(dim=1) / expected.norm(dim=1), packing.tolerance(model))
+        attempt.compare(found, expected, packing.tolerance(model))
     return attempt.fault
