@@ -126,7 +126,7 @@ def _fault(network: Network, mask: Mask) -> str:
                 for batch in (tree(examples, weights, mask, network.device), collate(examples, weights))
             )
         )
-        attempt.compare(packed, rows, 5e-5 if precision.is_floating(network) else 0.05)
+        attempt.compare(packed, rows, 1e-5 if precision.is_floating(network) else 0.05)
     return attempt.fault
 
 
