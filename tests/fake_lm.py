@@ -84,6 +84,7 @@ class FakeTokenizer:
 class FakeChat:
     args: dict[str, object] = {}  # noqa: RUF012
     stop_ids = frozenset({0})
+    ids = frozenset(range(256))
     tokenizer = FakeTokenizer()
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from finetuning import EXAMPLES, assert_same, logits, make, make_live, nll, read, train, weights
+from test_run import experiment, run_tiny
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stasc import trainer
-from stasc.finetune import Batch, NonFiniteError, Training, token_losses
+from stasc import tracking, trainer
+from stasc.finetune import Batch, Training, token_losses
+from stasc.finite import NonFiniteError
 from stasc.model import M_0, LiveModel
 
 
@@ -236,3 +242,78 @@ def test_in_float16_a_training_outlives_the_overflows_of_its_scaling(base: str, 
     assert math.isfinite(training.loss) and training.steps + training.skipped == 20
     assert training.steps >= 4  # halved 16 times, the scale is 1
     assert all(torch.isfinite(value).all() for value in weights(live.load(model)).values())
+
+
+# What a model gives, and a reward.
+
+
+def broken(base: str, folder: Path) -> Path:
+    """The tiny model with a weight that is no number."""
+    network = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        network.get_output_embeddings().weight[7] = math.nan
+    network.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_whose_logits_are_not_finite_ends_the_run_by_its_name_and_the_questions(
+    base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = broken(base, tmp_path / "broken")
+    message = r"^M_0 in iteration 0, test split: the logits are not finite: countries/\w+/\w+, .*model\.dtype=float32$"
+    with pytest.raises(NonFiniteError, match=message):
+        run_tiny(tmp_path / "run", "model=custom", f"model.path={model}")
+    assert not caplog.records, "that it cannot share prompts is not what is wrong"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed_nonfinite"
+
+
+def test_a_fine_tuned_model_whose_logits_are_not_finite_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose last step was too large: there is no next loss to tell."""
+    whole = trainer.train
+
+    def spoilt(network: nn.Module, *given: Any) -> Training:
+        training = whole(network, *given)
+        with torch.no_grad():
+            network.get_output_embeddings().weight[7] = math.inf
+        return training
+
+    monkeypatch.setattr(trainer, "train", spoilt)
+    message = r"^M_1 in iteration 1, test split: the logits are not finite: .*lower finetune\.learning_rate, or"
+    with pytest.raises(NonFiniteError, match=message):
+        run_tiny(tmp_path / "run", "iterations=2")
+    status = [event for event in tracking.read(tmp_path / "run" / "journal.jsonl") if event["event"] == "run_ended"]
+    assert [event["status"] for event in status] == ["failed_nonfinite"]
+
+
+def not_a_number(answer: str, references: Sequence[str]) -> float:
+    return math.nan
+
+
+def test_a_reward_that_is_not_finite_ends_the_run_as_such(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"^the reward gave nan for initial answer 0 to countries/"):
+        run_tiny(tmp_path / "run", "~reward", "+reward={_target_: test_nonfinite.not_a_number, _partial_: true}")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed_nonfinite"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("finetune.learning_rate", "finetune.weight_decay", "finetune.max_grad_norm", "sampling.temperature"),
+        *("evaluation.temperature", "filter.margin", "correct_at"),
+    ],
+)
+@pytest.mark.parametrize("value", ["1e999", "inf", "nan", "-inf"])
+def test_a_setting_that_is_not_finite_is_refused(setting: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{setting}=-?(inf|nan|1e999): expected"):
+        experiment(f"{setting}={value}")
+
+
+def test_a_reference_that_is_not_finite_is_a_bad_row(tmp_path: Path) -> None:
+    file = tmp_path / "huge.jsonl"
+    rows = [f'{{"question": "q{i}", "answer": {answer}}}' for i, answer in enumerate(["1e308", "[2, -1e999]", "3"])]
+    file.write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}:2: 'answer' is or holds a number too large"):
+        experiment("dataset=jsonl", f"dataset.path={file}", "dataset.n_test=1", "dataset.n_validation=0")

@@ -27,7 +27,7 @@ from zygote import Zygote
 from stasc.build import build_experiment
 from stasc.console import Console
 from stasc.experiment import run
-from stasc.finetune import NonFiniteError
+from stasc.finite import NonFiniteError
 from stasc.folder import RunFolder
 from stasc.model import LiveModel
 from stasc.preparation import Experiment

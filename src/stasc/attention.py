@@ -50,6 +50,11 @@ def expect_plain(more: dict[str, Any]) -> None:
         raise ValueError("this attention is more than a softmax of scores")
 
 
+def product(wide: Tensor, narrow: Tensor) -> Tensor:
+    """The matrix product of numbers in float32 or wider with numbers of a model, not rounded to the model's dtype."""
+    return wide @ narrow.to(wide.dtype)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Where the tokens of a tree are computed.
@@ -194,15 +199,15 @@ def _attend(
         mixed = scaled_dot_product_attention(q_NHRWD.flatten(1, 2), keys, values, mask_N11WS.squeeze(1), **more)
         found: Tensor = mixed.unflatten(1, (-1, repeats))
         return found
-    q_NHQD = q_NHRWD.flatten(2, 3)  # heads of queries below each other, so that no keys are repeated
+    wide = torch.promote_types(q_NHRWD.dtype, torch.float32)
+    q_NHQD = q_NHRWD.flatten(2, 3).to(wide)  # heads of queries below each other, so that no keys are repeated
     scale = q_NHQD.shape[-1] ** -0.5 if scaling is None else scaling
-    scores_NHQS = (q_NHQD * scale) @ k_NHSD.mT
-    wide = torch.promote_types(scores_NHQS.dtype, torch.float32)
     unseen_N11WS = torch.zeros_like(mask_N11WS, dtype=wide).masked_fill_(~mask_N11WS, float("-inf"))
-    scores_NHRWS = scores_NHQS.to(wide).unflatten(2, q_NHRWD.shape[2:4]).add_(unseen_N11WS)
-    weights_NHRWS = dropped(scores_NHRWS.softmax(-1), dropout).to(v_NHSD.dtype)
-    found = (weights_NHRWS.flatten(2, 3) @ v_NHSD).unflatten(2, q_NHRWD.shape[2:4])
-    return found
+    with torch.autocast(q_NHQD.device.type, enabled=False):  # it would round scores
+        scores_NHRWS = product(q_NHQD * scale, k_NHSD.mT).unflatten(2, q_NHRWD.shape[2:4]).add_(unseen_N11WS)
+        weights_NHRWS = dropped(scores_NHRWS.softmax(-1), dropout)
+        found = product(weights_NHRWS.flatten(2, 3), v_NHSD).unflatten(2, q_NHRWD.shape[2:4])
+    return found.to(q_NHRWD.dtype)
 
 
 AttentionInterface.register(IN_ROWS, _attention)

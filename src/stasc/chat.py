@@ -59,6 +59,7 @@ class Chat:
             self._completion_text(probe, "four")
         self.end_id = self._find_end_id()
         self.stop_ids = frozenset({self.end_id, *stop_ids})
+        self.ids = frozenset(tokenizer.get_vocab().values())  # a model may have more, which have no text
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the conversation up to where the next answer begins."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 
 def expect(name: str, value: object, ok: bool, expected: str) -> None:
-    """Raises: ValueError unless `ok`."""
+    """Raises: ValueError unless `ok`, or if the value is NaN or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}={value}: expected a finite number, {expected}")
     if not ok:
         raise ValueError(f"{name}={value}: expected {expected}")
 

@@ -10,8 +10,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import count
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from stasc import fsx
 from stasc.engine import Request, Row
+from stasc.finite import NonFiniteError
 from stasc.keys import Description, Recipes
 from stasc.model import Model
 from stasc.records import Advance, Answer, Keyed, Pair, Split
@@ -108,10 +109,13 @@ class Derivation:
         self._pairs: Keyed[Pair] = Keyed("", [])  # of the training split, last scored
         self._content: dict[str, str] = {}  # of what was read, by its key
         self._weights: dict[str, Callable[[], None]] = {}  # checks or derives those of a model, by its key
+        self._made: dict[str, int] = {}  # the iteration that a model comes from, by its key; M_0 is from none
+        self._n = 0  # the iteration at hand
         stages.live.before_read = self._have
 
     def sample(self, model: Model, split: Split, n: int) -> Keyed[list[Answer]]:
         """y1[question][i], the initial answers."""
+        self._n = max(self._n, n)  # an evaluation samples with the noise of iteration 0
         key, rows = self._sampled(
             "initial", self._recipes.initial(model.key, split, n), model, split, lambda: self._stages.ask(split, n)
         )
@@ -120,6 +124,7 @@ class Derivation:
 
     def correct(self, model: Model, split: Split, y1: Keyed[list[Answer]], n: int) -> Keyed[list[list[Answer]]]:
         """y2[question][i][k], the corrections."""
+        self._n = max(self._n, n)
         key, rows = self._sampled(
             "correction",
             self._recipes.correction(model.key, split, y1.key, n),
@@ -205,6 +210,7 @@ class Derivation:
                 recorded.update(finetuned())
 
         recorded = finetuned()
+        self._made[key] = n
         self.training[n] = {name: value for name, value in recorded.items() if name != "weights"}
         self._weights[key] = have
         return made
@@ -241,7 +247,8 @@ class Derivation:
                     if _whole_chunk(work, number):
                         advance(len(batch))
                         continue
-                    answers = self._stages.answer(model, split, requests, batch, advance)
+                    with self._naming(model, split):
+                        answers = self._stages.answer(model, split, requests, batch, advance)
                     lines = [
                         {"request": r, "sample": s, **asdict(answer)}
                         for (r, s), answer in zip(batch, answers, strict=True)
@@ -258,6 +265,18 @@ class Derivation:
             return rows
 
         return self._derive(kind, description, compute, read)
+
+    @contextmanager
+    def _naming(self, model: Model, split: Split) -> Iterator[None]:
+        """Puts the model's name, the iteration and the split before what is said of logits that are not finite."""
+        try:
+            yield
+        except NonFiniteError as error:
+            name = self._made.get(model.key, 0)
+            advice = "use another model, or model.dtype=float32"
+            if name:
+                advice = "its weights are out of range: lower finetune.learning_rate, or use model.dtype=float32"
+            raise NonFiniteError(f"M_{name} in iteration {self._n}, {split.name} split: {error}; {advice}") from error
 
     def _derive(
         self, kind: str, description: Description, compute: Callable[[Path], None], read: Callable[[Artifact], T]

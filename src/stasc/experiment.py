@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc import advice, disk, fsx, keys, leases, provenance
+from stasc import advice, disk, fallback, fsx, keys, leases, provenance
 from stasc.console import Console
 from stasc.explain import Watch
-from stasc.finetune import NonFiniteError
+from stasc.finite import NonFiniteError
 from stasc.folder import SCHEMA, RunFolder, earlier
 from stasc.leases import Lease
 from stasc.model import M_0, Model
@@ -123,7 +123,8 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                 )
                 with naming("store.dir", store.root):
                     leases.write(store, prepared.lease(path, "running"))
-                model, lease = _iterate(prepared, store, folder, console)
+                with fallback.recording(folder.fallback):
+                    model, lease = _iterate(prepared, store, folder, console)
                 _save_model(model, prepared, path / "model")
                 leases.write(store, replace(lease, status="done"))
                 leases.drop_unneeded(store, lease, ())

@@ -67,10 +67,6 @@ class Training:
     micro_batch_tokens: int
 
 
-class NonFiniteError(FloatingPointError):
-    """A loss or a gradient is not a finite number: the optimizer was kept from taking that step."""
-
-
 @dataclass(frozen=True)
 class Optimization:
     """The settings that all methods share, by their names in the paper and in `transformers.TrainingArguments`."""

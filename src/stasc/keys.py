@@ -158,6 +158,8 @@ class Recipes:
                 "stasc.attention",
                 "stasc.packing",
                 "stasc.trie",
+                "stasc.lengths",
+                "stasc.precision",
                 "stasc.model",
                 "stasc.chat",
                 "stasc.prompt",
@@ -184,7 +186,8 @@ class Recipes:
             "numerics": self.numerics,
             "code": code(
                 *(f"stasc.engine.{name}" for name in ("decode", "prefill", "shared", "cache", "compiled", "noise")),
-                *("stasc.attention", "stasc.packing", "stasc.trie", *RENDERING),
+                *(f"stasc.{name}" for name in ("attention", "packing", "trie", "lengths", "precision")),
+                *RENDERING,
             ),
         }
 

@@ -10,14 +10,15 @@ follows it), V vocabulary; B rows, Q tokens that look at S.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 
-from stasc import attention
+from stasc import attention, fallback, precision
 from stasc.finetune import Batch, Example, collate, token_losses
 from stasc.oom import ran_out
 from stasc.trie import Trie, costs
@@ -83,10 +84,15 @@ def attended(trie: Trie, mask: Mask, device: torch.device | str, before: int = 0
 
 
 def mask_dtype(network: Network, dtype: torch.dtype) -> Mask | None:
-    """What masks of a tree are for this network, which computes in `dtype`; None if its attention takes none.
+    """What masks of a tree are for this network, which computes in `dtype`; None if its attention takes none."""
+    return probe(network, dtype)[0]
+
+
+def probe(network: Network, dtype: torch.dtype) -> tuple[Mask | None, str]:
+    """What masks of a tree are for this network, as `mask_dtype` has it, and if there is none, why.
 
     That is seen from short examples: some models attend by other means than masks, or have positions of their own. A
-    window of attention is lost; see `sees_all`.
+    window of attention is not seen, see `sees_all`, nor what changes with the length of a sequence, see `lengths`.
     """
     implementation = getattr(network.config.get_text_config(), "_attn_implementation", None)
     masks: dict[str | None, list[Mask]] = {
@@ -94,28 +100,82 @@ def mask_dtype(network: Network, dtype: torch.dtype) -> Mask | None:
         "eager": [dtype],
         "flex_attention": ["blocks"],
     }
-    return next((mask for mask in masks.get(implementation, []) if _works(network, dtype, mask)), None)
+    first = ""
+    for mask in masks.get(implementation, []):
+        if not (fault := _fault(network, mask)):
+            if first:
+                fallback.report("attention by a mask of the whole tree, which takes more time and memory", first)
+            return mask, ""
+        first = first or fault
+    return None, first or f"attention by {implementation} takes no mask of a tree of tokens"
 
 
-def _works(network: Network, dtype: torch.dtype, mask: Mask) -> bool:
-    """Whether a tree is what a row for each example is."""
-    examples = [Example("", (1, 2, 3), (4, 5, 6)), Example("", (1, 2, 3), (4, 6, 7)), Example("", (1, 8, 2), (9, 3, 5))]
+def _fault(network: Network, mask: Mask) -> str:
+    """What is wrong with a tree of examples, if it is not what a row for each is."""
+    # Branches so long that what stands between their tokens in the tree, but not in a row, shows in a flat attention.
+    completions = [tuple(4 + (at * at + branch * at) % 6 for at in range(12)) for branch in range(3)]
+    prompts = ((1, 2, 3), (1, 2, 3), (1, 8, 2))
+    examples = [Example("", prompt, ids) for prompt, ids in zip(prompts, completions, strict=True)]
     weights = [1.0] * len(examples)
+    attempt = Attempt()
+    with _evaluated(network), attempt, precision.widened(network), attending(network, mask):
+        packed, rows = (
+            (batch.weights * token_losses(network, batch)).sum()
+            for batch in (
+                batch.to(network.device)
+                for batch in (tree(examples, weights, mask, network.device), collate(examples, weights))
+            )
+        )
+        attempt.compare(packed, rows, 1e-5 if precision.is_floating(network) else 0.05)
+    return attempt.fault
+
+
+_pads: WeakKeyDictionary[Network, dict[torch.dtype, bool]] = WeakKeyDictionary()
+
+
+def pads(network: Network) -> bool:
+    """Whether examples may be padded: whether a short one beside a long one is computed as it is alone.
+
+    Eager attention in float64 gives NaN for padding, as its masks overflow in a softmax in float32; some recurrent
+    models read padding as tokens. It is looked at once.
+    """
+    known = _pads.setdefault(network, {})
+    if network.dtype not in known:
+        short, long = Example("", (1, 2), (3, 4)), Example("", (5, 6, 7, 8, 9), (1, 2))
+        attempt = Attempt()
+        with _evaluated(network), attempt, precision.widened(network):
+            alone, beside = (
+                token_losses(network, collate(examples, [1.0] * len(examples)).to(network.device))[:2]
+                for examples in ([short], [short, long])
+            )
+            attempt.compare(beside, alone, 1e-3 if precision.is_floating(network) else 0.05)
+        if attempt.fault:
+            fallback.report("no padding, so that only sequences of one length are computed together", attempt.fault)
+        known[network.dtype] = not attempt.fault
+    return known[network.dtype]
+
+
+@contextmanager
+def _evaluated(network: Network) -> Iterator[None]:
+    """Has a network compute without dropout and gradients."""
     was_training = network.training
     network.eval()
     try:
-        with torch.no_grad(), Unable(), attending(network, mask):
-            packed, rows = (
-                (batch.weights * token_losses(network, batch)).sum()
-                for batch in (
-                    batch.to(network.device)
-                    for batch in (tree(examples, weights, mask, network.device), collate(examples, weights))
-                )
-            )
-            return torch.allclose(packed, rows, rtol=1e-4 if dtype.itemsize > 2 else 0.05)
+        with torch.no_grad():
+            yield
     finally:
         network.train(was_training)
-    return False
+
+
+def tolerance(network: Network) -> float:
+    """How much two ways to compute the same may differ, relatively. Quantised weights round to 16 bits in between."""
+    return 1e-3 if precision.is_floating(network) else 0.03
+
+
+def compared(network: Network, output: Any) -> torch.Tensor:
+    """What of an output is compared, by row: logits, but where rounding adds up over layers, what the first gives."""
+    found: torch.Tensor = output.logits if precision.is_floating(network) else output.hidden_states[1]
+    return found[:, -1].to(torch.promote_types(found.dtype, torch.float32))
 
 
 def attending(network: Network, mask: Mask | None) -> AbstractContextManager[None]:
@@ -123,16 +183,41 @@ def attending(network: Network, mask: Mask | None) -> AbstractContextManager[Non
     return attention.using(network, attention.IN_ROWS) if mask == "rows" else nullcontext()
 
 
-class Unable(suppress):
-    """Passes over what a network raises that cannot do what is tried; that memory ran out says nothing of that."""
+class Attempt:
+    """Tries whether a network can do something: `fault` is why not, or empty.
+
+    What networks raise that cannot: they refuse an argument or a value, or their shapes do not fit. Anything else, and
+    all that a device raises, says nothing of that and is passed on.
+    """
 
     def __init__(self) -> None:
-        super().__init__(RuntimeError, ValueError, TypeError, AttributeError, LookupError)
+        self.fault = "it was not tried"
+
+    def compare(self, found: torch.Tensor, expected: torch.Tensor, most: float) -> None:
+        """Notes how far two ways are apart, relatively, by row where there are several values.
+
+        NaN is too far, but where it is expected the weights are broken, which says nothing of the two ways.
+        """
+        apart = (found - expected).abs() / expected.abs()
+        if expected.dim() > 1:
+            apart = (found - expected).norm(dim=1) / expected.norm(dim=1)
+        worst = float(apart.max())
+        same = worst <= most or not expected.isfinite().all()
+        self.fault = "" if same else f"a trial differs by {worst:.2g}, where {most:g} is expected at most"
+
+    def __enter__(self) -> None:
+        return None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        return not ran_out(error) and super().__exit__(kind, error, trace)
+        if not isinstance(error, RuntimeError | ValueError | TypeError | AttributeError | LookupError):
+            return False
+        if ran_out(error) or isinstance(error, torch.AcceleratorError):
+            return False
+        first, *_ = str(error).splitlines() or [""]
+        self.fault = f"{type(error).__name__}: {first[:200]}"
+        return True
 
 
 def sees_all(network: Network, longest: int) -> bool:

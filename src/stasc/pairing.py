@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
+from stasc.finite import NonFiniteRewardError
 from stasc.records import Answer, Pair, Question, Split
 
 Reward = Callable[[str, Sequence[str]], float]
@@ -35,7 +37,8 @@ def score(
     Args:
         y1: initial answers, [question][i].
         y2: corrections, [question][i][k], sampled after seeing y1[question][i].
-    Raises: ValueError if a reward raises or is not in [0, 1], naming the question and the answer.
+    Raises: ValueError if a reward raises or is not in [0, 1], naming the question and the answer; it is a
+        NonFiniteRewardError for NaN and infinity.
     """
     pairs = []
     for question, initial, corrections in zip(split.questions, y1, y2, strict=True):
@@ -58,5 +61,6 @@ def _rated(reward: Reward, question: Question, answer: Answer, name: str) -> flo
             "mend it, or set reward_errors=zero to count such answers 0"
         ) from error
     if not 0 <= value <= 1:
-        raise ValueError(f"the reward gave {value} for {name} to {question.id}; expected a number in [0, 1]")
+        kind = ValueError if math.isfinite(value) else NonFiniteRewardError
+        raise kind(f"the reward gave {value} for {name} to {question.id}; expected a number in [0, 1]")
     return value

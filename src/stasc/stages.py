@@ -48,6 +48,7 @@ class Stages:
             self._request(
                 self.prompt.ask(question.text),
                 [self._noise(split, "initial", n, question, i) for i in samples],
+                question.id,
             )
             for question in split.questions
         ]
@@ -59,6 +60,7 @@ class Stages:
             self._request(
                 self.prompt.ask_to_correct(question.text, answer.text),
                 [self._noise(split, "correction", n, question, i, k) for k in samples],
+                f"{question.id} (the correction of initial answer {i})",
             )
             for question, answers in zip(split.questions, y1, strict=True)
             for i, answer in enumerate(answers)
@@ -78,7 +80,9 @@ class Stages:
     ) -> list[Answer]:
         """The answer of each row of a batch."""
         sampling = self.sampling[split.name]
-        decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_new_tokens, self.chat.stop_ids)
+        decoding = Decoding(
+            sampling.temperature, sampling.top_p, sampling.max_new_tokens, self.chat.stop_ids, ids=self.chat.ids
+        )
         network = self.live.load(model)
         completions = self.engines[split.name].sample(network, requests, batch, decoding, advance, self.limit)
         return [Answer(self.chat.decode(c.ids), len(c.ids), c.truncated) for c in completions]
@@ -110,8 +114,8 @@ class Stages:
             raise ValueError(f"{pair.id}: {answer.text!r} has no token to train on")
         return Example(pair.id, self.chat.prompt(conversation), completion)
 
-    def _request(self, conversation: Sequence[Message], keys: Sequence[int]) -> Request:
-        return Request(self.chat.prompt(conversation), tuple(keys))
+    def _request(self, conversation: Sequence[Message], keys: Sequence[int], name: str) -> Request:
+        return Request(self.chat.prompt(conversation), tuple(keys), name)
 
     def _noise(self, split: Split, stage: str, n: int, question: Question, *sample: int) -> int:
         return noise.noise_key(self.seed, split.name, stage, n, question.id, *sample)

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from stasc import gradients, packing
+from stasc import fallback, gradients, lengths, packing
 from stasc.finetune import (
     Example,
-    NonFiniteError,
     Optimization,
     Training,
     collate,
@@ -29,6 +28,7 @@ from stasc.finetune import (
     steps,
     token_losses,
 )
+from stasc.finite import NonFiniteError
 from stasc.oom import ran_out
 from stasc.records import Advance
 from stasc.trie import parts
@@ -137,6 +137,17 @@ def _arguments(
     )
 
 
+def _mask(network: Network, dtype: torch.dtype, longest: int) -> packing.Mask | None:
+    """How examples of so many tokens at most are packed; None if each takes a row."""
+    if packing.sees_all(network, longest):
+        mask, fault = packing.probe(network, dtype)
+    else:
+        mask, fault = None, f"some layers of this model see fewer than the {longest} tokens of an example"
+    if mask is None:
+        fallback.report("no packing", fault)
+    return mask
+
+
 class CompletionTrainer(Trainer):
     """Trains on the mean loss of a step, over all its micro-batches, where that is finite."""
 
@@ -151,8 +162,9 @@ class CompletionTrainer(Trainer):
         self.gradients: gradients.Kept = {}
         self.most_tokens = settings.micro_batch_tokens or packing.worthwhile(network)
         longest = max(len(example.prompt) + len(example.completion) for example in examples)
-        packs = settings.packing and packing.sees_all(network, longest)
-        self.mask = packing.mask_dtype(network, dtype) if packs else None
+        self.mask = _mask(network, dtype, longest) if settings.packing else None
+        apart = self.mask is None and not packing.pads(network)
+        self.lengths = lengths.Lengths(lengths.switches(network), apart)
         self._micro_batches: list[tuple[Tensor, Sequence[Example]]] = []  # of the step at hand, with their summed loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
@@ -179,6 +191,7 @@ class CompletionTrainer(Trainer):
                     raise
             self.most_tokens //= 2  # here, where the error no longer holds what it was computing
             log.warning("out of memory: fine-tuning goes on with %d tokens at once", self.most_tokens)
+            fallback.report("smaller micro-batches", f"out of memory with {2 * self.most_tokens} tokens at once")
             self._micro_batches.clear()
             model.zero_grad()
             self.gradients.clear()
@@ -187,7 +200,7 @@ class CompletionTrainer(Trainer):
         weights = loss_weights(examples, self.settings.loss_per)
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
         whole = [example.prompt + example.completion[:-1] for example in examples]
-        for part in parts(whole, self.most_tokens, self.settings.micro_batch_size):
+        for part in self._parts(whole):
             some, weigh = [examples[index] for index in part], [weights[index] for index in part]
             device = self.args.device
             batch = packing.tree(some, weigh, self.mask, device) if self.mask else collate(some, weigh)
@@ -199,6 +212,12 @@ class CompletionTrainer(Trainer):
             self._micro_batches.append(((losses.detach().double() * batch.counts).sum(), some))
             total += loss.detach()
         return total
+
+    def _parts(self, whole: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+        """The examples of each micro-batch, as indices."""
+        for group in self.lengths.groups(map(len, whole)):
+            for part in parts([whole[i] for i in group], self.most_tokens, self.settings.micro_batch_size):
+                yield [group[index] for index in part]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm before clipping. It is asked for once a step, right before the optimizer's turn."""

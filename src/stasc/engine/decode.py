@@ -9,12 +9,14 @@ Shapes: B rows (one per sample), L lines, V vocabulary, K candidates, R lines or
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from stasc.engine import Completion, Decoding, noise, prefill
+from stasc.finite import NonFiniteError
 from stasc.records import Advance
 
 if TYPE_CHECKING:
@@ -22,7 +24,17 @@ if TYPE_CHECKING:
 
 _FIRST_CANDIDATES = 128
 _DRAWN_AT_ONCE = 2**21  # logits: drawing takes several times their memory
+_COLDEST = torch.finfo(torch.float32).tiny  # temperature; what is below is greedy
+_COLD = 1e-20  # temperature; logits divided by less may overflow
 _LEAVE_TOGETHER = 1 / 8  # of the lines: to be rid of some takes an operation or more for each layer
+
+
+class NonFiniteLogits(NonFiniteError):
+    """The logits of some rows' next token are not finite where it matters. `rows` are their indices."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__(f"logits that are not finite, in rows {', '.join(map(str, rows))}")
+        self.rows = list(rows)
 
 
 def sample_batch(
@@ -32,17 +44,29 @@ def sample_batch(
     decoding: Decoding,
     advance: Advance,
     prefill_tokens: int,
+    begun: Sequence[tuple[int, ...]] = (),
 ) -> list[Completion]:
-    """One completion per row, for its prompt and noise key."""
+    """One completion per row, for its prompt and noise key.
+
+    Args:
+        begun: the tokens that each row has drawn before, which are a part of its prompt and of its completion. All rows
+            have as many; none where it is empty.
+    Raises: NonFiniteLogits if the model is broken.
+    """
     device = model.device
     logits_LV, lines, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
-    sampled: list[list[int]] = [[] for _ in prompts]
+    sampled = [list(ids) for ids in begun] if begun else [list[int]() for _ in prompts]
+    first = len(sampled[0])
     rows = list(range(len(prompts)))  # that go on
 
     for position in range(decoding.max_new_tokens):
         line_B = torch.tensor(lines, device=device)
-        drawn = draw(logits_LV, line_B, keys_B, position, decoding.temperature, decoding.top_p).tolist()
+        logits_LV = with_text(logits_LV, decoding)
+        try:
+            drawn = draw(logits_LV, line_B, keys_B, first + position, decoding.temperature, decoding.top_p).tolist()
+        except NonFiniteLogits as error:
+            raise NonFiniteLogits([rows[index] for index in error.rows]) from None
         for row, id_ in zip(rows, drawn, strict=True):
             sampled[row].append(id_)
         going = [index for index, id_ in enumerate(drawn) if id_ not in decoding.stop_ids]
@@ -87,20 +111,48 @@ def branch(pairs: Sequence[tuple[int, int]], had: int) -> list[tuple[int, int]]:
     return [lines.get(line, (line, 0)) for line in range(size)]
 
 
+def with_text(logits_LV: Tensor, decoding: Decoding) -> Tensor:
+    """Logits of the ids that may be drawn, each at its place: a model may have more ids than its tokenizer has."""
+    if decoding.ids is None:
+        return logits_LV
+    end, holes = _known(decoding.ids | decoding.stop_ids, logits_LV.shape[1])
+    logits_LV = logits_LV[:, :end]
+    if not holes:
+        return logits_LV
+    return logits_LV.index_fill(1, torch.tensor(holes, device=logits_LV.device), float("-inf"))
+
+
+@lru_cache(maxsize=4)
+def _known(ids: frozenset[int], size: int) -> tuple[int, tuple[int, ...]]:
+    """Of a model's ids, where the known ones end, and which before are not known."""
+    known = {id_ for id_ in ids if id_ < size}
+    end = max(known) + 1
+    return end, tuple(id_ for id_ in range(end) if id_ not in known)
+
+
 def draw(logits_LV: Tensor, line_B: Tensor, keys_B: Tensor, position: int, temperature: float, top_p: float) -> Tensor:
     """The next token of each row, int64 (B,): Gumbel-max over the nucleus of softmax(logits / temperature).
 
     The nucleus is the smallest set of most probable tokens whose probability reaches `top_p` (Holtzman et al.,
     arXiv 1904.09751). Temperature 0 is the most probable token.
+
+    Raises: NonFiniteLogits if a row's logits have NaN or infinity, or are all minus infinity. One that is drawn is the
+        largest, and NaN counts as larger than any, so that only these are looked at.
     """
-    if temperature == 0:
-        return logits_LV.argmax(-1)[line_B]
+    if temperature < _COLDEST:
+        chosen_L = logits_LV.argmax(-1)
+        _expect_finite(logits_LV.gather(1, chosen_L.unsqueeze(1)).squeeze(1)[line_B])
+        return chosen_L[line_B]
     chosen_B = torch.empty_like(keys_B)
+    value_B = torch.empty(keys_B.shape, dtype=torch.float64, device=keys_B.device)  # of the chosen, with its noise
     every = torch.arange(len(keys_B), device=keys_B.device)
     if top_p >= 1:
         for rows in every.split(_rows_at_once(logits_LV)):
             noise_RV = noise.gumbel_all(keys_B[rows], position, logits_LV.shape[1])
-            chosen_B[rows] = (_scaled(logits_LV[line_B[rows]], temperature) + noise_RV).argmax(-1)
+            noisy_RV = _scaled(logits_LV[line_B[rows]], temperature) + noise_RV
+            chosen_B[rows] = noisy_RV.argmax(-1)
+            value_B[rows] = noisy_RV.gather(1, chosen_B[rows].unsqueeze(1)).squeeze(1)
+        _expect_finite(value_B)
         return chosen_B
     for lines_R, values_RK, ids_RK in nuclei(logits_LV, temperature, top_p):
         rank_L = torch.full_like(logits_LV[:, 0], -1, dtype=torch.int64)  # among these
@@ -109,8 +161,17 @@ def draw(logits_LV: Tensor, line_B: Tensor, keys_B: Tensor, position: int, tempe
         for rows in every[rank_B >= 0].split(max(1, _DRAWN_AT_ONCE // ids_RK.shape[1])):
             some_RK = ids_RK[rank_B[rows]]
             noisy_RK = values_RK[rank_B[rows]] + noise.gumbel(keys_B[rows], position, some_RK)
-            chosen_B[rows] = some_RK.gather(1, noisy_RK.argmax(-1, keepdim=True)).squeeze(1)
+            place_R1 = noisy_RK.argmax(-1, keepdim=True)
+            chosen_B[rows] = some_RK.gather(1, place_R1).squeeze(1)
+            value_B[rows] = noisy_RK.gather(1, place_R1).squeeze(1)
+    _expect_finite(value_B)
     return chosen_B
+
+
+def _expect_finite(value_B: Tensor) -> None:
+    finite_B = value_B.isfinite()
+    if not finite_B.all():
+        raise NonFiniteLogits((~finite_B).nonzero().flatten().tolist())
 
 
 def nuclei(logits_LV: Tensor, temperature: float, top_p: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -145,8 +206,11 @@ def _rows_at_once(logits_LV: Tensor) -> int:
 
 
 def _scaled(logits_RV: Tensor, temperature: float) -> Tensor:
-    """Logits by temperature, in memory of their own, float32 or wider."""
-    return logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32), copy=True).div_(temperature)
+    """Logits by temperature, in memory of their own, float32 or wider; at low ones, the largest of a row is 0."""
+    scaled_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32), copy=True)
+    if temperature < _COLD:
+        scaled_RV.sub_(scaled_RV.amax(-1, keepdim=True))
+    return scaled_RV.div_(temperature)
 
 
 def _candidates(logits_RV: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stasc.engine import Completion, Decoding, Request, Row
+from stasc.finite import NonFiniteError
 from stasc.records import Advance
 
 if TYPE_CHECKING:
     from stasc.engine.memory import Limit
+    from stasc.lengths import Lengths
     from stasc.model import Network
 
 
@@ -31,6 +33,31 @@ class Counted:
 
     def back(self) -> None:
         self.advance(-self.rows)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """An answer of which some tokens `ids` were drawn, that are now a part of its `prompt`.
+
+    `kind` is what answers must have in common that are sampled together: the kind of their lengths, how many more
+    tokens they can draw before the model has to compute all of them anew, and how many they have.
+    """
+
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+    key: int
+    name: str
+    kind: tuple[int, int, int]
+
+    @classmethod
+    def of(
+        cls, requests: Sequence[Request], row: Row, ids: tuple[int, ...], decoding: Decoding, alike: Lengths
+    ) -> _Begun:
+        request, sample = requests[row[0]], row[1]
+        prompt = request.prompt + ids
+        room = alike.room(len(prompt), decoding.max_new_tokens - len(ids))
+        name = request.name or f"request {row[0]}"
+        return cls(prompt, ids, request.keys[sample], name, (alike.kind(len(prompt)), room, len(ids)))
 
 
 @dataclass(frozen=True)
@@ -88,39 +115,75 @@ class HF:
         """The completion of each row of a batch, as many at once as memory allows.
 
         Raises: ValueError if a prompt and its answer do not fit into the model's context, or not into memory, or if
-            torch cannot compile the model.
+            torch cannot compile the model; NonFiniteError if the model's logits are not finite.
         """
         import torch
 
-        from stasc.engine.decode import sample_batch
+        from stasc import lengths
+        from stasc.engine import prefill
         from stasc.engine.memory import Limit
-        from stasc.oom import ran_out
 
         check_context(model, requests, decoding)
-        prompts = [requests[request].prompt for request, _ in batch]
-        keys = [requests[request].keys[sample] for request, sample in batch]
-        limit, done = limit or Limit(), list[Completion]()
+        limit, found = limit or Limit(), [Completion((), truncated=True) for _ in batch]
         model.eval()
-        with torch.inference_mode(), self._compiling(model):
-            rows = limit.of(model, prompts, decoding.max_new_tokens) if batch else 0
-            while len(done) < len(batch):
-                part = slice(len(done), len(done) + rows)
-                size = len(prompts[part])
-                told = Counted(advance)
-                try:
-                    done += sample_batch(model, prompts[part], keys[part], decoding, told, self.prefill_tokens)
-                    continue
-                except RuntimeError as error:
-                    if not ran_out(error):
-                        raise
-                    if size == 1:
-                        raise ValueError(
-                            f"a prompt of {len(prompts[len(done)])} tokens and its answer do not fit into the memory "
-                            f"of {model.device}: lower sampling.max_new_tokens, set model.dtype=bfloat16, or take a "
-                            "smaller model"
-                        ) from error
-                told.back()  # here, where the error no longer holds what was computed
-                rows = limit.lower(size // 2)
+        with torch.inference_mode():
+            longest = max((len(requests[request].prompt) for request, _ in batch), default=0)
+            alike = prefill.lengths_of(model, longest + decoding.max_new_tokens) if batch else lengths.Lengths()
+            going = list(range(len(batch)))
+            with self._compiling(model):
+                while going:
+                    begun = [_Begun.of(requests, batch[row], found[row].ids, decoding, alike) for row in going]
+                    for group in lengths.grouped([row.kind for row in begun]):
+                        some = [begun[index] for index in group]
+                        completions = self._sample(model, some, decoding, advance, limit)
+                        for index, completion in zip(group, completions, strict=True):
+                            found[going[index]] = completion
+                    going = [
+                        row for row in going if found[row].truncated and len(found[row].ids) < decoding.max_new_tokens
+                    ]
+                    if going:
+                        advance(-len(going))  # they were counted as ended
+        return found
+
+    def _sample(
+        self, model: Network, some: Sequence[_Begun], decoding: Decoding, advance: Advance, limit: Limit
+    ) -> list[Completion]:
+        """Goes on with answers of one kind, until they end or have to be computed anew."""
+        from stasc import lengths
+        from stasc.engine import decode
+        from stasc.oom import ran_out
+
+        prompts, keys, ids = zip(*((row.prompt, row.key, row.ids) for row in some), strict=True)
+        room = some[0].kind[1]
+        decoding, done = replace(decoding, max_new_tokens=room), list[Completion]()
+        rows = limit.of(model, prompts, room)
+        while len(done) < len(some):
+            part = slice(len(done), len(done) + rows)
+            size = len(prompts[part])
+            told = Counted(advance)
+            try:
+                with lengths.beyond(model, min(map(len, prompts))):
+                    done += decode.sample_batch(
+                        model, prompts[part], keys[part], decoding, told, self.prefill_tokens, ids[part]
+                    )
+                continue
+            except decode.NonFiniteLogits as error:
+                names = list(dict.fromkeys(some[len(done) + row].name for row in error.rows))
+                raise NonFiniteError(
+                    f"the logits are not finite: {', '.join(names[:3])}"
+                    + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                ) from error
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+                if size == 1:
+                    raise ValueError(
+                        f"a prompt of {len(prompts[len(done)])} tokens and its answer do not fit into the memory "
+                        f"of {model.device}: lower sampling.max_new_tokens, set model.dtype=bfloat16, or take a "
+                        "smaller model"
+                    ) from error
+            told.back()  # here, where the error no longer holds what was computed
+            rows = limit.lower(size // 2)
         return done
 
     def _compiling(self, model: Network) -> AbstractContextManager[None]:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from stasc import packing
-from stasc.engine.cache import RoomyCache, sees_all
+from stasc import fallback, lengths, packing, precision
+from stasc.engine.cache import RoomyCache
 from stasc.engine.shared import SharedPrompts
 from stasc.trie import Trie, common, parts
 
@@ -76,7 +76,7 @@ def prefill(
     distinct = list(dict.fromkeys(prompts))  # as they are asked, so that lines need not be brought in another order
     place = {prompt: p for p, prompt in enumerate(distinct)}
     mask = _mask(model)
-    if mask is None or not sees_all(model.config, max(map(len, distinct)) + room):
+    if mask is None or not packing.sees_all(model, max(map(len, distinct)) + room):
         logits_PV, batch = _plain(model, distinct)
     else:
         logits_PV, batch = _shared(model, distinct, len(prompts), room, most_tokens, mask)
@@ -163,37 +163,47 @@ def shares(model: Network) -> bool:
     return _mask(model) is not None
 
 
+def lengths_of(model: Network, longest: int) -> lengths.Lengths:
+    """Which prompts may be computed together, where they and their answers have so many tokens at most."""
+    seen = packing.sees_all(model, longest)
+    if not seen:
+        fallback.report(
+            "no prefix sharing", f"some layers of this model see fewer than the {longest} tokens of a prompt and answer"
+        )
+    padded = _mask(model) is None or not seen
+    return lengths.Lengths(lengths.switches(model), apart=padded and not packing.pads(model))
+
+
 def _mask(model: Network) -> packing.Mask | None:
     """What masks of trees are for this network, None if prompts cannot be shared. It is looked at once."""
     known = _masks.setdefault(model, {})
     if model.dtype not in known:
-        mask = packing.mask_dtype(model, model.dtype)
-        known[model.dtype] = mask if _shares(model, mask) else None
+        mask, fault = packing.probe(model, model.dtype)
+        fault = _fault(model, mask) if mask is not None else fault
+        if fault:
+            fallback.report("no prefix sharing", fault)
+        known[model.dtype] = None if fault else mask
     return known[model.dtype]
 
 
-def _shares(model: Network, mask: packing.Mask | None) -> bool:
-    """Whether answers that share their prompts are what they are with a row for each.
+def _fault(model: Network, mask: packing.Mask) -> str:
+    """What is wrong with answers that share their prompts, if they are not what they are with a row for each.
 
-    That is seen from short ones: attention may be more than a softmax of scores. In 16 bits, only the first layer can
-    be compared; behind all of them, rounding alone may have changed everything.
+    Attention may be more than a softmax of scores. That is seen from short answers, in float32 or wider, as rounding
+    to 16 bits could hide a difference, or be taken for one.
     """
-    if mask is None:
-        return False
-    wide = model.dtype.itemsize > 2
-    prompts, parent_L = [(1, 2, 3), (1, 2, 4, 5)], torch.tensor([1, 0, 1], device=model.device)
-    batches = (
-        lambda: _shared(model, prompts, len(parent_L), 2, 100, mask),
-        lambda: _plain(model, prompts),
-    )
-    found: list[Tensor] = []
-    with packing.Unable():
-        for make in batches:
-            _, batch = make()
-            batch.select(parent_L)
-            for ids in ([6, 7, 8], [9, 6, 6]):
-                output = batch.forward(model, torch.tensor(ids, device=model.device), output_hidden_states=True)
-            found.append(output.logits[:, -1] if wide else output.hidden_states[1][:, -1].float())
-        shared, plain = found
-        return bool(((shared - plain).norm(dim=1) <= plain.norm(dim=1) * (1e-3 if wide else 0.03)).all())
-    return False
+    attempt = packing.Attempt()
+    with attempt, precision.widened(model):
+        _, shared = _shared(model, [(1, 2, 3), (1, 2, 4, 5)], 3, 2, 100, mask)
+        shared.select(torch.tensor([1, 0, 1], device=model.device))
+        plain = [_plain(model, [prompt])[1] for prompt in ((1, 2, 4, 5), (1, 2, 3))]  # without padding
+        plain[0].select(torch.tensor([0, 0], device=model.device))
+        for ids, first, second in (([6, 7, 8], [6, 8], [7]), ([9, 6, 6], [9, 6], [6])):
+            outputs = [
+                batch.forward(model, torch.tensor(some, device=model.device), output_hidden_states=True)
+                for batch, some in ((shared, ids), (plain[0], first), (plain[1], second))
+            ]
+        found, one, other = (packing.compared(model, output) for output in outputs)
+        expected = torch.stack([one[0], other[0], one[1]])
+        attempt.compare(found, expected, packing.tolerance(model))
+    return attempt.fault

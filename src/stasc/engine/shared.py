@@ -127,18 +127,20 @@ class SharedPrompts:
         self._unseen_PS = torch.arange(width, device=rank_L.device) >= self._lengths_P.unsqueeze(1)
 
     def attend(self, layer: int, q_LHRD: Tensor) -> Tensor:
-        """What the newest token of each line gathers (L, H, R, D). The queries are scaled."""
+        """What the newest token of each line gathers (L, H, R, D), in float32 or wider. The queries are scaled.
+
+        Scores and sums are not rounded to the model's 16 bits: large keys would change which token gets most.
+        """
         first, prompts = self._first.layers[layer], self._prompts.layers[layer]
         keys_LHTD, values_LHTD = self._answers.layers[layer].whole  # a part of them would be copied by every product
-        scores = [q_LHRD @ keys_LHTD.mT]
+        scores = [attention.product(q_LHRD, keys_LHTD.mT)]
         scores[0][..., self._answers.layers[layer].get_seq_length() :] = float("-inf")
         scores.append(self._by_prompt(q_LHRD, prompts.keys.mT, self._unseen_PS))
         if first.get_seq_length():
             scores.append(_by_all(q_LHRD, first.keys[0].mT))
-        wide = torch.promote_types(q_LHRD.dtype, torch.float32)
-        weights = torch.cat(scores, dim=-1).softmax(-1, dtype=wide).to(q_LHRD.dtype)
+        weights = torch.cat(scores, dim=-1).softmax(-1)
         parts = weights.split([part.shape[-1] for part in scores], dim=-1)
-        gathered_LHRD: Tensor = parts[0] @ values_LHTD + self._by_prompt(parts[1], prompts.values)
+        gathered_LHRD = attention.product(parts[0], values_LHTD) + self._by_prompt(parts[1], prompts.values)
         if first.get_seq_length():
             gathered_LHRD = gathered_LHRD + _by_all(parts[2], first.values[0])
         return gathered_LHRD
@@ -151,7 +153,7 @@ class SharedPrompts:
             placed = x_LHRK.new_zeros(prompts * self._most, heads, repeats, size)
             placed[self._place_L] = x_LHRK
         together = placed.view(prompts, self._most, heads, repeats, size).transpose(1, 2).flatten(2, 3)
-        found = (together @ matrix_PHKN).unflatten(2, (self._most, repeats))  # (P, H, M, R, N)
+        found = attention.product(together, matrix_PHKN).unflatten(2, (self._most, repeats))  # (P, H, M, R, N)
         if unseen_PN is not None:
             found = found.masked_fill(unseen_PN[:, None, None, None], float("-inf"))
         by_place: Tensor = found.transpose(1, 2).flatten(0, 1)
@@ -171,7 +173,7 @@ def _ranks(prompt_L: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
 def _by_all(x_LHRK: Tensor, matrix_HKN: Tensor) -> Tensor:
     """The product (L, H, R, N) of all lines with one matrix for each head."""
     lines, _, repeats, _ = x_LHRK.shape
-    found: Tensor = (x_LHRK.transpose(0, 1).flatten(1, 2) @ matrix_HKN).unflatten(1, (lines, repeats))
+    found: Tensor = attention.product(x_LHRK.transpose(0, 1).flatten(1, 2), matrix_HKN).unflatten(1, (lines, repeats))
     return found.transpose(0, 1)
 
 
@@ -204,8 +206,9 @@ def _attention(
     q_LHRD = query.squeeze(2).unflatten(1, (key.shape[1], -1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: Any = module.layer_idx
-    found_LHRD = _current.get().attend(layer, q_LHRD * scale)  # of keys and values that its cache holds
-    return found_LHRD.flatten(1, 2).unsqueeze(1), None
+    scaled_LHRD = q_LHRD.to(torch.promote_types(query.dtype, torch.float32)) * scale
+    found_LHRD = _current.get().attend(layer, scaled_LHRD)  # of keys and values that its cache holds
+    return found_LHRD.to(query.dtype).flatten(1, 2).unsqueeze(1), None
 
 
 AttentionInterface.register(_NAME, _attention)

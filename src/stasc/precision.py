@@ -1,0 +1,48 @@
+"""Computes a network of 16 bits in float32: whether two ways to compute are the same must not be hidden by rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+def is_floating(network: nn.Module) -> bool:
+    """Whether every weight is a plain number, none quantised."""
+    return all(weight.is_floating_point() and weight.dtype.itemsize > 1 for weight in network.parameters())
+
+
+@contextmanager
+def widened(network: nn.Module) -> Iterator[None]:
+    """Has a network compute in float32 with the weights it has. Each module's are converted while it computes."""
+    had: dict[nn.Parameter, Tensor] = {}
+
+    def widen(module: nn.Module, *_: Any) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for weight in module.parameters(recurse=False):
+                if weight.dtype in _NARROW:
+                    had[weight] = weight.data
+                    weight.data = weight.data.float()
+
+    def restore(module: nn.Module, *_: Any) -> None:
+        for weight in module.parameters(recurse=False):
+            if weight in had:
+                weight.data = had.pop(weight)
+
+    hooks = []
+    for module in network.modules():
+        if any(weight.dtype in _NARROW for weight in module.parameters(recurse=False)):
+            hooks += [module.register_forward_pre_hook(widen)]
+            hooks += [module.register_forward_hook(restore, always_call=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for weight, data in had.items():
+            weight.data = data
