@@ -19,7 +19,7 @@ from stasc.tracking import Wandb
 pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 SMALL = ("experiment=debug", "tracking=wandb", "iterations=0", "dataset.n_test=1", "dataset.n_train=1")
 NAMES = ("project", "entity", "group", "name", "job_type", "tags")
-DEFAULTS = dict(zip(NAMES, ("stasc", None, "sweep", "EAE-seed0", "EAE", None), strict=True))
+DEFAULTS = dict(zip(NAMES, ("stasc", None, "sweep", "EIE-seed0", "EIE", None), strict=True))
 SET = {
     "WANDB_PROJECT": "my project",
     "WANDB_RUN_GROUP": "my group",
@@ -72,7 +72,7 @@ def test_in_a_sweep_a_name_is_what_all_names_begin_with_and_an_id_is_no_runs(
         tracking = _one_of_many(experiment(f"seed={seed}")).tracking
         assert isinstance(tracking, Wandb)
         names.append(tracking.name)
-    assert names == ["mine-EAE-seed0", "mine-EAE-seed1"]
+    assert names == ["mine-EIE-seed0", "mine-EIE-seed1"]
     assert [record.getMessage()[:34] for record in caplog.records] == ["WANDB_RUN_ID is the id of one run:"]
 
 
