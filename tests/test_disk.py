@@ -218,6 +218,18 @@ def test_a_run_that_will_not_fit_is_refused_before_anything_is_sampled(
     assert not (tmp_path / "summary.json").exists()
 
 
+def test_the_copy_of_the_final_model_needs_room_beside_the_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    needed: list[int] = []
+    monkeypatch.setattr(disk, "_room", lambda name, path, need, advice: needed.append(need))
+    prepared = prepare(experiment("iterations=3", f"store.dir={tmp_path / 'store'}"))
+    lease, tune, live = prepared.lease(tmp_path, "expected"), prepared.experiment.finetune, prepared.live
+    disk.check(tmp_path / "store", tune, live, lease)
+    one = disk.model_bytes(Path(live.base), tune, live.training_dtype)
+    assert needed == [2 * one + one + disk._MARGIN], "M_{n-1}, M_n and the copy"
+
+
 def test_weights_that_have_to_be_derived_again_need_room_too(tmp_path: Path) -> None:
     """M_3 of a longer run is trained from M_2 of a shorter one, which comes from M_1."""
     given = [*EARNABLE, "filter=lenient", f"store.dir={tmp_path / 'store'}"]

@@ -80,7 +80,7 @@ def test_list_tells_what_became_of_runs_that_are_not_done(
         ("alive", OSError),
     ):
         with monkeypatch.context() as patch, pytest.raises(error):
-            patch.setattr(runner, "_save_model", lambda *_, error=error: (_ for _ in ()).throw(error()))
+            patch.setattr(runner.publish, "save_model", lambda *_, error=error: (_ for _ in ()).throw(error()))
             run_fake(composed(*OURS), shared / name)
     for name in ("killed", "alive"):
         summary = shared / name / "summary.json"
@@ -193,7 +193,7 @@ def test_clean_keeps_what_an_interrupted_run_has_computed(shared: Path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "_save_model", interrupt)
+        patch.setattr(runner.publish, "save_model", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_fake(composed("seed=1"), shared / "interrupted")
     assert command(shared, "clean") == 0

@@ -6,6 +6,7 @@ follow from them is written down here by hand.
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import json
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,13 +25,16 @@ import torch
 import yaml
 from fake_lm import fake_experiment, run_fake, use_fakes
 from omegaconf import DictConfig, OmegaConf
-from test_run import CONF, TINY, composed, lines, run_tiny
+from test_run import CONF, EARNABLE, TINY, composed, experiment, lines, run_tiny
 from transformers.utils import chat_template_utils
 
+import stasc
 from stasc import derivation, keys, sources
 from stasc.build import build_experiment
+from stasc.console import Console
 from stasc.dataset import Countries, Nq
 from stasc.engine.hf import HF
+from stasc.experiment import run
 from stasc.filter import Strict
 from stasc.finetune import Full
 from stasc.model import ModelConfig
@@ -184,6 +189,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "model.attention": ((), "eager"),
     "model.chat_template": ((), "plain"),
     "model.template_args": ((), {"enable_thinking": False}),
+    "model.date": (["model.chat_template=dated.jinja"], "2024-07-27"),
     "model.cache_dir": ((), "elsewhere"),
     "sampling.n_init": ((), 3),
     "sampling.n_corr": ((), 3),
@@ -274,6 +280,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with question files."""
     for name in ("all", "other", "a", "b", "c"):
         write_rows(tmp_path / f"{name}.jsonl", name)
+    template = prepared_once().chat.tokenizer.chat_template
+    (tmp_path / "dated.jinja").write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + template)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -469,24 +477,46 @@ def test_a_template_counts_by_its_text(tmp_path: Path) -> None:
     assert planned() != planned(f"model.chat_template={tmp_path}/b.jinja")
 
 
-def test_a_template_that_writes_the_date_is_another_one_on_another_day(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_date_that_a_template_writes_is_a_setting_and_not_that_of_the_clock(
+    here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as that of Llama 3.2: otherwise a run would go on tomorrow with other prompts than today's."""
-    template = prepared_once().chat.tokenizer.chat_template
-    (tmp_path / "dated.jinja").write_text("Today is {{ strftime_now('%d %b %Y') }}.\n" + template)
+    """Such as that of Llama 3.2: otherwise a run could not go on tomorrow."""
 
-    def on(day: int) -> list[str]:
+    def on(day: int, *overrides: str) -> list[str]:
         class Day(datetime):
             @classmethod
             def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
                 return datetime(2024, 7, day)
 
         monkeypatch.setattr(chat_template_utils, "datetime", Day)
-        return planned(f"model.chat_template={tmp_path}/dated.jinja")
+        return planned("model.chat_template=dated.jinja", *overrides)
 
-    assert on(26) == on(26)
-    assert set(on(26)).isdisjoint(on(27))
+    assert on(26) == on(27) == on(27, "model.date=2024-07-26")
+    assert set(on(27)).isdisjoint(on(27, "model.date=2024-07-27"))
+    chat = prepared_once("model.chat_template=dated.jinja", "model.date=2024-02-29").chat
+    assert chat.decode(chat.prompt([{"role": "user", "content": "one"}])).startswith("Today is 29 Feb 2024.\n")
+
+
+def test_a_run_whose_template_writes_the_date_goes_on_on_another_day(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    given = ("iterations=1", "filter=all", "model.chat_template=dated.jinja", *EARNABLE)
+    for day in (26, 27):
+        monkeypatch.setattr(
+            chat_template_utils, "datetime", SimpleNamespace(now=lambda day=day: datetime(2031, 7, day))
+        )
+        for name in ("run", f"run-{day}"):
+            (here / name).mkdir(exist_ok=True)
+            run(experiment(*given, f"store.dir={here}/store"), here / name, "group", Console())
+    assert [record.getMessage() for record in caplog.records].count("this run is complete; nothing to do") == 1
+    stages = [event for event in lines(here / "run-27" / "journal.jsonl") if event["event"] == "stage"]
+    assert len(stages) > 5
+    assert all(stage["reused"] for stage in stages)
+
+
+def test_the_date_of_a_template_that_writes_none_changes_no_stage() -> None:
+    assert planned("model.date=2025-01-01") == planned()
 
 
 # Code
@@ -645,10 +675,17 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
     expected = {
         "stasc.engine.hf": sampled,
         "stasc.engine.decode": sampled,
-        "stasc.engine.noise": sampled,
+        "stasc.engine.noise": {*sampled, "finetune"},
         "stasc.engine.prefill": sampled,
         "stasc.engine.shared": sampled,
-        "stasc.engine.cache": sampled,
+        "stasc.engine.cache": {*sampled, "finetune"},
+        "stasc.engine.memory": sampled,
+        "stasc.cgroup": sampled,
+        "stasc.processor": {*sampled, "finetune"},
+        "stasc.oom": {*sampled, "finetune"},
+        "stasc.sources": {*sampled, "finetune"},
+        "stasc.lengths": {*sampled, "finetune"},
+        "stasc.precision": {*sampled, "finetune"},
         "stasc.packing": {*sampled, "finetune"},
         "stasc.trie": {*sampled, "finetune"},
         "stasc.stages": {*sampled, "finetune"},
@@ -670,6 +707,109 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
             assert kinds_apart(before, planned(), told) == kinds, module
     keys.code.cache_clear()
     assert planned() == before
+
+
+# What stages import beside the modules in keys.CODE, and why each of these changes none of their numbers.
+HARMLESS = {
+    "stasc.check": "refuses settings",
+    "stasc.fallback": "tells that something is computed another way",
+    "stasc.finite": "ends a run",
+    "stasc.fsx": "writes bytes as they are",
+    "stasc.paths": "finds files, which count by their content",
+    "stasc.hub": "words a download's messages",
+    "stasc.dequantise": "makes files that count by their content",
+    "stasc.settings": "holds values that are in the descriptions",
+}
+OF_OPTIONS = "counts with the option that it belongs to"
+BY_STAGE = {
+    "sampling": {
+        "stasc.engine.hf": OF_OPTIONS,
+        "stasc.finetune": "trains; here, it only compares by a tolerance whether prompts can be shared",
+        "stasc.target": "says what is trained",
+        "stasc.pairing": "scores",
+    },
+    "finetune": {
+        "stasc.finetune": OF_OPTIONS,
+        "stasc.target": OF_OPTIONS,
+        "stasc.engine.hf": "samples",
+        "stasc.pairing": "scores",
+    },
+    "scoring": {"stasc.reward": OF_OPTIONS, "stasc.filter": OF_OPTIONS},
+}
+ENTRIES = {
+    "sampling": ("stasc.stages", "stasc.engine.hf"),
+    "finetune": ("stasc.stages", "stasc.finetune"),
+    "scoring": ("stasc.pairing", "stasc.metrics", "stasc.reward", "stasc.filter"),
+}
+
+
+def source(module: str) -> Path | None:
+    """The file of one of our modules; None if there is no such module."""
+    place = Path(stasc.__file__).parents[1].joinpath(*module.split("."))
+    files = (place.with_suffix(".py"), place / "__init__.py")
+    return next((file for file in files if module.startswith("stasc.") and file.is_file()), None)
+
+
+def imported(text: str) -> set[str]:
+    """Our modules that a module imports when it runs, those within functions included."""
+    found: set[str] = set()
+    todo: list[ast.AST] = [ast.parse(text)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and re.search("TYPE_CHECKING|__main__", ast.unparse(node.test)):
+            todo += node.orelse
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.update([str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)])
+        else:
+            todo += ast.iter_child_nodes(node)
+    return {module for module in found if source(module)}
+
+
+def reached(stage: str) -> set[str]:
+    """All modules that a stage comes to import, by way of those that can change its numbers."""
+    found: set[str] = set()
+    todo = [*ENTRIES[stage]]
+    while todo:
+        module = todo.pop()
+        if module in found:
+            continue
+        found.add(module)
+        file = source(module)
+        assert file, module
+        if module in keys.CODE[stage] or module in ENTRIES[stage]:
+            todo += imported(file.read_text())
+    return found
+
+
+@pytest.mark.parametrize("stage", ENTRIES)
+def test_every_module_that_a_stage_imports_is_in_its_key_or_known_to_be_harmless(stage: str) -> None:
+    found, known = reached(stage), {*HARMLESS, *BY_STAGE[stage]}
+    missing = found - {*keys.CODE[stage]} - known
+    assert not missing, "put each into keys.CODE, or with a reason into HARMLESS or BY_STAGE"
+    assert not {*keys.CODE[stage]} & known
+    assert {*keys.CODE[stage]} <= found, "these are not imported any more: take them out of keys.CODE"
+    assert {*BY_STAGE[stage]} <= found, "these are not imported any more: take them out of BY_STAGE"
+
+
+def test_all_harmless_modules_are_still_imported() -> None:
+    assert {*HARMLESS} <= set().union(*map(reached, ENTRIES))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import stasc.chat", {"stasc.chat"}),
+        ("from stasc import chat, fsx", {"stasc.chat", "stasc.fsx"}),
+        ("def late():\n    from stasc.engine.noise import draw", {"stasc.engine.noise"}),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from stasc import chat", set()),
+        ("if __name__ == '__main__':\n    from stasc import chat", set()),
+        ("from stasc.engine import hf", {"stasc.engine", "stasc.engine.hf"}),
+    ],
+)
+def test_imports_are_followed_into_functions_and_not_into_annotations(text: str, found: set[str]) -> None:
+    assert imported(text) == found
 
 
 def test_versions_of_libraries_that_move_numbers_count(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:

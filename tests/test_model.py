@@ -12,7 +12,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +416,7 @@ def config(path: str | Path, template: str | None = None, dtype: str = "auto", c
         attention=None,
         chat_template=template,
         template_args={},
+        date="2024-07-26",
         cache_dir=cache,
     )
 
@@ -424,6 +425,12 @@ def config(path: str | Path, template: str | None = None, dtype: str = "auto", c
 def test_an_unknown_dtype_is_refused_before_any_model_is_read(dtype: str) -> None:
     with pytest.raises(ValueError, match=rf"model\.dtype={dtype}: expected one of auto, float32, bfloat16"):
         config("tiny:0", dtype=dtype)
+
+
+@pytest.mark.parametrize("date", ["today", "26 Jul 2024", "2024-13-01", ""])
+def test_a_date_that_is_none_is_refused_before_any_model_is_read(date: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.date={date}: expected a date such as 2024-07-26"):
+        replace(config("tiny:0"), date=date)
 
 
 def test_the_cache_may_be_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -710,7 +717,7 @@ def trusting(code: str) -> tuple[int, list[int]]:
 def test_no_call_leaves_open_whether_code_of_a_model_is_run() -> None:
     found = {path.name: trusting(path.read_text()) for path in Path(stasc.__file__).parent.rglob("*.py")}
     assert {name: lines for name, (_, lines) in found.items() if lines} == {}
-    assert {name for name, (calls, _) in found.items() if calls} >= {"model.py", "sources.py"}
+    assert {name for name, (calls, _) in found.items() if calls} >= {"model.py", "dequantise.py", "checkpoint.py"}
 
 
 @pytest.mark.parametrize(

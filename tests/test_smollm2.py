@@ -77,7 +77,8 @@ def test_an_iteration_trains_and_the_saved_model_answers_as_the_evaluation_did(
         network = AutoModelForCausalLM.from_pretrained(folder / "model")
     else:
         adapter = json.loads((folder / "model" / "adapter_config.json").read_text())
-        base = AutoModelForCausalLM.from_pretrained(adapter["base_model_name_or_path"])
+        assert adapter["base_model_name_or_path"] == experiment.model.path
+        base = AutoModelForCausalLM.from_pretrained(experiment.model.fetch())
         network = PeftModel.from_pretrained(base, folder / "model")
     network.eval()
     outcomes = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 from jinja2.exceptions import TemplateError
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from stasc.paths import path_of
 from stasc.prompt import Message
@@ -31,7 +37,8 @@ class Chat:
     """A tokenizer with its chat template.
 
     `template` replaces the tokenizer's own: the name `plain` (Question / Answer lines, for base models) or a path to a
-    Jinja file. `template_args` are passed to the template, e.g. `enable_thinking`. `stop_ids` end an answer.
+    Jinja file. `template_args` are passed to the template, e.g. `enable_thinking`. `stop_ids` end an answer. `date` is
+    what a template writes for today's; null asks the clock.
 
     Raises: ValueError if there is no template, or if its prompt is not what the whole conversation begins with.
     """
@@ -42,8 +49,11 @@ class Chat:
         template: str | None,
         template_args: Mapping[str, Any],
         stop_ids: Iterable[int] = (),
+        date: datetime | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self._date = date
+        self._restricted: Tokenizer | None = None
         self.args = dict(template_args)
         if template == "plain":
             tokenizer.chat_template = ("{{ bos_token }}" if _adds_bos(tokenizer) else "") + PLAIN
@@ -60,6 +70,31 @@ class Chat:
         self.end_id = self._find_end_id()
         self.stop_ids = frozenset({self.end_id, *stop_ids})
         self.ids = frozenset(tokenizer.get_vocab().values())  # a model may have more, which have no text
+
+    def restrict(self, embeddings: int) -> None:
+        """Has text encoded without those added tokens that the model has no embedding of.
+
+        Raises: ValueError if the chat template writes one, or the tokenizer cannot do without it.
+        """
+        whole = self._prompt_text(_PROBES[1]) + self._completion_text(_PROBES[1], "four")
+        lacking = {id_ for id_ in self.tokenizer.get_vocab().values() if id_ >= embeddings}
+        for id_ in (*self._encode(whole), self.end_id):
+            if id_ in lacking:
+                raise ValueError(
+                    f"the chat template writes {self.tokenizer.convert_ids_to_tokens(id_)}, token {id_}, and the "
+                    f"model has embeddings of {embeddings} tokens: save it after "
+                    "model.resize_token_embeddings(len(tokenizer)), or set model.chat_template to another template"
+                )
+        if not lacking:
+            return
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] not in lacking]
+        self._restricted = Tokenizer.from_str(json.dumps(state))
+        if still := lacking.intersection(self._restricted.get_vocab().values()):
+            raise ValueError(
+                f"the tokenizer has {len(still)} words that the model has no embedding of (of {embeddings}), e.g. "
+                f"{self._restricted.id_to_token(min(still))!r}: take the tokenizer that belongs to the model"
+            )
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of the conversation up to where the next answer begins."""
@@ -100,14 +135,17 @@ class Chat:
         if not self._system_role:
             messages = _fold_system(messages)
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self.args
-            )
+            with _at(self._date):
+                text = self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self.args
+                )
         except TemplateError as error:
             raise ValueError(f"the chat template refuses a conversation: {error}; set model.chat_template") from error
         return str(text)
 
     def _encode(self, text: str) -> tuple[int, ...]:
+        if self._restricted is not None:
+            return tuple(self._restricted.encode(text, add_special_tokens=False).ids)
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _has_system_role(self) -> bool:
@@ -137,6 +175,19 @@ class Chat:
                 "set model.chat_template to a template that writes one"
             )
         return int(self.tokenizer.eos_token_id)
+
+
+@contextmanager
+def _at(date: datetime | None) -> Iterator[None]:
+    """Has `strftime_now` of chat templates write a date; transformers has it ask the clock, and takes no other."""
+    rendering: Any = chat_template_utils
+    clock = rendering.datetime
+    if date is not None:
+        rendering.datetime = SimpleNamespace(now=lambda: date)
+    try:
+        yield
+    finally:
+        rendering.datetime = clock
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:

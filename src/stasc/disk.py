@@ -22,13 +22,16 @@ _MARGIN = 50 * 2**20  # bytes, for answers, journals and logs
 
 def check(root: Path, tune: Full | Lora, live: LiveModel, lease: Lease) -> None:
     """Raises: OSError, as of a full disk, if there is less room than the run's weights need."""
-    need = weights_bytes(root, tune, live, lease) + _MARGIN
+    final = model_bytes(Path(live.base), tune, live.training_dtype)  # M_N, which the run's folder has a copy of
+    folder = Path(lease.folder)
+    elsewhere = folder.stat().st_dev != root.stat().st_dev
+    need = weights_bytes(root, tune, live, lease) + (0 if elsewhere else final) + _MARGIN
     advice = "make room (python -m stasc.store clean), or set store.dir to another disk"
     _room(f"store.dir={root}", root, need, advice + (", or store.keep_models=last" * (lease.keep_models == "all")))
-    folder = Path(lease.folder)
-    if folder.stat().st_dev != root.stat().st_dev:  # where M_N is copied, not linked
-        need = model_bytes(Path(live.base), tune, live.training_dtype) + _MARGIN
-        _room(str(folder), folder, need, "make room, or write to another disk (hydra.run.dir, hydra.sweep.dir)")
+    if elsewhere:
+        _room(
+            str(folder), folder, final + _MARGIN, "make room, or write to another disk (hydra.run.dir, hydra.sweep.dir)"
+        )
 
 
 def _room(name: str, path: Path, need: int, advice: str) -> None:

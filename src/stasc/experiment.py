@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -11,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc import advice, disk, fallback, fsx, keys, leases, provenance
+from stasc import advice, disk, fallback, keys, leases, provenance, publish
 from stasc.console import Console
 from stasc.explain import Watch
 from stasc.finite import NonFiniteError
 from stasc.folder import SCHEMA, RunFolder, earlier
 from stasc.leases import Lease
-from stasc.model import M_0, Model
+from stasc.model import Model
 from stasc.paths import naming
 from stasc.preparation import Experiment, Prepared, loop, open_store, prepare
 from stasc.records import Advance, Split
@@ -125,7 +124,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                     leases.write(store, prepared.lease(path, "running"))
                 with fallback.recording(folder.fallback):
                     model, lease = _iterate(prepared, store, folder, console)
-                _save_model(model, prepared, path / "model")
+                publish.save_model(model, live, prepared.chat, experiment.model, path / "model")
                 leases.write(store, replace(lease, status="done"))
                 leases.drop_unneeded(store, lease, ())
             finally:
@@ -207,30 +206,3 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
     return model, lease
 
 
-def _save_model(model: Model, prepared: Prepared, path: Path) -> None:
-    """Puts the final model where `from_pretrained` reads it, with its tokenizer and chat template."""
-    scratch = path.with_name(f"{fsx.SCRATCH}{path.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    if model != M_0:
-        prepared.live.before_read(model)
-    source = model.adapter or model.weights or Path(prepared.live.base)
-    for file in source.iterdir():
-        if file.suffix == ".safetensors" and model != M_0:
-            _link(file, scratch / file.name)
-        elif file.suffix in (".safetensors", ".json"):  # M_0's files are the user's own: no link to them
-            shutil.copy(file, scratch)
-    with fsx.naming(path):
-        prepared.chat.tokenizer.save_pretrained(scratch)
-    fsx.sync_tree(scratch)
-    shutil.rmtree(path, ignore_errors=True)
-    fsx.replace(scratch, path)
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where the two places do not share a disk."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        with fsx.naming(target):
-            shutil.copy(source, target)

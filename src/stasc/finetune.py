@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, K positions with logits, E trained tokens, V vocabular
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -196,6 +197,7 @@ class Lora(Optimization):
         training = self.train(network, examples, live, seed, advance)
         with fsx.naming(folder):
             network.save_pretrained(str(folder))
+            _forget_place(folder)
         model = self.model(start, folder)
         live.adopt(model, network, live.dtype)
         return model, training
@@ -236,6 +238,19 @@ class Lora(Optimization):
                     f"finetune.target_modules={self.target_modules}: this model has no module {target}; "
                     f"expected [all-linear] or some of {', '.join(sorted(known))}"
                 )
+
+
+def _forget_place(folder: Path) -> None:
+    """Takes out of an adapter's files where its base stands on this machine: other runs may share the adapter.
+
+    Names of modules come from a set, in another order in each process.
+    """
+    (folder / "README.md").unlink(missing_ok=True)  # peft's form of a model card, which has that path as well
+    file = folder / "adapter_config.json"
+    settings = json.loads(file.read_bytes()) | {"base_model_name_or_path": None, "revision": None}
+    if isinstance(settings["target_modules"], list):
+        settings["target_modules"].sort()
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -89,6 +90,35 @@ def sync_tree(folder: Path) -> None:
             at("sync", path)
             _sync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs writable files only
     sync_folder(folder)
+
+
+def publish_modes(folder: Path) -> None:
+    """Gives a folder and its files the modes that any new ones have here, where a library made them private."""
+    probe = folder.parent / f"{SCRATCH}{secrets.token_hex(4)}"
+    probe.mkdir()
+    try:
+        (probe / "file").touch()
+        for_folders, for_files = (stat.S_IMODE(path.stat().st_mode) for path in (probe, probe / "file"))
+    finally:
+        shutil.rmtree(probe)
+    for path in (folder, *folder.rglob("*")):
+        mode = for_folders if path.is_dir() else for_files
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
+
+
+def clone(source: Path, target: Path) -> None:
+    """Copies a file's content into a new file, which shares its blocks with the old one where the disk can do that."""
+    with naming(target), source.open("rb") as old, target.open("wb") as new:
+        try:
+            while os.copy_file_range(old.fileno(), new.fileno(), 2**30):
+                pass
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise
+            old.seek(0)
+            new.seek(0)
+            shutil.copyfileobj(old, new, 2**20)
 
 
 def sync_folder(folder: Path) -> None:

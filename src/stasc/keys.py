@@ -32,7 +32,23 @@ TRAINING = (*SAMPLED, "filter")
 HELD_OUT = (*SAMPLED, "evaluation")
 QUESTIONS = (*SAMPLED, *SCORED)
 MODEL = (*SAMPLED, "finetune")
-RENDERING = ("stasc.stages", "stasc.model", "stasc.chat", "stasc.prompt")  # what tokens a model is given
+
+# The modules, besides those of a run's options, whose code can change what a stage computes. tests/test_keys.py follows
+# imports to find those that are missing here.
+_COMPUTING = (
+    *("stasc.stages", "stasc.model", "stasc.sources", "stasc.chat", "stasc.prompt", "stasc.records"),
+    *("stasc.processor", "stasc.oom", "stasc.attention", "stasc.packing", "stasc.trie", "stasc.lengths"),
+    "stasc.precision",
+    *("stasc.engine", "stasc.engine.cache", "stasc.engine.noise"),
+)
+CODE = {
+    "sampling": (
+        *(*_COMPUTING, "stasc.cgroup"),
+        *(f"stasc.engine.{name}" for name in ("decode", "prefill", "shared", "compiled", "memory")),
+    ),
+    "finetune": (*_COMPUTING, "stasc.trainer", "stasc.gradients"),
+    "scoring": ("stasc.pairing", "stasc.metrics", "stasc.records", "stasc.text"),
+}
 
 
 def _settings(group: str, names: str, *stages: str) -> dict[str, tuple[str, ...]]:
@@ -55,7 +71,8 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("dataset.", "answer answer_pattern", *SCORED),
     **_settings("dataset.", "n_train train_path", *TRAINING),
     **_settings("dataset.", "n_validation n_test validation_path test_path", *HELD_OUT),
-    **_settings("model.", "_target_ path revision device dtype attention chat_template template_args", *MODEL),
+    **_settings("model.", "_target_ path revision device dtype attention", *MODEL),
+    **_settings("model.", "chat_template template_args date", *MODEL),
     **_settings("prompt.", "_target_ system initial", *SAMPLED),
     **_settings("", "prompt.correction sampling.n_corr", "correction"),
     **_settings("", "sampling.n_init", "initial"),
@@ -151,19 +168,7 @@ class Recipes:
             "finetune": self._part("finetune"),
             "template": self.template,
             "numerics": self.numerics,
-            "code": code(
-                "stasc.stages",
-                "stasc.trainer",
-                "stasc.gradients",
-                "stasc.attention",
-                "stasc.packing",
-                "stasc.trie",
-                "stasc.lengths",
-                "stasc.precision",
-                "stasc.model",
-                "stasc.chat",
-                "stasc.prompt",
-            ),
+            "code": code(*CODE["finetune"]),
         }
 
     def _sampled(self, model: str, split: Split, n: int, samples: int) -> Description:
@@ -184,11 +189,7 @@ class Recipes:
             "max_new_tokens": sampling.max_new_tokens,
             "engine": {**self._part("engine"), "batch_size": self.batch[split.name]},
             "numerics": self.numerics,
-            "code": code(
-                *(f"stasc.engine.{name}" for name in ("decode", "prefill", "shared", "cache", "compiled", "noise")),
-                *(f"stasc.{name}" for name in ("attention", "packing", "trie", "lengths", "precision")),
-                *RENDERING,
-            ),
+            "code": code(*CODE["sampling"]),
         }
 
     def _scored(self, split: Split, y1: str, y2: str) -> Description:
@@ -200,7 +201,7 @@ class Recipes:
             "reward": self._part("reward"),
             "reward_errors": self.settings["reward_errors"],
             "unicode": unicodedata.unidata_version,
-            "code": code("stasc.pairing", "stasc.metrics", "stasc.text"),
+            "code": code(*CODE["scoring"]),
         }
 
     def _part(self, group: str) -> Description:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -48,15 +49,20 @@ class ModelConfig:
     attention: str | None
     chat_template: str | None
     template_args: dict[str, bool | int | str]
+    date: str
     cache_dir: str
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise ValueError(f"model.dtype={self.dtype}: expected one of {', '.join(_DTYPES)}")
+        try:
+            datetime.fromisoformat(self.date)
+        except ValueError as error:
+            raise ValueError(f"model.date={self.date}: expected a date such as 2024-07-26") from error
 
     def fetch(self) -> str:
         """M_0's local folder, made or downloaded where it has to be. Raises: OSError or ValueError naming the path."""
-        base = sources.fetch(self.path, path_of("model.cache_dir", self.cache_dir))
+        base = sources.fetch(self.path, path_of("model.cache_dir", self.cache_dir), self.chat_template)
         if not Path(base).is_dir():
             with reading(self):
                 base = sources.snapshot(base, self.revision)
@@ -235,6 +241,7 @@ class LiveModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
+        settings: Any = {"quantization_config": quantization} if self.four_bit else {}  # null would hide the file's own
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 weights or self.base,
@@ -242,10 +249,11 @@ class LiveModel:
                 dtype=dtype,
                 attn_implementation=self.attention,
                 device_map={"": self.device},
-                quantization_config=quantization if self.four_bit else None,
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, and refused
+                **settings,
             )
         except OSError as error:
             raise OSError(
@@ -257,13 +265,24 @@ class LiveModel:
                 raise
             raise ValueError(f"model.attention={self.attention}: {error}; set model.attention=null") from error
         network, report = loaded
-        sources.check_whole(weights or self.base, report["missing_keys"])
+        report["mismatched_keys"] |= _packed_otherwise(network)
+        sources.check_loaded(weights or self.base, report, network.state_dict())
         for module in network.modules():
             # On a CPU with AVX-512 BF16, bitsandbytes would repack the weights when first sampled from: rounded once
             # more, for good, and without a gradient, so that what is trained afterwards would learn noise.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
         return cast("PreTrainedModel", network)
+
+
+def _packed_otherwise(network: PreTrainedModel) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Weights in 4 bits that were of another shape than their layer, which transformers does not compare."""
+    found: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
+    for name, module in network.named_modules():
+        packed = getattr(getattr(module, "weight", None), "quant_state", None)
+        if packed is not None and tuple(packed.shape) != (shape := (module.out_features, module.in_features)):
+            found.add((f"{name}.weight", tuple(packed.shape), shape))
+    return found
 
 
 def load_chat(config: ModelConfig, base: str) -> Chat:
@@ -273,7 +292,16 @@ def load_chat(config: ModelConfig, base: str) -> Chat:
     from stasc.chat import Chat
 
     with reading(config):
-        tokenizer = AutoTokenizer.from_pretrained(base, revision=config.revision, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(base, revision=config.revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise
+            reason = str(error).strip().splitlines()[0].rstrip(": ")
+            raise ValueError(
+                f"its tokenizer cannot be read ({reason}): expected tokenizer.json and its settings beside the "
+                "weights, as save_pretrained writes them"
+            ) from error
     stop_ids = {tokenizer.eos_token_id}
     try:
         generation = GenerationConfig.from_pretrained(base, revision=config.revision or "main")
@@ -281,4 +309,5 @@ def load_chat(config: ModelConfig, base: str) -> Chat:
         stop_ids |= set(eos) if isinstance(eos, list) else {eos}
     except OSError:
         pass  # a model need not have a generation config
-    return Chat(tokenizer, config.chat_template, config.template_args, stop_ids - {None})
+    date = datetime.fromisoformat(config.date)
+    return Chat(tokenizer, config.chat_template, config.template_args, stop_ids - {None}, date)

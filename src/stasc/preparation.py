@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc import content, keys, leases, provenance
+from stasc import checkpoint, content, keys, leases, provenance
 from stasc.algorithm import Init, stasc
 from stasc.engine.hf import HF
 from stasc.finetune import Full, Lora
 from stasc.leases import Lease
-from stasc.model import M_0, LiveModel, Model, ModelConfig, load_chat, resolve_device, resolve_dtype
+from stasc.model import M_0, LiveModel, Model, ModelConfig, load_chat, reading, resolve_device, resolve_dtype
 from stasc.pairing import Pairing, Reward
 from stasc.paths import naming, path_of
 from stasc.prompt import Prompt
@@ -102,8 +102,9 @@ def prepare(experiment: Experiment) -> Prepared:
             "text": chat.tokenizer.chat_template,
             "args": chat.args,
             "stop_ids": sorted(chat.stop_ids),
+            **({"date": experiment.model.date} if "strftime_now" in chat.tokenizer.chat_template else {}),
         },
-        rendered={  # a template may write the date
+        rendered={
             "initial": digest(chat.prompt(experiment.prompt.ask("?"))),
             "correction": digest(chat.prompt(experiment.prompt.ask_to_correct("?", "?"))),
         },
@@ -166,9 +167,12 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     # Weights that are pickled are refused; without this, transformers would ask a service to convert them.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     base = experiment.model.fetch()
+    config = checkpoint.check(experiment.model, base, tune)
     attention = experiment.model.attention
     live = LiveModel(base, experiment.model.revision, device, dtype, four_bit=tune.four_bit, attention=attention)
     chat = load_chat(experiment.model, base)
+    with reading(experiment.model):
+        chat.restrict(config.get_text_config().vocab_size)
     check_context(
         context_limit(experiment.model, base),
         chat,

