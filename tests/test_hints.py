@@ -64,7 +64,7 @@ REFUSED = {
     "finetune.rank=8": r"finetune\.rank belongs to finetune=lora and finetune=qlora: "
     r"give finetune=lora finetune\.rank=8",
     "+finetune.rank=8": r"finetune\.rank belongs to finetune=lora",
-    "filter.margin=0.1": r"filter\.margin belongs to filter=lenient and filter=strict: "
+    "filter=all filter.margin=0.1": r"filter\.margin belongs to filter=lenient and filter=strict: "
     r"give filter=lenient filter\.margin=0\.1",
     "tracking.project=x": r"tracking\.project belongs to tracking=wandb: give tracking=wandb tracking\.project=x",
     "finetune.lr=1e-4": r"finetune\.lr: no such setting; did you mean finetune\.learning_rate\?",

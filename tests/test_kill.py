@@ -130,7 +130,7 @@ def shuffled(questions: list[Question]) -> list[Question]:
 
 @pytest.mark.slow
 def test_in_float64_each_answer_is_the_same_in_any_batch_and_order() -> None:
-    sampler = Sampler("model.dtype=float64", "dataset.n_train=8", "sampling.max_new_tokens=8")
+    sampler = Sampler("model.path=tiny:0", "model.dtype=float64", "dataset.n_train=8", "sampling.max_new_tokens=8")
     questions = list(sampler._prepared.experiment.train.questions)
     expected = sampler(questions, 1)
     assert len(expected) == 8 * 2 * 2 and len(set(expected.values())) > 30
