@@ -105,7 +105,10 @@ def nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
 def mirrored(command: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a sweep of two jobs in multirun/mirrored, and a baseline beside it, all with W&B offline."""
     folder = tmp_path_factory.mktemp("mirrored")
-    small = ("model=tiny", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4", "iterations=2")
+    small = (
+        *("model=tiny", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4", "iterations=2"),
+        "finetune.truncated=keep",
+    )
     with pytest.MonkeyPatch.context() as environment:
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             environment.delenv(name)

@@ -39,6 +39,7 @@ class FakeLive:
     device = torch.device("cpu")
     dtype = training_dtype = torch.float32
     attention = None
+    context = None
 
     def __init__(self, base: Path) -> None:
         if not base.exists():  # another process may be reading it
@@ -83,8 +84,10 @@ class FakeTokenizer:
 
 class FakeChat:
     args: dict[str, object] = {}  # noqa: RUF012
+    end_id = 0
     stop_ids = frozenset({0})
     ids = frozenset(range(256))
+    stop_strings = ()
     tokenizer = FakeTokenizer()
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:

@@ -54,6 +54,7 @@ def make(method: str, **changes: Any) -> Full | Lora:
         "gradient_checkpointing": False,
         "on_nonfinite": "abort",
         "max_skipped_steps": 10,
+        "truncated": "keep",
         "rank": 4,
         "alpha": 8.0,
         "dropout": 0.0,

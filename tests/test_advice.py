@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from stasc.advice import nothing_kept
+from stasc.advice import nothing_kept, nothing_usable
 from stasc.filter import Lenient, Maintaining, Strict
-from stasc.records import Answer, Pair, Question
+from stasc.records import Answer, LeftOut, Pair, Question
 
 STRICT, LENIENT, MAINTAINING = Strict("I", 0.0), Lenient("N", 0.0, 1.0), Maintaining("M", 1.0)
 
@@ -47,3 +47,13 @@ def test_answers_that_were_cut_off_are_named() -> None:
 
 def test_the_trained_answers_setting_is_named() -> None:
     assert "raise sampling.n_init or" in nothing_kept(pairs((1, 0)), STRICT, 1.0, "sampling.n_init")
+
+
+def test_pairs_that_cannot_be_trained_on_are_counted_by_reason() -> None:
+    cut, refused, other = pairs((0, 1), (0, 1), (0, 0))
+    said = nothing_usable([cut, refused, other], [LeftOut(cut, "truncated"), LeftOut(refused, "prompt")])
+    assert said.startswith(
+        "2 of 3 pairs passed the filter, and none can be trained on (1: the token limit ended the answer"
+    )
+    assert said.endswith("; raise sampling.max_new_tokens, or set finetune.truncated=keep")
+    assert nothing_usable([refused], [LeftOut(refused, "prompt")]).endswith("; see pairs.jsonl")

@@ -36,6 +36,7 @@ class Lab:
     n_corr: int = 1
     reward: Callable[[str, Sequence[str]], float] | None = None
     pair: pairing.Pairing = pairing.own
+    unusable: Callable[[Pair], str | None] = lambda pair: None
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     rated_by_keep: list[tuple[float, float]] = field(default_factory=list)
     trained_on: list[Sequence[Pair]] = field(default_factory=list)
@@ -87,6 +88,7 @@ class Lab:
             correct=self.correct,
             score=partial(pairing.score, reward=self.reward or self.rate, pairing=self.pair),
             keep=self.keep,
+            unusable=self.unusable,
             start=start,
             finetune=self.finetune,
             iterations=iterations,
@@ -99,6 +101,21 @@ class Lab:
     def of(self, *names: str) -> list[tuple[Any, ...]]:
         """The calls whose first words are `names`, in order."""
         return [call for call in self.calls if call[0] in names]
+
+
+def test_what_cannot_be_trained_on_is_left_out_of_what_is_kept() -> None:
+    lab = Lab(unusable=lambda pair: "truncated" if pair.question.id == "a" else None)
+    (_, after) = lab.run(iterations=1)
+    assert [pair.question.id for pair in after.kept] == ["b"]
+    assert [(pair.question.id, reason) for pair, reason in after.left_out] == [("a", "truncated")]
+    assert lab.trained_on == [after.kept]
+
+
+def test_if_all_that_passed_is_left_out_nothing_is_trained() -> None:
+    lab = Lab(unusable=lambda pair: "empty")
+    (_, after) = lab.run(iterations=3)
+    assert (after.model, list(after.kept), len(after.left_out)) == ("M0", [], 2)
+    assert not lab.trained_on
 
 
 def texts(pairs: Sequence[Pair]) -> list[tuple[str, str]]:

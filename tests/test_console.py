@@ -319,6 +319,11 @@ def test_no_cell_of_a_sweeps_table_is_cut_in_a_file() -> None:
     [
         (ZERO, "iteration 0  initial 38.2 %  correction 28.1 %  before any training  0:00:08"),
         (ONE, "iteration 1  initial 45.1 %  correction 64.2 %  kept 11 / 384  loss 0.812  0:03:02"),
+        (
+            ONE | {"train": ONE["train"] | {"left_out_truncated": 7, "left_out_prompt": 0, "left_out_empty": 1}},
+            "iteration 1  initial 45.1 %  correction 64.2 %  kept 11 / 384, left out 7 truncated, left out 1 empty  "
+            "loss 0.812  0:03:02",
+        ),
         (IDLE, "iteration 2  initial 45.1 %  correction 64.2 %  kept 0 / 384  not trained: M_2 = M_1  0:00:41"),
     ],
 )

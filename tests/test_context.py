@@ -54,7 +54,7 @@ def check(
         Prompt(None, "{question}", correction, None),
         Split("train", (Question("t/1", "short", ("a",)), Question("t/2", train, ("a",)))),
         Split("test", (Question("e/1", test, ("a",)),)),
-        Sampling(n_init=1, n_corr=1, temperature=1.0, top_p=1.0, max_new_tokens=new),
+        Sampling(n_init=1, n_corr=1, temperature=1.0, top_p=1.0, max_new_tokens=new, stop=[]),
         Evaluation("test", n_init=1, temperature=None, top_p=None, max_new_tokens=evaluated, batch=None),
     )
 

@@ -10,6 +10,8 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,6 +127,30 @@ def test_greedy_is_what_generate_gives_prompt_by_prompt(
     assert [completion.ids for (completion,) in found] == expected
     lengths = {len(ids) for ids in expected}
     assert len(lengths) > 2 if stop else lengths == {12}  # else this compares less than it says
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_a_stop_string_ends_an_answer_and_leaves_the_others_as_they_are(
+    model: LlamaForCausalLM, batch_size: int
+) -> None:
+    """The string is two tokens that some answers have, one after the other."""
+    requests = [Request(prompt, (index, 100 + index)) for index, prompt in enumerate(MIXED)]
+    how = decoding(max_new_tokens=12, stop=STOPS)
+    free = HF(batch_size)(model, requests, how)
+    pair = next(answer.ids[2:4] for answers in free for answer in answers if len(answer.ids) > 5)
+
+    def ends(ids: Sequence[int]) -> bool:
+        return any(tuple(ids[at : at + 2]) == pair for at in range(len(ids)))
+
+    stopped = HF(batch_size)(model, requests, replace(how, stopped=ends))
+
+    assert sum(map(ends, (answer.ids for answers in free for answer in answers))) >= 1
+    for before, after in zip(chain(*free), chain(*stopped), strict=True):
+        if not ends(before.ids):
+            assert after == before
+            continue
+        end = next(end for end in range(len(before.ids) + 1) if ends(before.ids[:end]))
+        assert after == Completion(before.ids[:end], truncated=False)
 
 
 def test_greedy_heeds_neither_top_p_nor_noise(model: LlamaForCausalLM) -> None:

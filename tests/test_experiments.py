@@ -45,6 +45,7 @@ def test_an_experiment_runs_with_another_model_and_a_file_of_ones_own(
     name: str, questions: list[str], tmp_path: Path
 ) -> None:
     given = ["model=tiny", "tracking=off", *EARNABLE, *questions, "iterations=1", "sampling.max_new_tokens=2"]
+    given.append("finetune.truncated=keep")
     cfg = composed(
         f"experiment={name}",
         *given,

@@ -196,6 +196,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "sampling.temperature": ((), 0.9),
     "sampling.top_p": ((), 0.9),
     "sampling.max_new_tokens": ((), 5),
+    "sampling.stop": ((), ["\n"]),
     "evaluation.split": ((), "validation"),
     "evaluation.n_init": ((), 2),
     "evaluation.temperature": ((), 0.0),
@@ -225,6 +226,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "finetune.gradient_checkpointing": ((), True),
     "finetune.on_nonfinite": ((), "skip_step"),
     "finetune.max_skipped_steps": ((), 1),
+    "finetune.truncated": ((), "drop"),
     "finetune.rank": (["finetune=lora"], 8),
     "finetune.alpha": (["finetune=lora"], 8.0),
     "finetune.dropout": (["finetune=lora"], 0.1),
@@ -576,7 +578,7 @@ MINE = {
         "prompt",
         "mine.Mine, system: null, initial: '{question}', correction: Sure?, marker: null",
         "from stasc.prompt import Prompt\nclass Mine(Prompt):\n    pass\n",
-        {"initial", "correction"},
+        {"initial", "correction", "finetune"},
     ),
 }
 
@@ -657,7 +659,7 @@ def test_each_setting_of_a_prompt_of_ones_own_may_be_used_in_each_turn(module: A
     module(MINE["prompt"][2])
     given = ["~prompt", f"+prompt={{_target_: {MINE['prompt'][1]}}}"]
     before = planned(*given)
-    assert kinds_apart(before, planned(*given, "prompt.marker=A:"), told) == {"initial", "correction", *SCORED}
+    assert kinds_apart(before, planned(*given, "prompt.marker=A:"), told) == {*keys.MODEL, *SCORED}
 
 
 def test_the_settings_of_a_reward_of_ones_own_count(module: Any, told: Told) -> None:
@@ -876,3 +878,26 @@ def test_nothing_is_explained_unless_asked_for(
     caplog.set_level("INFO", logger="stasc.explain")
     run_fake(fake_experiment("iterations=1"), tmp_path / "run")
     assert not [record for record in caplog.records if record.name == "stasc.explain"]
+
+
+@pytest.mark.parametrize("override", ["prompt.system=Answer.", "prompt.initial='Q: {question}'"])
+def test_references_are_trained_in_the_prompt_that_asks_for_them(override: str) -> None:
+    """They are not sampled, so no other stage of theirs has the prompt in its key."""
+    gold = ("target=gold", "filter=all")
+    one, other = (prepare(build_experiment(composed_once(*gold, *more))).steps for more in ((), (override,)))
+    trained = [(a.key, b.key) for a, b in zip(one, other, strict=True) if a.kind == "finetune"]
+    assert len(trained) == 2
+    assert all(a != b for a, b in trained)
+
+
+def test_references_to_other_questions_are_another_training(here: Path) -> None:
+    gold = (*LOCAL, "dataset.id=name", "target=gold", "filter=all")
+    experiment = prepared_once(*gold).experiment
+    before = planned(*gold)
+    for question in experiment.train.questions:
+        edit(here / "all.jsonl", question.id.rpartition("/")[2], "question", f"Once more: {question.text}")
+    after = [
+        step.key for step in prepare(build_experiment(composed(*TINY, "iterations=2", "init=evolving", *gold))).steps
+    ]
+    assert len(before) == len(after) == len(GOLD)
+    assert {kind for (kind, _), a, b in zip(GOLD, before, after, strict=True) if a != b} >= {"filter", "finetune"}

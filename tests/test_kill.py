@@ -22,7 +22,7 @@ from stasc.preparation import prepare
 from stasc.records import Question, Split
 
 GIVEN = (
-    *("model=tiny", "tracking=off", "hydra.run.dir=run", "iterations=2", *EARNABLE),
+    *("model=tiny", "tracking=off", "hydra.run.dir=run", "iterations=2", "finetune.truncated=keep", *EARNABLE),
     *("dataset.n_train=6", "dataset.n_test=6", "sampling.max_new_tokens=6"),
     *("engine.batch_size=4", "evaluation.batch=2"),  # several batches a stage
     *("finetune.epochs=2", "finetune.batch_size=2"),

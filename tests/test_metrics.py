@@ -49,6 +49,7 @@ def test_eight_pairs_are_described_as_worked_out_by_hand() -> None:
             "corr_truncated": 2 / 8,
             "corr_empty": 2 / 8,
             "corr_tokens": 32 / 8,
+            "corr_not_asked": 0,
         }
     )
 

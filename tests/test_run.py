@@ -35,7 +35,10 @@ from stasc.reward import normalise
 from stasc.run import CONF
 from stasc.tracking import read
 
-TINY = ("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4")
+TINY = (
+    *("model=tiny", "tracking=off", "dataset.n_train=3", "dataset.n_test=3", "sampling.max_new_tokens=4"),
+    "finetune.truncated=keep",  # random weights end no answer
+)
 OPTIONS = [
     (folder.parent.name, folder.stem) for folder in sorted(CONF.glob("*/*.yaml")) if folder.parent.name != "hydra"
 ]

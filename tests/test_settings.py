@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,14 @@ import pytest
 from stasc.settings import Evaluation, Loop, Sampling
 
 LOOP: dict[str, Any] = {"seed": 0, "iterations": 3, "patience": 1, "correct_at": 1.0}
-SAMPLING: dict[str, Any] = {"n_init": 2, "n_corr": 3, "temperature": 1.0, "top_p": 0.95, "max_new_tokens": 20}
+SAMPLING: dict[str, Any] = {
+    "n_init": 2,
+    "n_corr": 3,
+    "temperature": 1.0,
+    "top_p": 0.95,
+    "max_new_tokens": 20,
+    "stop": None,
+}
 EVALUATION: dict[str, Any] = {
     "split": "test",
     "n_init": 1,
@@ -30,6 +38,7 @@ RANGES = [  # class, its settings, the prefix of their names, one of them, value
     (Sampling, SAMPLING, "sampling.", "temperature", (0, 0.7, 3.0), (-0.1, math.nan)),
     (Sampling, SAMPLING, "sampling.", "top_p", (1e-9, 0.5, 1), (0.0, -0.1, 1.01, math.nan)),
     (Sampling, SAMPLING, "sampling.", "max_new_tokens", (1, 4096), (0, -1)),
+    (Sampling, SAMPLING, "sampling.", "stop", (None, [], ["\n", "Q:"]), ([""], ["Q:", ""])),
     (Evaluation, EVALUATION, "evaluation.", "split", ("test", "validation"), ("train", "", "Test")),
     (Evaluation, EVALUATION, "evaluation.", "n_init", (1, 16), (0, -1)),
     (Evaluation, EVALUATION, "evaluation.", "temperature", (None, 0, 0.7), (-0.1, math.nan)),
@@ -56,7 +65,7 @@ def test_a_value_within_its_range_is_taken_as_it_is(
 def test_a_value_out_of_range_is_refused_by_name(
     kind: type, settings: dict[str, Any], prefix: str, name: str, value: object
 ) -> None:
-    with pytest.raises(ValueError, match=rf"^{prefix}{name}={value}: expected "):
+    with pytest.raises(ValueError, match=rf"^{prefix}{name}={re.escape(str(value))}: expected "):
         kind(**settings | {name: value})
 
 
@@ -79,14 +88,14 @@ def test_an_evaluation_may_ask_for_more_initial_answers() -> None:
 
 
 def test_an_evaluation_inherits_from_sampling_what_is_null() -> None:
-    assert Evaluation(**EVALUATION).sampling(Sampling(**SAMPLING)) == Sampling(1, 1, 1.0, 0.95, 20)
+    assert Evaluation(**EVALUATION).sampling(Sampling(**SAMPLING)) == Sampling(1, 1, 1.0, 0.95, 20, None)
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("temperature", 0), ("temperature", 0.7), ("top_p", 0.5), ("max_new_tokens", 7)]
 )
 def test_an_evaluation_keeps_what_it_sets_and_inherits_the_rest(name: str, value: float) -> None:
-    inherited = {"n_init": 1, "n_corr": 1, "temperature": 1.0, "top_p": 0.95, "max_new_tokens": 20}
+    inherited = {"n_init": 1, "n_corr": 1, "temperature": 1.0, "top_p": 0.95, "max_new_tokens": 20, "stop": None}
     sampling = Evaluation(**EVALUATION | {name: value}).sampling(Sampling(**SAMPLING))
     assert sampling == Sampling(**inherited | {name: value})
 
@@ -101,5 +110,7 @@ def test_an_evaluation_keeps_what_it_sets_and_inherits_the_rest(name: str, value
     ],
 )
 def test_several_greedy_answers_are_warned_of(temperature: float, n_init: int, n_corr: int, named: str | None) -> None:
-    warning = Sampling(n_init=n_init, n_corr=n_corr, temperature=temperature, top_p=1.0, max_new_tokens=8).warning
+    warning = Sampling(
+        n_init=n_init, n_corr=n_corr, temperature=temperature, top_p=1.0, max_new_tokens=8, stop=[]
+    ).warning
     assert (named is None and warning is None) or (named and warning and named in warning)

@@ -20,6 +20,7 @@ from stasc.model import LiveModel
 from stasc.tracking import read
 
 SMALL = ("model=tiny", "tracking=off", "dataset.n_train=6", "dataset.n_test=3", "sampling.max_new_tokens=4")
+SMALL = (*SMALL, "finetune.truncated=keep")
 
 
 @pytest.fixture

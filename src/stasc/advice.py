@@ -1,11 +1,12 @@
-"""What a run says when the filter kept nothing: what was seen, and which setting helps."""
+"""What a run says when it has nothing to train on: what was seen, and which setting helps."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from stasc.filter import Lenient
-from stasc.records import Pair
+from stasc.records import REASONS, LeftOut, Pair
 from stasc.units import counted
 
 
@@ -33,3 +34,16 @@ def nothing_kept(pairs: Sequence[Pair], keep: Callable[[float, float], bool], co
     would_keep = sum(lenient(pair.r1, pair.r2) for pair in pairs)
     other = f", or take filter=lenient, which keeps {would_keep} of these pairs" if would_keep else ""
     return found + f"raise {samples} or dataset.n_train{other}"
+
+
+def nothing_usable(pairs: Sequence[Pair], left_out: Sequence[LeftOut]) -> str:
+    """Says why none of the pairs that passed the filter can be trained on, and which setting helps."""
+    counts = Counter(reason for _, reason in left_out)
+    reasons = "; ".join(f"{count}: {REASONS[reason]}" for reason, count in counts.items())
+    way_out = (
+        "raise sampling.max_new_tokens, or set finetune.truncated=keep" if counts["truncated"] else "see pairs.jsonl"
+    )
+    return (
+        f"{len(left_out)} of {counted(len(pairs), 'pair')} passed the filter, and none can be trained on ({reasons}); "
+        f"{way_out}"
+    )

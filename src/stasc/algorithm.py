@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from stasc.records import Iteration, Pair, Split
+from stasc.records import Iteration, LeftOut, Pair, Split
 
 Model = TypeVar("Model")
 InitialAnswers = TypeVar("InitialAnswers")  # y1[question][i]
@@ -30,6 +30,7 @@ def stasc(
     correct: Callable[[Model, Split, InitialAnswers, int], Corrections],
     score: Callable[[Split, InitialAnswers, Corrections], Sequence[Pair]],
     keep: Callable[[float, float], bool],
+    unusable: Callable[[Pair], str | None],
     start: Callable[[Model, Model], Model],
     finetune: Callable[[Model, Sequence[Pair], int], Model],
     iterations: int,
@@ -38,7 +39,8 @@ def stasc(
     """Yields one Iteration per n = 0..N; n = 0 is the evaluation of M_0, zero-shot self-correction.
 
     `sample` and `correct` take the iteration whose sampling noise they use. For the test split that is always 0, so
-    that evaluations differ by their models alone. Ends early after `patience` iterations in a row that kept nothing.
+    that evaluations differ by their models alone. `unusable` says why a pair that passed the filter cannot be trained
+    on, if it cannot. Ends early after `patience` iterations in a row that kept nothing.
     """
     y1_test = sample(m_0, test, 0)
     y2_test = correct(m_0, test, y1_test, 0)
@@ -50,13 +52,15 @@ def stasc(
             y1 = sample(init(m_0, m_prev), train, n)  # step 1: initial answers
         y2 = correct(m_prev, train, y1, n)  # step 2: corrections
         pairs = score(train, y1, y2)
-        kept = [pair for pair in pairs if keep(pair.r1, pair.r2)]  # step 3: filter
+        passed = [(pair, unusable(pair)) for pair in pairs if keep(pair.r1, pair.r2)]  # step 3: filter
+        kept = [pair for pair, reason in passed if reason is None]
         m_n = finetune(start(m_0, m_prev), kept, n) if kept else m_prev  # step 4: fine-tune
 
         if init.anew:
             y1_test = sample(init(m_0, m_n), test, 0)
         y2_test = correct(m_n, test, y1_test, 0)
-        yield Iteration(n, m_n, pairs, kept, score(test, y1_test, y2_test))
+        left_out = [LeftOut(pair, reason) for pair, reason in passed if reason is not None]
+        yield Iteration(n, m_n, pairs, kept, score(test, y1_test, y2_test), left_out)
 
         idle = 0 if kept else idle + 1
         if idle == patience:

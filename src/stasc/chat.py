@@ -27,18 +27,28 @@ PLAIN = """\
 {%- if add_generation_prompt %}Answer:{% endif -%}
 """
 
+PLAIN_STOP = ("\nQuestion:",)  # the line that follows an answer
+
+# What a template's expressions can raise on a content that their author did not foresee.
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+
 _PROBES = (
     [{"role": "user", "content": "one"}],
     [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}],
 )
 
 
+class Refused(ValueError):
+    """A conversation that the chat template or the tokenizer cannot turn into tokens."""
+
+
 class Chat:
     """A tokenizer with its chat template.
 
     `template` replaces the tokenizer's own: the name `plain` (Question / Answer lines, for base models) or a path to a
-    Jinja file. `template_args` are passed to the template, e.g. `enable_thinking`. `stop_ids` end an answer. `date` is
-    what a template writes for today's; null asks the clock.
+    Jinja file. `template_args` are passed to the template, e.g. `enable_thinking`. `stop_ids` end an answer, and so do
+    `stop_strings` unless the settings say otherwise: what a model writes next that knows no end of turn. `date` is what
+    a template writes for today's; null asks the clock.
 
     Raises: ValueError if there is no template, or if its prompt is not what the whole conversation begins with.
     """
@@ -55,6 +65,7 @@ class Chat:
         self._date = date
         self._restricted: Tokenizer | None = None
         self.args = dict(template_args)
+        self.stop_strings = PLAIN_STOP if template == "plain" else ()
         if template == "plain":
             tokenizer.chat_template = ("{{ bos_token }}" if _adds_bos(tokenizer) else "") + PLAIN
         elif template is not None:
@@ -78,7 +89,7 @@ class Chat:
         """
         whole = self._prompt_text(_PROBES[1]) + self._completion_text(_PROBES[1], "four")
         lacking = {id_ for id_ in self.tokenizer.get_vocab().values() if id_ >= embeddings}
-        for id_ in (*self._encode(whole), self.end_id):
+        for id_ in (*self.encode(whole), self.end_id):
             if id_ in lacking:
                 raise ValueError(
                     f"the chat template writes {self.tokenizer.convert_ids_to_tokens(id_)}, token {id_}, and the "
@@ -97,19 +108,20 @@ class Chat:
             )
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids of the conversation up to where the next answer begins."""
-        return self._encode(self._prompt_text(messages))
+        """Ids of the conversation up to where the next answer begins. Raises: Refused."""
+        return self.encode(self._prompt_text(messages))
 
     def completion(self, messages: Sequence[Message], answer: str, *, ended: bool = True) -> tuple[int, ...]:
-        """Ids that follow `prompt(messages)` when `answer` is given, the end-of-turn token last.
+        """Ids that follow `prompt(messages)` when the text `answer` is given, the end-of-turn token last.
 
-        An answer that the token limit cut off (`ended=False`) goes without the end-of-turn token.
+        For a text that was never sampled, such as a reference answer: what was sampled has its ids. An answer that is
+        not whole (`ended=False`) goes without the end-of-turn token. Raises: Refused.
         """
         text = self._completion_text(messages, answer)
         prompt = self.prompt(messages)
-        whole = self._encode(self._prompt_text(messages) + text)
+        whole = self.encode(self._prompt_text(messages) + text)
         # Where the tokenizer merges the answer's first characters into the prompt, the answer is encoded by itself.
-        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode(text)
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.encode(text)
         end = len(ids) - 1 - ids[::-1].index(self.end_id) if self.end_id in ids else len(ids)
         return (*ids[:end], self.end_id) if ended else ids[:end]
 
@@ -117,11 +129,20 @@ class Chat:
         """The text of sampled ids, without special tokens and otherwise as it is."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The ids of a text by itself, special tokens that it spells included. Raises: Refused if it is no Unicode."""
+        try:
+            if self._restricted is not None:
+                return tuple(self._restricted.encode(text, add_special_tokens=False).ids)
+            return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        except (TypeError, UnicodeEncodeError) as error:  # half of a surrogate pair, which JSON can write
+            raise Refused(f"the tokenizer cannot read a text ({error})") from error
+
     def _completion_text(self, messages: Sequence[Message], answer: str) -> str:
         prompt = self._prompt_text(messages)
         whole = self._render([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
         if not whole.startswith(prompt):
-            raise ValueError(
+            raise Refused(
                 "the chat template's prompt is not a prefix of the whole conversation, so what is trained would not be "
                 f"what is sampled: the prompt ends in {prompt[-60:]!r}, the conversation has {whole[-90:]!r}; "
                 "set model.chat_template to a template that keeps the prompt, or model.template_args to options of it"
@@ -139,14 +160,9 @@ class Chat:
                 text = self.tokenizer.apply_chat_template(
                     list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self.args
                 )
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses a conversation: {error}; set model.chat_template") from error
+        except _TEMPLATE_ERRORS as error:
+            raise Refused(f"the chat template refuses a conversation: {error}; set model.chat_template") from error
         return str(text)
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        if self._restricted is not None:
-            return tuple(self._restricted.encode(text, add_special_tokens=False).ids)
-        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _has_system_role(self) -> bool:
         """Some templates raise at a system message, some drop it, and some move it once an answer follows."""
@@ -166,7 +182,7 @@ class Chat:
         tail = self._completion_text(_PROBES[0], "four").partition("four")[2]
         special = set(self.tokenizer.all_special_ids)
         special |= {id_ for id_, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        for id_ in self._encode(tail):
+        for id_ in self.encode(tail):
             if id_ in special:
                 return id_
         if self.tokenizer.eos_token_id is None:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from stasc.records import Advance
+from stasc.records import REASONS, Advance
 from stasc.units import counted
 
 REPORT_EVERY_S = 30.0  # without a terminal, a long stage reports at most this often
@@ -162,7 +162,7 @@ def iteration_line(iteration: Mapping[str, Any]) -> str:
     n, test, train, finetune = (iteration[key] for key in ("n", "test", "train", "finetune"))
     parts = [f"iteration {n}", f"initial {_percent(test['init_acc'])}", f"correction {_percent(test['corr_acc'])}"]
     if train:
-        parts.append(f"kept {_kept(train)}")
+        parts.append(f"kept {_kept(train)}{_left_out(train)}")
         parts.append(f"loss {finetune['loss']:.3f}" if finetune else f"not trained: M_{n} = M_{n - 1}")
     else:
         parts.append("before any training")
@@ -264,6 +264,12 @@ def _questions(evaluated: Mapping[str, Any], split: str) -> str:
 
 def _kept(train: Mapping[str, Any]) -> str:
     return f"{train['kept']} / {train['pairs']}"
+
+
+def _left_out(train: Mapping[str, Any]) -> str:
+    """What else passed the filter, by the reason why it is not trained on."""
+    counts = {reason: train.get(f"left_out_{reason}", 0) for reason in REASONS}
+    return "".join(f", left out {count} {reason}" for reason, count in counts.items() if count)
 
 
 def _percent(fraction: float) -> str:

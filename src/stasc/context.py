@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from stasc.chat import Chat
+from collections.abc import Sequence
+from contextlib import suppress
+
+from stasc.chat import Chat, Refused
 from stasc.model import ModelConfig, reading
-from stasc.prompt import Prompt
+from stasc.prompt import Message, Prompt
 from stasc.records import Split
 from stasc.settings import Evaluation, Sampling
 
@@ -29,7 +32,8 @@ def check_context(
 ) -> None:
     """Checks each question's prompt, and the prompt of its correction where answers are as long as they may be.
 
-    An answer that becomes more tokens when it is read again than it was sampled as is left to the engine's own check.
+    An answer that becomes more tokens when it is read again than it was sampled as is not asked to be corrected, where
+    that does not fit.
     Raises: ValueError naming the question, and the setting that limits its answers.
     """
     if limit is None:
@@ -42,13 +46,28 @@ def check_context(
     ):
         setting = f"{group}.max_new_tokens"
         for question in split.questions:
-            for what, conversation, read in (
-                ("its prompt", prompt.ask(question.text), 0),
-                ("the prompt of its correction", prompt.ask_to_correct(question.text, ""), answers * new),
+            for what, conversations, read in (
+                ("its prompt", [prompt.ask(question.text)], 0),
+                (
+                    "the prompt of its correction",
+                    [prompt.ask_to_correct(question.text, y1) for y1 in ("", "?")],
+                    answers * new,
+                ),
             ):
-                tokens = len(chat.prompt(conversation)) + read
+                try:
+                    tokens = _length(chat, conversations) + read
+                except Refused as error:
+                    raise ValueError(f"question {question.id}: {what}: {error}, or leave the question out") from error
                 if tokens + new > limit:
                     raise ValueError(
                         f"question {question.id}: {what} takes up to {tokens} tokens, which with {setting}={new} "
                         f"exceeds the model's context of {limit} tokens; lower {setting}, or leave the question out"
                     )
+
+
+def _length(chat: Chat, conversations: Sequence[Sequence[Message]]) -> int:
+    """Tokens of the first prompt that the chat template takes: some refuse an empty answer."""
+    for conversation in conversations[:-1]:
+        with suppress(Refused):
+            return len(chat.prompt(conversation))
+    return len(chat.prompt(conversations[-1]))

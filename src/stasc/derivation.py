@@ -22,8 +22,9 @@ from stasc import fsx
 from stasc.engine import Request, Row
 from stasc.finite import NonFiniteError
 from stasc.keys import Description, Recipes
+from stasc.looks import Looks
 from stasc.model import Model
-from stasc.records import Advance, Answer, Keyed, Pair, Split
+from stasc.records import NOT_ASKED, Advance, Answer, Keyed, Pair, Split
 from stasc.reward import ZeroOnError
 from stasc.stages import Stages
 from stasc.store import Artifact, InputsChanged, Store, digest
@@ -79,6 +80,9 @@ class Plan:
         kept = [] if self._n in self.empty else [Pair(split.questions[0], 0, 0, 0, nothing, nothing, 0.0, 1.0)]
         return Keyed(self._filter, kept)
 
+    def unusable(self, pair: Pair) -> str | None:
+        return None
+
     def finetune(self, start: str, kept: Sequence[Pair], n: int) -> str:
         return self._note("finetune", self.recipes.finetune(start, self._filter, n), start).key
 
@@ -111,6 +115,7 @@ class Derivation:
         self._weights: dict[str, Callable[[], None]] = {}  # checks or derives those of a model, by its key
         self._made: dict[str, int] = {}  # the iteration that a model comes from, by its key; M_0 is from none
         self._n = 0  # the iteration at hand
+        self._looks = Looks()
         stages.live.before_read = self._have
 
     def sample(self, model: Model, split: Split, n: int) -> Keyed[list[Answer]]:
@@ -135,6 +140,13 @@ class Derivation:
         request = count()
         n_corr = range(self._stages.sampling[split.name].n_corr)
         seen = [[next(request) for _ in answers] for answers in y1]  # the request of each initial answer
+        not_asked = [
+            f"question {question.id}, initial answer {i}"
+            for question, requests in zip(split.questions, seen, strict=True)
+            for i, r in enumerate(requests)
+            if rows[r, 0] == NOT_ASKED
+        ]
+        self._looks.not_asked(_label("correction", split), not_asked)
         return Keyed(key, [[[rows[r, k] for k in n_corr] for r in requests] for requests in seen])
 
     def score(self, split: Split, y1: Keyed[list[Answer]], y2: Keyed[list[list[Answer]]]) -> Keyed[Pair]:
@@ -171,9 +183,13 @@ class Derivation:
             self._pairs = Keyed(key, pairs)
         return Keyed(key, pairs)
 
+    def unusable(self, pair: Pair) -> str | None:
+        """Why a pair cannot be trained on; None if it can."""
+        return self._stages.unusable(pair)
+
     def finetune(self, start: Model, kept: Sequence[Pair], n: int) -> Model:
         """M_n: `start` trained on the kept corrections."""
-        assert kept == [pair for pair in self._pairs if self._keep(pair.r1, pair.r2)]
+        assert kept == [pair for pair in self._pairs if self._keep(pair.r1, pair.r2) and not self.unusable(pair)]
         description = self._recipes.finetune(start.key, self._pairs.key, n)
         key = digest(description)
         made = self._stages.tune.model(start, self._store.root / "model" / key / "weights", key)
@@ -237,10 +253,15 @@ class Derivation:
     ) -> tuple[str, dict[Row, Answer]]:
         """The answers of a sampling stage by (request, sample), committed batch by batch."""
 
+        label = _label(kind, split)
+
         def compute(work: Path) -> None:
             self._bring(model, description)
             requests = ask()
-            label = LABELS[kind] if split.name == "train" else f"{split.name} {LABELS[kind]}"
+            not_asked = [r for r, request in enumerate(requests) if not request.keys]
+            if not_asked:
+                samples = range(description["samples"])
+                _write_answers(work, "not_asked", [((r, s), NOT_ASKED) for r in not_asked for s in samples])
             total = sum(len(request.keys) for request in requests)
             with self._progress(label, total, "answers") as advance:
                 for number, batch in enumerate(self._stages.batches(split, requests)):
@@ -249,22 +270,19 @@ class Derivation:
                         continue
                     with self._naming(model, split):
                         answers = self._stages.answer(model, split, requests, batch, advance)
-                    lines = [
-                        {"request": r, "sample": s, **asdict(answer)}
-                        for (r, s), answer in zip(batch, answers, strict=True)
-                    ]
-                    data = _jsonl(lines)
-                    fsx.write(work / f"{number:05d}-{hashlib.sha256(data).hexdigest()}.jsonl", data)
+                    _write_answers(work, f"{number:05d}", zip(batch, answers, strict=True))
 
         def read(artifact: Artifact) -> dict[Row, Answer]:
             rows: dict[Row, Answer] = {}
             for name in sorted(artifact.files):
                 for line in map(json.loads, artifact.read(name).splitlines()):
                     row = (line.pop("request"), line.pop("sample"))
-                    rows[row] = Answer(**line)
+                    rows[row] = Answer(**{**line, "ids": tuple(line["ids"])})
             return rows
 
-        return self._derive(kind, description, compute, read)
+        key, rows = self._derive(kind, description, compute, read)
+        self._looks(label, rows.values())
+        return key, rows
 
     @contextmanager
     def _naming(self, model: Model, split: Split) -> Iterator[None]:
@@ -289,6 +307,10 @@ class Derivation:
         return key, value
 
 
+def _label(kind: str, split: Split) -> str:
+    return LABELS[kind] if split.name == "train" else f"{split.name} {LABELS[kind]}"
+
+
 def _training(artifact: Artifact) -> dict[str, Any]:
     training: dict[str, Any] = json.loads(artifact.read("training.json"))
     return training
@@ -301,6 +323,11 @@ def _whole_chunk(work: Path, number: int) -> bool:
             return True
         path.unlink()
     return False
+
+
+def _write_answers(work: Path, name: str, answers: Iterable[tuple[Row, Answer]]) -> None:
+    data = _jsonl({"request": r, "sample": s, **vars(answer)} for (r, s), answer in answers)
+    fsx.write(work / f"{name}-{hashlib.sha256(data).hexdigest()}.jsonl", data)
 
 
 def _jsonl(lines: Iterable[Mapping[str, object]]) -> bytes:

@@ -19,10 +19,11 @@ from stasc.leases import Lease
 from stasc.model import Model
 from stasc.paths import naming
 from stasc.preparation import Experiment, Prepared, loop, open_store, prepare
-from stasc.records import Advance, Split
+from stasc.records import REASONS, Advance, Split
 from stasc.store import Store, digest
 from stasc.target import Correction
 from stasc.tracking import Journal, RunInfo, Wandb, scrub
+from stasc.units import counted
 from stasc.vote import NO_KEY, key_of
 
 if TYPE_CHECKING:
@@ -194,9 +195,21 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
             {**watch.pop_seconds(), "loading": prepared.live.pop_loading()},
         )
         console.iteration(folder.summary["iterations"][-1])
+        if odd := [(pair, reason) for pair, reason in iteration.left_out if reason != "truncated"]:
+            pair, reason = odd[0]
+            log.warning(
+                "iteration %d: %s left out, first %s: %s",
+                iteration.n,
+                counted(len(odd), "pair"),
+                pair.id,
+                REASONS[reason],
+            )
         if iteration.n and not iteration.kept:
             samples = "sampling.n_corr" if isinstance(experiment.target, Correction) else "sampling.n_init"
-            why = advice.nothing_kept(iteration.pairs, experiment.keep, experiment.loop.correct_at, samples)
+            if iteration.left_out:
+                why = advice.nothing_usable(iteration.pairs, iteration.left_out)
+            else:
+                why = advice.nothing_kept(iteration.pairs, experiment.keep, experiment.loop.correct_at, samples)
             log.warning("iteration %d: %s", iteration.n, why)
             empty.append(iteration.n)
             lease = prepared.lease(folder.path, "running", empty)
@@ -204,5 +217,3 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
         leases.drop_unneeded(store, lease, [model.key])
     watch.report()
     return model, lease
-
-

@@ -40,6 +40,7 @@ _OPTIMIZERS = (
 _ON_NONFINITE = ("abort", "skip_step")
 _LOSS_PER = ("token", "example")
 _SHUFFLE = ("examples", "prompts")
+_TRUNCATED = ("drop", "keep")
 _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 
@@ -91,6 +92,7 @@ class Optimization:
     gradient_checkpointing: bool
     on_nonfinite: str
     max_skipped_steps: int
+    truncated: str
 
     four_bit: ClassVar[bool] = False
 
@@ -122,6 +124,8 @@ class Optimization:
         known = self.on_nonfinite in _ON_NONFINITE
         expect("finetune.on_nonfinite", self.on_nonfinite, known, f"one of {', '.join(_ON_NONFINITE)}")
         expect("finetune.max_skipped_steps", self.max_skipped_steps, self.max_skipped_steps >= 0, "at least 0")
+        known = self.truncated in _TRUNCATED
+        expect("finetune.truncated", self.truncated, known, f"one of {', '.join(_TRUNCATED)}")
 
     def train(
         self, network: Network, examples: Sequence[Example], live: LiveModel, seed: int, advance: Advance

@@ -12,7 +12,7 @@ from typing import Any
 
 from stasc import fsx, tracking, vote
 from stasc.metrics import describe, unmarked
-from stasc.records import Iteration, Pair, Split
+from stasc.records import REASONS, Iteration, Pair, Split
 from stasc.reward import Reward, inner
 from stasc.store import file_sha256
 from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
@@ -125,13 +125,18 @@ class RunFolder:
     def _describe_train(self, iteration: Iteration[Any]) -> dict[str, float] | None:
         if not iteration.pairs:
             return None
-        return {**self._describe(iteration.pairs), "kept": len(iteration.kept)}
+        reasons = [reason for _, reason in iteration.left_out]
+        left_out = {f"left_out_{reason}": reasons.count(reason) for reason in REASONS}
+        return {**self._describe(iteration.pairs), "kept": len(iteration.kept), **left_out}
 
     def _pairs(self, iteration: Iteration[Any]) -> Iterator[dict[str, object]]:
         """A line for each training pair, with the reason why it is not trained on, if it is not."""
         kept = set(map(id, iteration.kept))
+        left_out = {id(pair): f"{reason}: {REASONS[reason]}" for pair, reason in iteration.left_out}
         for pair in iteration.pairs:
-            dropped = None if id(pair) in kept else not_kept(self._keep, pair.r1, pair.r2)
+            dropped = None
+            if id(pair) not in kept:
+                dropped = left_out.get(id(pair)) or not_kept(self._keep, pair.r1, pair.r2)
             yield {"n": iteration.n, **_line(pair), "kept": id(pair) in kept, "dropped": dropped}
 
     def _outcomes(self, iteration: Iteration[Any], k: float | None) -> Iterator[dict[str, object]]:

@@ -37,7 +37,7 @@ MODEL = (*SAMPLED, "finetune")
 # imports to find those that are missing here.
 _COMPUTING = (
     *("stasc.stages", "stasc.model", "stasc.sources", "stasc.chat", "stasc.prompt", "stasc.records"),
-    *("stasc.processor", "stasc.oom", "stasc.attention", "stasc.packing", "stasc.trie", "stasc.lengths"),
+    *("stasc.stop", "stasc.processor", "stasc.oom", "stasc.attention", "stasc.packing", "stasc.trie", "stasc.lengths"),
     "stasc.precision",
     *("stasc.engine", "stasc.engine.cache", "stasc.engine.noise"),
 )
@@ -73,10 +73,10 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings("dataset.", "n_validation n_test validation_path test_path", *HELD_OUT),
     **_settings("model.", "_target_ path revision device dtype attention", *MODEL),
     **_settings("model.", "chat_template template_args date", *MODEL),
-    **_settings("prompt.", "_target_ system initial", *SAMPLED),
+    **_settings("prompt.", "_target_ system initial", *MODEL),  # training on references samples nothing
     **_settings("", "prompt.correction sampling.n_corr", "correction"),
     **_settings("", "sampling.n_init", "initial"),
-    **_settings("sampling.", "temperature top_p max_new_tokens", *SAMPLED),
+    **_settings("sampling.", "temperature top_p max_new_tokens stop", *SAMPLED),
     **_settings("", "evaluation.n_init", "initial"),
     **_settings("evaluation.", "temperature top_p max_new_tokens batch", *SAMPLED),
     **_settings("evaluation.", "split", *HELD_OUT),
@@ -86,7 +86,7 @@ DECIDING: dict[str, tuple[str, ...]] = {
     ),
     **_settings("finetune.", "micro_batch_tokens packing shuffle loss_per", "finetune"),
     **_settings("finetune.", "warmup_ratio weight_decay max_grad_norm gradient_checkpointing", "finetune"),
-    **_settings("finetune.", "on_nonfinite max_skipped_steps", "finetune"),
+    **_settings("finetune.", "on_nonfinite max_skipped_steps truncated", "finetune"),
     **_settings("finetune.", "max_steps steps_match", "finetune"),
     **_settings("finetune.", "rank alpha dropout target_modules dora rslora", "finetune"),
 }
@@ -162,6 +162,7 @@ class Recipes:
         return {
             "start": start,
             "pairs": filter_,
+            "prompt": self._asked(),
             "n": n,
             "seed": self.settings["seed"],
             "target": self._part("target"),
@@ -172,25 +173,32 @@ class Recipes:
         }
 
     def _sampled(self, model: str, split: Split, n: int, samples: int) -> Description:
-        prompt, sampling = self._part("prompt"), self.sampling[split.name]
-        if type(self.parts["prompt"]) is Prompt:  # one of your own may use any setting in any turn
-            prompt = {name: prompt[name] for name in prompt if name not in ("correction", "marker")}
+        sampling = self.sampling[split.name]
         return {
             "model": model,
             "split": split.name,
             "n": n,
             "seed": self.settings["seed"],
             "questions": digest([[question.id, question.text] for question in split.questions]),
-            "prompt": prompt,
+            "prompt": self._asked(),
             "template": self.template,
             "samples": samples,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_new_tokens": sampling.max_new_tokens,
+            "stop": sampling.stop,
+            "answers": "with the ids that were sampled",  # as they are stored
             "engine": {**self._part("engine"), "batch_size": self.batch[split.name]},
             "numerics": self.numerics,
             "code": code(*CODE["sampling"]),
         }
+
+    def _asked(self) -> Description:
+        """What is said before an initial answer."""
+        prompt = self._part("prompt")
+        if type(self.parts["prompt"]) is Prompt:  # one of your own may use any setting in any turn
+            prompt = {name: prompt[name] for name in prompt if name not in ("correction", "marker")}
+        return prompt
 
     def _scored(self, split: Split, y1: str, y2: str) -> Description:
         return {

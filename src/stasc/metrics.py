@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from stasc.records import Answer, Pair
+from stasc.records import NOT_ASKED, Answer, Pair
 
 
 def describe(pairs: Sequence[Pair], correct_at: float) -> dict[str, float]:
@@ -27,6 +27,7 @@ def describe(pairs: Sequence[Pair], correct_at: float) -> dict[str, float]:
         "corr_reward": fmean(pair.r2 for pair in pairs),
         **_looks("init", [pair.y1 for pair in pairs]),
         **_looks("corr", [pair.y2 for pair in pairs]),
+        "corr_not_asked": fmean(pair.y2 == NOT_ASKED for pair in pairs),
     }
 
 

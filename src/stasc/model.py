@@ -128,7 +128,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 class LiveModel:
     """The one model in memory. It becomes whichever model of the run is asked for; M_0 comes from `base`.
 
-    `four_bit` holds the base weights in NF4 (bitsandbytes), M_0 included. `before_read` is called with a model whose
+    `four_bit` holds the base weights in NF4 (bitsandbytes), M_0 included. `context` is how many tokens it can read and
+    write together, None if there is no limit. `before_read` is called with a model whose
     files are about to be read: they may have to be checked, or made.
     """
 
@@ -141,6 +142,7 @@ class LiveModel:
         *,
         four_bit: bool,
         attention: str | None = None,
+        context: int | None = None,
     ) -> None:
         import torch
 
@@ -156,6 +158,7 @@ class LiveModel:
         processor.prepare(device)
         self.base, self.revision = base, revision
         self.device, self.dtype, self.four_bit, self.attention = device, dtype, four_bit, attention
+        self.context = context
         self._current: tuple[Model, torch.dtype] | None = None
         self._loading_s = 0.0
         self._network: Network | None = None

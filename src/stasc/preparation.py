@@ -93,6 +93,9 @@ def prepare(experiment: Experiment) -> Prepared:
     with naming("store.dir", root):
         root.mkdir(parents=True, exist_ok=True)
     test, train = experiment.test.name, experiment.train.name
+    sampling = experiment.sampling
+    if sampling.stop is None:
+        sampling = replace(sampling, stop=list(chat.stop_strings))
     recipes = keys.Recipes(
         settings=experiment.settings,
         base=content.folder_digest(Path(live.base), root / "digests.json"),
@@ -108,7 +111,7 @@ def prepare(experiment: Experiment) -> Prepared:
             "initial": digest(chat.prompt(experiment.prompt.ask("?"))),
             "correction": digest(chat.prompt(experiment.prompt.ask_to_correct("?", "?"))),
         },
-        sampling={train: experiment.sampling, test: experiment.evaluation.sampling(experiment.sampling)},
+        sampling={train: sampling, test: experiment.evaluation.sampling(sampling)},
         batch={
             train: experiment.engine.batch_size,
             test: experiment.evaluation.batch or experiment.engine.batch_size,
@@ -169,12 +172,21 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     base = experiment.model.fetch()
     config = checkpoint.check(experiment.model, base, tune)
     attention = experiment.model.attention
-    live = LiveModel(base, experiment.model.revision, device, dtype, four_bit=tune.four_bit, attention=attention)
+    limit = context_limit(experiment.model, base)
+    live = LiveModel(
+        base,
+        experiment.model.revision,
+        device,
+        dtype,
+        four_bit=tune.four_bit,
+        attention=attention,
+        context=limit,
+    )
     chat = load_chat(experiment.model, base)
     with reading(experiment.model):
         chat.restrict(config.get_text_config().vocab_size)
     check_context(
-        context_limit(experiment.model, base),
+        limit,
         chat,
         experiment.prompt,
         experiment.train,
@@ -197,6 +209,7 @@ def loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterator
         correct=correct,
         score=steps.score,
         keep=experiment.keep,
+        unusable=steps.unusable,
         start=experiment.start,
         finetune=steps.finetune,
         iterations=experiment.loop.iterations,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 Model = TypeVar("Model")
 T = TypeVar("T")
@@ -51,12 +51,18 @@ class Split:
 class Answer:
     """A sampled answer: its text exactly as sampled, and how many tokens that took.
 
-    `truncated` means that the token limit ended it, not the model. `tokens` counts the end token.
+    `truncated` means that the token limit ended it, not the model. `tokens` counts the end token, and what a stop
+    string cut off. `ids` are the sampled tokens that `text` stands for, the end-of-turn token last unless truncated:
+    what is trained. They are empty where no answer could be asked for, and None for a text that no model sampled.
     """
 
     text: str
     tokens: int
     truncated: bool = False
+    ids: tuple[int, ...] | None = None
+
+
+NOT_ASKED = Answer("", 0, ids=())  # stands for a correction whose prompt the model cannot be given
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,26 @@ class Pair:
         return {"question": self.question.id, "i": self.i, "seen": self.seen, "k": self.k}
 
 
+class LeftOut(NamedTuple):
+    """A pair that passed the filter and cannot be trained on, and why: one of `REASONS`."""
+
+    pair: Pair
+    reason: str
+
+
+REASONS = {  # why a pair that passed the filter is left out
+    "truncated": "the token limit ended the answer (finetune.truncated=drop)",
+    "prompt": "the chat template refuses the conversation, or it does not fit into the model's context",
+    "empty": "the answer has no token",
+}
+
+
 @dataclass(frozen=True)
 class Iteration(Generic[Model]):
-    """What iteration n leaves: the model M_n, the pairs it scored, those it kept, and its test pairs.
+    """What iteration n leaves: the model M_n, the pairs it scored, those it trained on, and its test pairs.
 
-    n = 0 is M_0 before any training: it has test pairs only.
+    `left_out` are pairs that passed the filter and could not be trained on. n = 0 is M_0 before any training: it has
+    test pairs only.
     """
 
     n: int
@@ -100,3 +121,4 @@ class Iteration(Generic[Model]):
     pairs: Sequence[Pair]
     kept: Sequence[Pair]
     test: Sequence[Pair]
+    left_out: Sequence[LeftOut] = ()

@@ -25,15 +25,20 @@ class Loop:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many answers are sampled for training, and how. Temperature 0 is greedy, top_p 1 the whole distribution."""
+    """How many answers are sampled for training, and how. Temperature 0 is greedy, top_p 1 the whole distribution.
+
+    A string of `stop` ends an answer and is cut off it. Null stands for those of the chat template.
+    """
 
     n_init: int
     n_corr: int
     temperature: float
     top_p: float
     max_new_tokens: int
+    stop: list[str] | None
 
     def __post_init__(self) -> None:
+        expect("sampling.stop", self.stop, all(self.stop or ["one"]), "null or a list of strings, none of them empty")
         expect("sampling.n_init", self.n_init, self.n_init >= 1, "at least 1")
         expect("sampling.n_corr", self.n_corr, self.n_corr >= 1, "at least 1")
         _check_decoding("sampling", self.temperature, self.top_p, self.max_new_tokens)
@@ -75,6 +80,7 @@ class Evaluation:
             temperature=train.temperature if self.temperature is None else self.temperature,
             top_p=train.top_p if self.top_p is None else self.top_p,
             max_new_tokens=train.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens,
+            stop=train.stop,
         )
 
 

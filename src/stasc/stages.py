@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stasc import pairing
-from stasc.chat import Chat
-from stasc.engine import Decoding, Request, Row, noise
+from stasc.chat import Chat, Refused
+from stasc.engine import Completion, Decoding, Request, Row, noise
 from stasc.engine.hf import HF
 from stasc.finetune import Example, Full, Lora, Training, steps
 from stasc.model import LiveModel, Model
 from stasc.prompt import Message, Prompt
-from stasc.records import Advance, Answer, Pair, Question, Split
+from stasc.records import NOT_ASKED, Advance, Answer, Pair, Question, Split
 from stasc.settings import Sampling
+from stasc.stop import StopStrings
 from stasc.target import Correction, Gold, Initial
 
 if TYPE_CHECKING:
@@ -54,17 +55,23 @@ class Stages:
         ]
 
     def ask_to_correct(self, split: Split, y1: Sequence[Sequence[Answer]], n: int) -> list[Request]:
-        """The prompts of y2[question][i][k] ~ model(. | x, y1[question][i]), one an initial answer."""
-        samples = range(self.sampling[split.name].n_corr)
-        return [
-            self._request(
-                self.prompt.ask_to_correct(question.text, answer.text),
-                [self._noise(split, "correction", n, question, i, k) for k in samples],
-                f"{question.id} (the correction of initial answer {i})",
-            )
-            for question, answers in zip(split.questions, y1, strict=True)
-            for i, answer in enumerate(answers)
-        ]
+        """The prompts of y2[question][i][k] ~ model(. | x, y1[question][i]), one an initial answer.
+
+        Where the model cannot be given the conversation, the request has no keys.
+        """
+        sampling = self.sampling[split.name]
+        requests = []
+        for question, answers in zip(split.questions, y1, strict=True):
+            for i, answer in enumerate(answers):
+                keys = [self._noise(split, "correction", n, question, i, k) for k in range(sampling.n_corr)]
+                conversation = self.prompt.ask_to_correct(question.text, answer.text)
+                try:
+                    request = self._request(conversation, keys, f"{question.id} (the correction of initial answer {i})")
+                except Refused:
+                    request = Request((), ())
+                fits = self._fits(len(request.prompt) + sampling.max_new_tokens)
+                requests.append(request if fits else Request((), ()))
+        return requests
 
     def batches(self, split: Split, requests: Sequence[Request]) -> list[list[Row]]:
         """Which answers are sampled together."""
@@ -80,12 +87,18 @@ class Stages:
     ) -> list[Answer]:
         """The answer of each row of a batch."""
         sampling = self.sampling[split.name]
+        stop = StopStrings(tuple(sampling.stop), self.chat) if sampling.stop else None
         decoding = Decoding(
-            sampling.temperature, sampling.top_p, sampling.max_new_tokens, self.chat.stop_ids, ids=self.chat.ids
+            sampling.temperature,
+            sampling.top_p,
+            sampling.max_new_tokens,
+            self.chat.stop_ids,
+            stopped=stop.met if stop else None,
+            ids=self.chat.ids,
         )
         network = self.live.load(model)
         completions = self.engines[split.name].sample(network, requests, batch, decoding, advance, self.limit)
-        return [Answer(self.chat.decode(c.ids), len(c.ids), c.truncated) for c in completions]
+        return [self._answered(completion, stop) for completion in completions]
 
     def score(
         self, split: Split, y1: Sequence[Sequence[Answer]], y2: Sequence[Sequence[Sequence[Answer]]]
@@ -107,12 +120,42 @@ class Stages:
         return steps(self.tune, len(kept))
 
     def example(self, pair: Pair) -> Example:
-        """What is trained for a pair: an answer of it, in the conversation that it was sampled in."""
+        """What is trained for a pair: an answer of it, as it was sampled, in its conversation. Raises: Refused."""
         conversation, answer = self.target.example(self.prompt, pair)
-        completion = self.chat.completion(conversation, answer.text, ended=not answer.truncated)
-        if not completion:
-            raise ValueError(f"{pair.id}: {answer.text!r} has no token to train on")
+        completion = answer.ids
+        if completion is None:
+            completion = self.chat.completion(conversation, answer.text, ended=not answer.truncated)
         return Example(pair.id, self.chat.prompt(conversation), completion)
+
+    def unusable(self, pair: Pair) -> str | None:
+        """Why a pair cannot be trained on, one of `REASONS`; None if it can."""
+        _, answer = self.target.example(self.prompt, pair)
+        if answer == NOT_ASKED:
+            return "prompt"
+        if answer.truncated and self.tune.truncated == "drop":
+            return "truncated"
+        try:
+            example = self.example(pair)
+        except Refused:
+            return "prompt"
+        if not self._fits(len(example.prompt) + len(example.completion)):
+            return "prompt"
+        return None if example.completion else "empty"
+
+    def _fits(self, tokens: int) -> bool:
+        return self.live.context is None or tokens <= self.live.context
+
+    def _answered(self, completion: Completion, stop: StopStrings | None) -> Answer:
+        """The answer that sampled tokens are, up to a stop string."""
+        ids, tokens = completion.ids, len(completion.ids)
+        if stop and (cut := stop.cut(ids)):
+            text, kept = cut
+            return Answer(text, tokens, truncated=False, ids=(*kept, self.chat.end_id))
+        text = self.chat.decode(ids)
+        if completion.truncated:
+            return Answer(text, tokens, truncated=True, ids=ids)
+        said = ids[:-1] if ids and ids[-1] in self.chat.stop_ids else ids
+        return Answer(text, tokens, truncated=False, ids=(*said, self.chat.end_id))
 
     def _request(self, conversation: Sequence[Message], keys: Sequence[int], name: str) -> Request:
         return Request(self.chat.prompt(conversation), tuple(keys), name)

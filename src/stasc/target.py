@@ -66,7 +66,8 @@ class Gold:
             if split.name != "train":
                 return sample(model, split, n)
             texts = [" ".join(filter(None, (self.marker, question.references[0]))) for question in split.questions]
-            return Keyed(digest(texts), [[Answer(text, 0)] for text in texts])
+            asked = [[question.text, text] for question, text in zip(split.questions, texts, strict=True)]
+            return Keyed(digest(asked), [[Answer(text, 0)] for text in texts])
 
         return reference, _twice(correct)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Row = tuple[int, int]  # (request, sample): which answer
@@ -18,7 +19,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled token ids, the stop token included unless the token limit ended them (`truncated`)."""
+    """Sampled token ids, with the stop token or the stop string that ended them; `truncated` by the token limit."""
 
     ids: tuple[int, ...]
     truncated: bool
@@ -28,11 +29,13 @@ class Completion:
 class Decoding:
     """How tokens are drawn: temperature 0 is greedy, top_p 1 is the whole distribution.
 
-    `ids` are those that have a text, and so may be drawn; None: all that the model has.
+    A token of `stop_ids` ends an answer, and so does `stopped`, which is asked after every token if it is given. `ids`
+    are those that have a text, and so may be drawn; None: all that the model has.
     """
 
     temperature: float
     top_p: float
     max_new_tokens: int
     stop_ids: frozenset[int]
+    stopped: Callable[[Sequence[int]], bool] | None = None
     ids: frozenset[int] | None = None

@@ -70,6 +70,8 @@ def sample_batch(
         for row, id_ in zip(rows, drawn, strict=True):
             sampled[row].append(id_)
         going = [index for index, id_ in enumerate(drawn) if id_ not in decoding.stop_ids]
+        if decoding.stopped is not None:
+            going = [index for index in going if not decoding.stopped(sampled[rows[index]])]
         rows = [rows[index] for index in going]
         if len(rows) < len(drawn):
             advance(len(drawn) - len(rows))

@@ -1,0 +1,51 @@
+"""Do most answers of a stage look wrong, whatever their rewards? Said once, while there is time to stop the run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from statistics import fmean
+
+from stasc.records import Answer
+from stasc.units import counted
+
+log = logging.getLogger(__name__)
+
+_MANY = 0.5  # of a stage's answers
+_ADVICE = {
+    "truncated": "they were not at their end at the token limit: raise sampling.max_new_tokens, or, for a model that "
+    "was not trained to chat, set model.chat_template=plain or sampling.stop to what stands after an answer",
+    "empty": "see whether model.chat_template is the one that the model was trained with",
+}
+
+
+class Looks:
+    """Told of each stage's answers, it warns once for each kind of odd answer."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def __call__(self, label: str, answers: Collection[Answer]) -> None:
+        """Takes the answers of a stage; `label` says which they are."""
+        if not answers:
+            return
+        shares = {
+            "truncated": fmean(answer.truncated for answer in answers),
+            "empty": fmean(not answer.text.strip() for answer in answers),
+        }
+        for kind, share in shares.items():
+            if share > _MANY and kind not in self._warned:
+                self._warned.add(kind)
+                log.warning("%.0f %% of the %s are %s: %s", 100 * share, label, kind, _ADVICE[kind])
+
+    def not_asked(self, label: str, names: Sequence[str]) -> None:
+        """Takes the names of the initial answers whose corrections could not be asked for."""
+        if names and "not asked" not in self._warned:
+            self._warned.add("not asked")
+            log.warning(
+                "%s of %s, first %s, cannot be asked for: the chat template refuses the conversation, or it does not "
+                "fit into the model's context; they count as empty, and are not trained on",
+                label,
+                counted(len(names), "initial answer"),
+                names[0],
+            )
