@@ -62,7 +62,7 @@ def check(
 def test_a_correction_may_fill_the_context_and_not_exceed_it(chat: Chat) -> None:
     needed = CORRECTED + 2 * 10  # the answer that is corrected, and the correction
     check(chat, needed, train=QUESTION)
-    message = rf"question t/2: the prompt of its correction takes up to {needed - 10} tokens, which with "
+    message = rf"question t/2 \(.*\): the prompt of its correction takes up to {needed - 10} tokens, which with "
     with pytest.raises(ValueError, match=rf"{message}sampling\.max_new_tokens=10 .* context of {needed - 1} tokens"):
         check(chat, needed - 1, train=QUESTION)
 
@@ -70,14 +70,14 @@ def test_a_correction_may_fill_the_context_and_not_exceed_it(chat: Chat) -> None
 def test_an_answer_that_the_request_repeats_counts_twice(chat: Chat) -> None:
     needed = 7 + 25 + len("Not ?") + 3 * 10
     check(chat, needed, train=QUESTION, correction="Not {answer}?")
-    with pytest.raises(ValueError, match="question t/2: the prompt of its correction"):
+    with pytest.raises(ValueError, match=r"question t/2 \(.*\): the prompt of its correction"):
         check(chat, needed - 1, train=QUESTION, correction="Not {answer}?")
 
 
 def test_an_initial_prompt_that_does_not_fit_is_said_to_be_that(chat: Chat) -> None:
-    with pytest.raises(ValueError, match=rf"question t/2: its prompt takes up to {ASKED} tokens"):
+    with pytest.raises(ValueError, match=rf"question t/2 \(.*\): its prompt takes up to {ASKED} tokens"):
         check(chat, ASKED + 9, train=QUESTION)
-    with pytest.raises(ValueError, match="question t/2: the prompt of its correction"):
+    with pytest.raises(ValueError, match=r"question t/2 \(.*\): the prompt of its correction"):
         check(chat, ASKED + 10, train=QUESTION)
 
 
@@ -86,15 +86,15 @@ def test_an_initial_prompt_that_does_not_fit_is_said_to_be_that(chat: Chat) -> N
     [(None, r"sampling\.max_new_tokens=10 "), (10, r"evaluation\.max_new_tokens=10 ")],
 )
 def test_the_setting_named_is_the_one_that_applies(chat: Chat, evaluated: int | None, setting: str) -> None:
-    with pytest.raises(ValueError, match=rf"question e/1: .* with {setting}.*lower {setting[:-4]}"):
+    with pytest.raises(ValueError, match=rf"question e/1 \(.*\): .* with {setting}.*lower {setting[:-4]}"):
         check(chat, CORRECTED + 19, test=QUESTION, evaluated=evaluated)
-    with pytest.raises(ValueError, match=r"question t/2: .* with sampling\.max_new_tokens=10 "):
+    with pytest.raises(ValueError, match=r"question t/2 \(.*\): .* with sampling\.max_new_tokens=10 "):
         check(chat, CORRECTED + 19, train=QUESTION, evaluated=evaluated)
 
 
 def test_a_split_is_checked_with_its_own_length_of_answers(chat: Chat) -> None:
     check(chat, CORRECTED + 2 * 3, test=QUESTION, new=2, evaluated=3)
-    with pytest.raises(ValueError, match=r"question e/1: .*evaluation\.max_new_tokens=4"):
+    with pytest.raises(ValueError, match=r"question e/1 \(.*\): .*evaluation\.max_new_tokens=4"):
         check(chat, CORRECTED + 2 * 3, test=QUESTION, new=2, evaluated=4)
 
 
@@ -120,7 +120,9 @@ def test_a_megabyte_of_a_question_ends_the_run_before_weights_are_read(
     file.write_text("".join(json.dumps({"question": text, "answer": "a"}) + "\n" for text in texts))
     built = experiment("dataset=jsonl", f"dataset.path={file}", "dataset.n_validation=0", "dataset.n_train=7")
     began = time.process_time()
-    with pytest.raises(ValueError, match=r"question questions:10: its prompt takes up to 1000\d\d\d tokens"):
+    with pytest.raises(
+        ValueError, match=r"question [0-9a-f]{16} \('(long ){11}lo\.\.\.'\): its prompt takes up to 1000\d\d\d tokens"
+    ):
         run(built, tmp_path, "group", Console())
     assert time.process_time() - began < 10
     assert not (tmp_path / "summary.json").exists()

@@ -261,7 +261,9 @@ def test_a_model_whose_logits_are_not_finite_ends_the_run_by_its_name_and_the_qu
     base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = broken(base, tmp_path / "broken")
-    message = r"^M_0 in iteration 0, test split: the logits are not finite: countries/\w+/\w+, .*model\.dtype=float32$"
+    message = (
+        r"^M_0 in iteration 0, test split: the logits are not finite: countries/\w+/\w+ \('.*model\.dtype=float32$"
+    )
     with pytest.raises(NonFiniteError, match=message):
         run_tiny(tmp_path / "run", "model=custom", f"model.path={model}")
     assert not caplog.records, "that it cannot share prompts is not what is wrong"
@@ -315,5 +317,7 @@ def test_a_reference_that_is_not_finite_is_a_bad_row(tmp_path: Path) -> None:
     file = tmp_path / "huge.jsonl"
     rows = [f'{{"question": "q{i}", "answer": {answer}}}' for i, answer in enumerate(["1e308", "[2, -1e999]", "3"])]
     file.write_text("\n".join(rows))
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))}:2: 'answer' is or holds a number too large"):
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(file))}:2: 'answer' is or holds a number that is too large"
+    ):
         experiment("dataset=jsonl", f"dataset.path={file}", "dataset.n_test=1", "dataset.n_validation=0")

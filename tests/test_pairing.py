@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from stasc.pairing import PAIRINGS, Pairing, crossed, own, score
 from stasc.records import Answer, Pair, Question, Split
 
-ANSWERS = [("y1 b 1", "initial answer 1 to b"), ("y2 b 1 2", "correction 2 of initial answer 1 to b")]
+ANSWERS = [  # and what a pattern of their names is
+    ("y1 b 1", r"initial answer 1 to b \('B\?'\)"),
+    ("y2 b 1 2", r"correction 2 of initial answer 1 to b \('B\?'\)"),
+]
 QUESTIONS = (Question("a", "A?", ("1",)), Question("b", "B?", ("2", "two")))
 
 

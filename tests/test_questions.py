@@ -67,7 +67,7 @@ def test_a_reward_of_ones_own_may_look_for_what_is_no_word(tmp_path: Path) -> No
 
 
 def test_a_dataset_of_ones_own_is_held_to_the_reward_too() -> None:
-    with pytest.raises(ValueError, match=r"question train/0, 'train 0\?': its reference ',' has no word"):
+    with pytest.raises(ValueError, match=r"question train/0 \('train 0\?'\): its reference ',' has no word"):
         build_experiment(composed("model=tiny", "~dataset", "+dataset={_target_: test_questions.OwnDataset}"))
 
 

@@ -454,7 +454,9 @@ FRAGILE = ("~reward", "+reward={_target_: test_run.fragile, _partial_: true}")
 
 
 def test_a_reward_that_raises_ends_the_run_with_the_name_of_the_answer(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"raised ZeroDivisionError for .*answer \d+ to countries/\w+/\w+: ") as raised:
+    with pytest.raises(
+        ValueError, match=r"raised ZeroDivisionError for .*answer \d+ to countries/\w+/\w+ \('W.*'\): "
+    ) as raised:
         run(experiment(*FRAGILE), tmp_path, "group", Console())
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"

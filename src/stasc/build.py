@@ -241,7 +241,7 @@ def _splits(dataset: Any, reward: Any, names: Sequence[str]) -> list[Split]:
             raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
         for question in split.questions:
             if why := problem(question.references):
-                raise ValueError(f"question {question.id}, {question.text[:80]!r}: {why}")
+                raise ValueError(f"question {question.name}: {why}")
     check_disjoint(*(split.questions for split in splits))
     return splits
 

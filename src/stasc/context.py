@@ -57,10 +57,10 @@ def check_context(
                 try:
                     tokens = _length(chat, conversations) + read
                 except Refused as error:
-                    raise ValueError(f"question {question.id}: {what}: {error}, or leave the question out") from error
+                    raise ValueError(f"question {question.name}: {what}: {error}, or leave the question out") from error
                 if tokens + new > limit:
                     raise ValueError(
-                        f"question {question.id}: {what} takes up to {tokens} tokens, which with {setting}={new} "
+                        f"question {question.name}: {what} takes up to {tokens} tokens, which with {setting}={new} "
                         f"exceeds the model's context of {limit} tokens; lower {setting}, or leave the question out"
                     )
 

@@ -57,10 +57,10 @@ def _rated(reward: Reward, question: Question, answer: Answer, name: str) -> flo
         value = float(reward(answer.text, question.references))
     except Exception as error:  # a reward is anybody's code
         raise ValueError(
-            f"the reward raised {type(error).__name__} for {name} to {question.id}: {error}; "
+            f"the reward raised {type(error).__name__} for {name} to {question.name}: {error}; "
             "mend it, or set reward_errors=zero to count such answers 0"
         ) from error
     if not 0 <= value <= 1:
         kind = ValueError if math.isfinite(value) else NonFiniteRewardError
-        raise kind(f"the reward gave {value} for {name} to {question.id}; expected a number in [0, 1]")
+        raise kind(f"the reward gave {value} for {name} to {question.name}; expected a number in [0, 1]")
     return value

@@ -32,6 +32,12 @@ class Question:
     text: str
     references: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """The id and how the text begins, for messages: an id may be a digest."""
+        words = " ".join(self.text[:200].split())
+        return f"{self.id} ({words if len(words) <= 60 else words[:57] + '...'!r})"
+
 
 @dataclass(frozen=True)
 class Split:

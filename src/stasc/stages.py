@@ -49,7 +49,7 @@ class Stages:
             self._request(
                 self.prompt.ask(question.text),
                 [self._noise(split, "initial", n, question, i) for i in samples],
-                question.id,
+                question.name,
             )
             for question in split.questions
         ]
@@ -66,7 +66,9 @@ class Stages:
                 keys = [self._noise(split, "correction", n, question, i, k) for k in range(sampling.n_corr)]
                 conversation = self.prompt.ask_to_correct(question.text, answer.text)
                 try:
-                    request = self._request(conversation, keys, f"{question.id} (the correction of initial answer {i})")
+                    request = self._request(
+                        conversation, keys, f"{question.name}, the correction of initial answer {i}"
+                    )
                 except Refused:
                     request = Request((), ())
                 fits = self._fits(len(request.prompt) + sampling.max_new_tokens)
