@@ -436,7 +436,7 @@ def test_an_iteration_after_an_empty_one_goes_on_from_the_model_before_it(fakes:
 
 @pytest.mark.parametrize("finetune", ["full", "lora"])
 def test_one_kept_pair_is_less_than_a_batch_and_is_trained_on(finetune: str, tmp_path: Path) -> None:
-    given = [*FRACTION, "iterations=1", f"finetune={finetune}", f"store.dir={tmp_path}/store"]
+    given = [*FRACTION, "model.path=tiny:0", "iterations=1", f"finetune={finetune}", f"store.dir={tmp_path}/store"]
     run_tiny(tmp_path / "none", *given, "filter.margin=0.999")
     first, second = gains(tmp_path / "none", 1)[:2]
     assert first > second > 0

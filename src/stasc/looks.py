@@ -1,4 +1,4 @@
-"""Do most answers of a stage look wrong, whatever their rewards? Said once, while there is time to stop the run."""
+"""Warns, once for each reason, of answers that look wrong whatever their rewards, while a run can still be stopped."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 _MANY = 0.5  # of a stage's answers
 _ADVICE = {
-    "truncated": "they were not at their end at the token limit: raise sampling.max_new_tokens, or, for a model that "
-    "was not trained to chat, set model.chat_template=plain or sampling.stop to what stands after an answer",
-    "empty": "see whether model.chat_template is the one that the model was trained with",
+    "truncated": "raise sampling.max_new_tokens, or, for a model that was not trained to chat, set "
+    "model.chat_template=plain, or sampling.stop to what follows an answer",
+    "empty": "check that model.chat_template is the one that the model was trained with",
 }
 
 
 class Looks:
-    """Told of each stage's answers, it warns once for each kind of odd answer."""
+    """Warns once if most answers of a stage are truncated or empty, or if corrections cannot be sampled."""
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
@@ -43,8 +43,8 @@ class Looks:
         if names and "not asked" not in self._warned:
             self._warned.add("not asked")
             log.warning(
-                "%s of %s, first %s, cannot be asked for: the chat template refuses the conversation, or it does not "
-                "fit into the model's context; they count as empty, and are not trained on",
+                "%s of %s (first: %s) cannot be sampled: the chat template refuses the conversation, or it exceeds the "
+                "model's context; they count as empty, and are not trained on",
                 label,
                 counted(len(names), "initial answer"),
                 names[0],
