@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from stasc.check import expect, expect_correct_at
@@ -39,6 +40,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         expect("sampling.stop", self.stop, all(self.stop or ["one"]), "null or a list of strings, none of them empty")
+        typed = any(re.match(r"\\n(?![a-z])", text) for text in self.stop or [])
+        line_break = "a line break, found a backslash and an n: in bash, write $'sampling.stop=[\"\\n\"]', with the $"
+        expect("sampling.stop", self.stop, not typed, line_break)
         expect("sampling.n_init", self.n_init, self.n_init >= 1, "at least 1")
         expect("sampling.n_corr", self.n_corr, self.n_corr >= 1, "at least 1")
         _check_decoding("sampling", self.temperature, self.top_p, self.max_new_tokens)
