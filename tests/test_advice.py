@@ -57,3 +57,9 @@ def test_pairs_that_cannot_be_trained_on_are_counted_by_reason() -> None:
     )
     assert said.endswith("; raise sampling.max_new_tokens, or set finetune.truncated=keep")
     assert nothing_usable([refused], [LeftOut(refused, "prompt")]).endswith("; see pairs.jsonl")
+
+
+def test_a_marker_that_answers_lack_is_named_instead_of_a_stronger_model() -> None:
+    said = nothing_kept(pairs((0, 0)), STRICT, 1.0, "sampling.n_corr", lambda answer: True)
+    assert "100% of the answers lack the marker that reward.scope=final looks for" in said
+    assert "stronger model" in nothing_kept(pairs((0, 0)), STRICT, 1.0, "sampling.n_corr", lambda answer: False)

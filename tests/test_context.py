@@ -13,7 +13,7 @@ from test_run import experiment
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig
 
 from stasc import sources
-from stasc.chat import Chat
+from stasc.chat import Chat, Refused
 from stasc.console import Console
 from stasc.context import check_context, context_limit
 from stasc.experiment import run
@@ -126,3 +126,16 @@ def test_a_megabyte_of_a_question_ends_the_run_before_weights_are_read(
         run(built, tmp_path, "group", Console())
     assert time.process_time() - began < 10
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_without_a_limit_too_a_question_that_the_template_refuses_is_named(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(messages: object) -> tuple[int, ...]:
+        raise Refused("the chat template refuses a conversation")
+
+    monkeypatch.setattr(chat, "prompt", refuses)
+    with pytest.raises(
+        ValueError, match=r"^question .*: its prompt: the chat template refuses .* leave the question out"
+    ):
+        check(chat, None)

@@ -894,3 +894,19 @@ def test_an_id_in_both_splits_or_twice_in_one_is_refused() -> None:
         check_disjoint([question("x", "Who?"), question("x", "Where?")], [])
     with pytest.raises(ValueError, match=r"id 'x' is twice in the test split: .*dataset\.id"):
         check_disjoint([], [question("x", "Who?"), question("x", "Where?")])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_files_with_a_question_in_common_are_refused_whatever_the_sizes_and_the_seed(tmp_path: Path, seed: int) -> None:
+    for name in ("train", "test"):
+        rows = [{"question": f"{name} {i}", "answer": "a"} for i in range(30)]
+        write(
+            tmp_path / f"{name}.jsonl",
+            [*rows, {"question": "In both?" if name == "test" else "in  both", "answer": "a"}],
+        )
+    paths = {f"{name}_path": str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    data = build("jsonl", **paths, n_train=3, n_validation=0, n_test=3, seed=seed)
+    with pytest.raises(
+        ValueError, match=r"dataset\.train_path and dataset\.test_path have 1 question in common, e\.g\. 'In"
+    ):
+        data.check_apart()

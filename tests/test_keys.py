@@ -739,8 +739,8 @@ BY_STAGE = {
     "scoring": {"stasc.reward": OF_OPTIONS, "stasc.filter": OF_OPTIONS},
 }
 ENTRIES = {
-    "sampling": ("stasc.stages", "stasc.engine.hf"),
-    "finetune": ("stasc.stages", "stasc.finetune"),
+    "sampling": ("stasc.stages", "stasc.engine.hf", "stasc.context"),
+    "finetune": ("stasc.stages", "stasc.finetune", "stasc.context"),
     "scoring": ("stasc.pairing", "stasc.metrics", "stasc.reward", "stasc.filter"),
 }
 

@@ -167,8 +167,6 @@ def test_a_run_ends_whole_and_says_what_it_left_out_and_why(
     family: Family, method: str, base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert len(TEXTS) >= 40
-    if method == "qlora":
-        pytest.importorskip("bitsandbytes")
     trained: list[Example] = []
     summary, pairs, said = run(family, base, tmp_path, trained, f"finetune={method}", "finetune.truncated=drop")
 

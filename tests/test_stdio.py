@@ -62,3 +62,13 @@ def test_help_into_a_pipe_that_nobody_reads_says_nothing(tmp_path: Path) -> None
     )
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_process_goes_on_when_there_is_no_room_for_its_output(tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", SPEAKING, str(end)]
+        ended = subprocess.run(command, env=environment(), stdout=full, stderr=full, check=False)
+    assert ended.returncode == 0
+    assert end.read_text() == "done"

@@ -77,3 +77,33 @@ def test_of_any_tokens_what_is_left_is_the_text_before(ids: list[int], string: s
     assert cut[0] == text.partition(string)[0]
     left = CHAT.decode(cut[1])
     assert cut[0].startswith(left.rstrip("\ufffd")) and (left == cut[0] or "\ufffd" in text)
+
+
+class Spaced:
+    """Encodes a text as tokenizers do that put a space before it, which is dropped where it begins a decoded text."""
+
+    vocabulary = ("\u2581Dhak", "a.\n", "Q:", "\u2581a.", "\u2581Dhaka.", "\u2581")
+
+    def __init__(self, *known: str) -> None:
+        self.known = known
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        whole = "\u2581" + text.replace(" ", "\u2581")
+        return (self.vocabulary.index(whole),) if whole in self.known else (self.vocabulary.index("\u2581"),)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.vocabulary[id_] for id_ in ids).replace("\u2581", " ").removeprefix(" ")
+
+
+@pytest.mark.parametrize(
+    ("known", "kept", "left"),
+    [(("\u2581a.", "\u2581Dhaka."), "Dhaka.", ["\u2581Dhaka."]), (("\u2581a.",), "Dhak", ["\u2581Dhak"])],
+)
+def test_what_is_left_of_an_answer_is_the_text_of_its_tokens(
+    known: tuple[str, ...], kept: str, left: list[str]
+) -> None:
+    """A tokenizer that writes a space before "a." cannot give the end of "Dhaka." by itself."""
+    codec = Spaced(*known)
+    cut = StopStrings(("\nQ:",), codec).cut((0, 1, 2))
+    assert cut == (kept, tuple(map(codec.vocabulary.index, left)))
+    assert codec.decode(cut[1]) == cut[0]

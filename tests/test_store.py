@@ -21,7 +21,7 @@ import pytest
 from fake_lm import FakeEngine, fake_experiment, results, run_fake, use_fakes
 from filelock import Timeout
 
-from stasc import housekeeping, tracking
+from stasc import fsx, housekeeping, tracking
 from stasc.store import COMMIT, KINDS, Artifact, Damaged, OtherVersion, Store, committed, read_sealed, write_sealed
 
 composed = cache(fake_experiment)
@@ -519,3 +519,11 @@ def test_a_disk_that_damages_what_is_written_is_an_error(store: Store) -> None:
 
     with pytest.raises(OSError, match=r"filter/0+: x does not match its checksum, just written; is the disk failing"):
         derived(store, read=read)
+
+
+def test_a_copy_is_whole_where_the_system_call_copies_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As copy_file_range does on some network file systems."""
+    (tmp_path / "old").write_bytes(b"weights" * 100)
+    monkeypatch.setattr(os, "copy_file_range", lambda *arguments: 0)
+    fsx.clone(tmp_path / "old", tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == b"weights" * 100

@@ -10,11 +10,18 @@ from stasc.records import REASONS, LeftOut, Pair
 from stasc.units import counted
 
 
-def nothing_kept(pairs: Sequence[Pair], keep: Callable[[float, float], bool], correct_at: float, samples: str) -> str:
+def nothing_kept(
+    pairs: Sequence[Pair],
+    keep: Callable[[float, float], bool],
+    correct_at: float,
+    samples: str,
+    unmarked: Callable[[str], bool] | None = None,
+) -> str:
     """Says why no pair was kept, and which settings would keep some of these pairs or others.
 
     Args:
         correct_at: the reward from which an answer counts as right.
+        unmarked: whether an answer lacks the marker that its reward looks for.
         samples: the setting that says how many of the trained answers are sampled, such as `sampling.n_corr`.
     """
     option = type(keep).__name__.lower()
@@ -24,6 +31,12 @@ def nothing_kept(pairs: Sequence[Pair], keep: Callable[[float, float], bool], co
         "nothing to train on; "
     )
     if not any(pair.r1 or pair.r2 for pair in pairs):
+        answers = [answer for pair in pairs for answer in (pair.y1, pair.y2)]
+        if unmarked is not None and (lacking := sum(map(unmarked, (one.text for one in answers)))) > len(answers) / 2:
+            return found + (
+                f"{lacking / len(answers):.0%} of the answers lack the marker that reward.scope=final looks for: raise "
+                "sampling.max_new_tokens, take prompt=cot, which asks for the marker, or reward.scope=whole"
+            )
         cut = sum(pair.y1.truncated + pair.y2.truncated for pair in pairs) / (2 * len(pairs))
         return found + (
             "no answer earned a reward, so no filter helps: look at y1 and y2 in pairs.jsonl, then "

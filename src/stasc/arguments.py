@@ -42,6 +42,7 @@ def readable(arguments: Sequence[str]) -> list[str]:
 
 def quoted(name: str, value: str) -> str:
     """A setting for the shell whose value is in quotes for Hydra, which then takes it as it is."""
+    value = re.sub(r"(\\+)(?=['\"]|$)", r"\1\1", value)  # before a quote, Hydra takes a backslash for an escape
     if not set(value) & set('"$`\\!'):
         return f'"{name}=' + "'" + value.replace("'", r"\'") + "'" + '"'
     if not set(value) & set("'\""):
@@ -75,9 +76,10 @@ def _check_option(argument: str, left: Iterator[str]) -> None:
     """Raises: ValueError for an option that Hydra does not know, as the setting that was probably meant."""
     name, equals, value = argument.partition("=")
     known = (*WITH_VALUE, *ALONE)
-    if name in known or not name.startswith("--") or any(one.startswith(name) for one in known):
-        return
     setting = name.lstrip("-").replace("-", "_")
+    abbreviated = any(one.startswith(name) for one in known) and setting not in (*GROUPS, "baseline", "experiment")
+    if name in known or not name.startswith("--") or abbreviated:
+        return
     if not equals:
         following = next(left, "")
         value = following if following and "=" not in following and not following.startswith("-") else "..."

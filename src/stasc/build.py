@@ -56,7 +56,9 @@ def build_part(cfg: DictConfig, prefix: str, target: type | None = None) -> Any:
         if not is_dataclass(kind):
             _check_settings(prefix.rstrip("."), kind, settings)
             return hydra.utils.instantiate({"_target_": name, **settings}, _convert_="all")
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), listed(kind, settings)))
+        settings = listed(kind, settings)
+        _check_shapes(prefix, kind, settings)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
     except ConfigKeyError as error:
         known = [field.name for field in fields(kind)]
         if told := belonging(f"{prefix}{error.full_key}", _loader()):
@@ -75,6 +77,15 @@ def listed(kind: Any, settings: Mapping[Any, Any]) -> dict[Any, Any]:
     """The settings of a dataclass, in which a text where a list belongs is a list of it: all-linear, [all-linear]."""
     lists = [field.name for field in fields(kind) if str(field.type).startswith("list[")]
     return {name: [value] if name in lists and isinstance(value, str) else value for name, value in settings.items()}
+
+
+def _check_shapes(prefix: str, kind: Any, settings: Mapping[Any, Any]) -> None:
+    """Raises: ValueError for a single value where a list or a mapping belongs, or one of these for the other."""
+    for field in fields(kind):
+        shape, value = str(field.type).partition("[")[0], settings.get(field.name)
+        expected = {"list": (list, "a list, such as [a, b]"), "dict": (Mapping, "a mapping, such as {name: value}")}
+        if value is not None and shape in expected and not isinstance(value, expected[shape][0]):
+            raise ValueError(f"{prefix}{field.name}={value}: expected {expected[shape][1]}")
 
 
 def _literal(value: Any) -> Any:
@@ -222,13 +233,15 @@ def _splits(dataset: Any, reward: Any, names: Sequence[str]) -> list[Split]:
 
     Raises: ValueError if a split is empty, or a question has no reference that the reward can find in an answer.
     """
-    from stasc.dataset import Judged, check_disjoint, describe_repeated, describe_skipped
+    from stasc.dataset import Jsonl, Judged, check_disjoint, describe_repeated, describe_skipped
     from stasc.records import Split
     from stasc.reward import Reward, inner
 
     problem = inner(reward).problem if isinstance(inner(reward), Reward) else lambda references: None
     if isinstance(dataset, Judged):  # whose rows may be left out
         dataset = dataset.judged_by(problem)
+    if isinstance(dataset, Jsonl):
+        dataset.check_apart()
     skipped = {name: dataset.skipped(name) if hasattr(dataset, "skipped") else {} for name in names}
     repeated = {name: dataset.repeated(name) if hasattr(dataset, "repeated") else () for name in names}
     splits = [Split(name, tuple(dataset(name)), tuple(skipped[name]), tuple(repeated[name])) for name in names]

@@ -36,8 +36,6 @@ def check_context(
     that does not fit.
     Raises: ValueError naming the question, and the setting that limits its answers.
     """
-    if limit is None:
-        return
     tested = "sampling" if evaluation.max_new_tokens is None else "evaluation"
     answers = 1 + prompt.correction.count("{answer}")
     for split, group, new in (
@@ -58,7 +56,7 @@ def check_context(
                     tokens = _length(chat, conversations) + read
                 except Refused as error:
                     raise ValueError(f"question {question.name}: {what}: {error}, or leave the question out") from error
-                if tokens + new > limit:
+                if limit is not None and tokens + new > limit:
                     raise ValueError(
                         f"question {question.name}: {what} takes up to {tokens} tokens, which with {setting}={new} "
                         f"exceeds the model's context of {limit} tokens; lower {setting}, or leave the question out"

@@ -20,6 +20,7 @@ from stasc.model import Model
 from stasc.paths import naming
 from stasc.preparation import Experiment, Prepared, loop, open_store, prepare
 from stasc.records import REASONS, Advance, Split
+from stasc.reward import inner
 from stasc.store import Store, digest
 from stasc.target import Correction
 from stasc.tracking import Journal, RunInfo, Wandb, scrub
@@ -209,7 +210,10 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
             if iteration.left_out:
                 why = advice.nothing_usable(iteration.pairs, iteration.left_out)
             else:
-                why = advice.nothing_kept(iteration.pairs, experiment.keep, experiment.loop.correct_at, samples)
+                unmarked = getattr(inner(experiment.reward), "unmarked", None)
+                why = advice.nothing_kept(
+                    iteration.pairs, experiment.keep, experiment.loop.correct_at, samples, unmarked
+                )
             log.warning("iteration %d: %s", iteration.n, why)
             empty.append(iteration.n)
             lease = prepared.lease(folder.path, "running", empty)

@@ -113,6 +113,8 @@ def clone(source: Path, target: Path) -> None:
         try:
             while os.copy_file_range(old.fileno(), new.fileno(), 2**30):
                 pass
+            if os.fstat(new.fileno()).st_size != os.fstat(old.fileno()).st_size:  # some file systems copy nothing
+                raise OSError(errno.EIO, "copied in part")
         except (AttributeError, OSError) as error:
             if isinstance(error, OSError) and error.errno in _FULL:
                 raise

@@ -37,7 +37,16 @@ MODEL = (*SAMPLED, "finetune")
 # imports to find those that are missing here.
 _COMPUTING = (
     *("stasc.stages", "stasc.model", "stasc.sources", "stasc.chat", "stasc.prompt", "stasc.records"),
-    *("stasc.stop", "stasc.processor", "stasc.oom", "stasc.attention", "stasc.packing", "stasc.trie", "stasc.lengths"),
+    *(
+        "stasc.stop",
+        "stasc.context",
+        "stasc.processor",
+        "stasc.oom",
+        "stasc.attention",
+        "stasc.packing",
+        "stasc.trie",
+        "stasc.lengths",
+    ),
     "stasc.precision",
     *("stasc.engine", "stasc.engine.cache", "stasc.engine.noise"),
 )

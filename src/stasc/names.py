@@ -98,7 +98,7 @@ def no_such_setting(name: str, known: Collection[str], value: str = "") -> str:
         return f"{name}: no such setting; did you mean {' or '.join(near)}?"
     if (hint := SYNONYMS.get(last.lower())) is not None:
         return f"{name}: no such setting; {hint if ' ' in hint else f'did you mean {hint}?'}"
-    near = [nearest(name, known) or ""]
+    near = [nearest(name, [*known, "experiment"]) or ""]
     if near == [""]:
         return f"{name}: no such setting; --cfg job prints all there are"
     of_a_group = value and near[0] not in known and not group

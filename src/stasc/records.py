@@ -110,7 +110,7 @@ class LeftOut(NamedTuple):
 REASONS = {  # why a pair that passed the filter is left out
     "truncated": "the token limit ended the answer (finetune.truncated=drop)",
     "prompt": "the chat template refuses the conversation, or it does not fit into the model's context",
-    "empty": "the answer has no token",
+    "empty": "the reference answer has no token",
 }
 
 

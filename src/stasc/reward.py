@@ -69,12 +69,11 @@ def normalise(text: str) -> list[str]:
 
 def _spaced(text: str) -> str:
     """The text with spaces around each character of a script that has none between words."""
-    unspaced = {c for c in set(text) if _UNSPACED_CHARACTER.match(c)}
-    if not unspaced:
+    if not _UNSPACED_CHARACTER.search(text):
         return text
     marks = "".join(c for c in set(text) if unicodedata.category(c).startswith("M"))
     mark = f"[{re.escape(marks)}]*" if marks else ""
-    return re.sub(f"[{re.escape(''.join(unspaced))}]{mark}", r" \g<0> ", text)
+    return re.sub(f"[{_UNSPACED}]{mark}", r" \g<0> ", text)
 
 
 _PUNCTUATION_TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation, " "))
@@ -118,6 +117,8 @@ def after_last(marker: str, text: str) -> str | None:
 
 @cache
 def _until_marker(marker: str) -> re.Pattern[str]:
+    marker = marker.strip()
+    marker = marker.strip("*_ ") or marker  # with what may stand around it, a search would take quadratic time
     pieces = re.findall(r"\w+|\s+|[^\w\s]+", marker)
     pattern = ""
     for piece, after in zip(pieces, [*pieces[1:], ""], strict=True):
@@ -171,13 +172,13 @@ class Reward(ABC):
         return self.scope == "final" and bool(self.marker) and after_last(str(self.marker), answer) is None
 
     def problem(self, references: Sequence[str]) -> str | None:
-        """Why no answer can be right, if that is so: no reference has a word."""
-        if any(map(self._normalise, references)):
+        """Why no answer can be right, if that is so: no reference has a word.
+
+        The rule is SQuAD's for every normalisation, so that runs which differ in it are asked the same questions.
+        """
+        if any(map(normalise, references)):
             return None
-        return (
-            f"its reference {references[0][:80]!r} has no word, so that no answer can be right "
-            f"(reward.normalisation={self.normalisation})"
-        )
+        return f"its reference {references[0][:80]!r} has no word, so that no answer can be right"
 
     def _normalise(self, text: str) -> list[str]:
         return self.normalisations[self.normalisation](text)

@@ -151,7 +151,9 @@ def _job(cfg: DictConfig) -> float:
 
             sys.exit(f"error: {scrub(of_value(error))}")
         if isinstance(error, ValueError | OSError | FloatingPointError):  # of a setting, the data, the disk, the loss
-            sys.exit(f"error: {scrub(str(error))}")  # the message says it all
+            # The message says it all; where it names a setting, an error number before it says nothing more.
+            text = error.strerror if isinstance(error, OSError) and error.filename is None else None
+            sys.exit(f"error: {scrub(text or str(error))}")
         raise
     if job.mode == RunMode.MULTIRUN:
         _ended.append(Ended(folder, settings, summary, None))

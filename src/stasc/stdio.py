@@ -12,7 +12,10 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-_GONE = {errno.EPIPE, errno.ECONNRESET, errno.EIO}  # of a pipe, a socket, a terminal
+_GONE = {
+    *(errno.EPIPE, errno.ECONNRESET, errno.EIO),  # of a pipe, a socket, a terminal
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # of a file that output goes to
+}
 
 
 class _Outliving(io.FileIO):

@@ -32,7 +32,8 @@ class StopStrings:
     def cut(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]] | None:
         """The text before the first stop string and the tokens it was sampled as; None where there is no stop string.
 
-        Where the stop string begins within a token, what stands before it in that token is encoded anew.
+        Where the stop string begins within a token, what stands before it in that token is encoded anew, or left out if
+        no tokens give it.
         """
         text = self.codec.decode(ids)
         place = self._place(text)
@@ -44,7 +45,10 @@ class StopStrings:
             whole -= 1
         begin = tuple(ids[:whole])
         rest = self.codec.encode(kept[len(before) :]) if len(before) < len(kept) else ()
-        return kept, begin + rest if self.codec.decode(begin + rest) == kept else begin
+        for tokens in (begin + rest, self.codec.encode(kept)):  # a tokenizer may put a space before a text
+            if self.codec.decode(tokens) == kept:
+                return kept, tokens
+        return before, begin  # what is scored is what is trained
 
     def _place(self, text: str) -> int | None:
         return min((place for string in self.strings if (place := text.find(string)) >= 0), default=None)

@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 from stasc.dataset.split import (
     SPLITS,
@@ -96,6 +97,18 @@ class Jsonl(Judged, Sizes):
         left = [question for question in questions[len(tested) :] if group_of(question) not in groups]
         train, validation = divide(left, self.n_train, self.n_validation, group_of)
         return tuple(train if split == "train" else validation)
+
+    def check_apart(self) -> None:
+        """Raises: ValueError if two files have a question in common, whether or not their sizes have it asked."""
+        names = [name for name in SPLITS if getattr(self, f"{name}_path")]
+        for one, other in combinations(names, 2):
+            known = set(self._read(one)[0].known_as.values())
+            ordered, _ = self._read(other)
+            if common := [question for question in ordered.questions if ordered.group_of(question) in known]:
+                raise ValueError(
+                    f"dataset.{one}_path and dataset.{other}_path have {counted(len(common), 'question')} in common, "
+                    f"e.g. {common[0].text[:80]!r}: remove them from one of the files"
+                )
 
     def _check_sizes(self, split: str, there: int) -> None:
         """Checks that a file has enough questions for all splits that are cut from it.

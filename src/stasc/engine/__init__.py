@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 Row = tuple[int, int]  # (request, sample): which answer
 
@@ -39,3 +40,8 @@ class Decoding:
     stop_ids: frozenset[int]
     stopped: Callable[[Sequence[int]], bool] | None = None
     ids: frozenset[int] | None = None
+
+    @cached_property
+    def drawable(self) -> frozenset[int] | None:
+        """The ids that may be drawn, one object for all steps of an answer; None: all that the model has."""
+        return None if self.ids is None else self.ids | self.stop_ids

@@ -114,10 +114,10 @@ def branch(pairs: Sequence[tuple[int, int]], had: int) -> list[tuple[int, int]]:
 
 
 def with_text(logits_LV: Tensor, decoding: Decoding) -> Tensor:
-    """Logits of the ids that may be drawn, each at its place: a model may have more ids than its tokenizer has."""
-    if decoding.ids is None:
+    """Returns the logits without ids that the tokenizer lacks: those at the end are cut off, others are -inf."""
+    if decoding.drawable is None:
         return logits_LV
-    end, holes = _known(decoding.ids | decoding.stop_ids, logits_LV.shape[1])
+    end, holes = _known(decoding.drawable, logits_LV.shape[1])
     logits_LV = logits_LV[:, :end]
     if not holes:
         return logits_LV

@@ -145,7 +145,8 @@ def _setting(sweep: Sweep, analysis: Analysis) -> str:
     known = _settings(sweep)
     settings = known[0] if known else {}
     models = {str((one.get("model") or {}).get("path") or "").partition("#")[0] for one in known}
-    model = models.pop().rstrip("/").rpartition("/")[2] if len(models) == 1 else ""
+    path = models.pop() if len(models) == 1 else ""
+    model = "The toy model tiny" if path.startswith("tiny:") else path.rstrip("/").rpartition("/")[2]
     dataset = str((settings.get("dataset") or {}).get("_target_") or "").rpartition(".")[2].lower()
     questions = max((cell.questions for cell in analysis.cells), default=0)
     split = (settings.get("evaluation") or {}).get("split") or "test"
