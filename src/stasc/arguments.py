@@ -37,6 +37,9 @@ def readable(arguments: Sequence[str]) -> list[str]:
         options.append(argument)
         if argument in WITH_VALUE:
             options += [value for value in [next(left, None)] if value is not None]
+    experiments = [setting for setting in settings if setting.startswith("experiment=")]
+    if len(experiments) > 1:  # Hydra would take the last
+        raise ValueError(f"{' '.join(experiments)}: an experiment is chosen once")
     return [*options, *settings]
 
 
