@@ -45,4 +45,4 @@ def test_corrections_that_cannot_be_asked_for_are_counted_and_the_first_is_named
     looks.not_asked("test corrections", ["question a, initial answer 0", "question b, initial answer 1"])
     looks.not_asked("corrections", ["question c, initial answer 0"])
     (message,) = caplog.messages
-    assert message.startswith("test corrections of 2 initial answers, first question a, initial answer 0, cannot be")
+    assert message.startswith("test corrections of 2 initial answers (first: question a, initial answer 0) cannot be")

@@ -46,7 +46,7 @@ def fetch(path: str, cache: Path, chat_template: str | None = None) -> str:
     if tiny := _TINY.fullmatch(path):
         return _made_once(
             cache / f"tiny-{tiny['seed']}{'-words' if tiny['words'] else ''}",
-            partial(_tiny, int(tiny["seed"]), words=bool(tiny["words"])),
+            partial(_tiny_words if tiny["words"] else _tiny, int(tiny["seed"])),
         )
     if path.startswith(("pypi:", "tiny:")):
         raise ValueError(
@@ -205,6 +205,11 @@ def weight_files(folder: Path) -> list[Path]:
         return []
     names: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
     return [folder / name for name in sorted(set(names.values()))]
+
+
+def _tiny_words(seed: int, folder: Path) -> None:
+    """A tiny model that leans to two words."""
+    _tiny(seed, folder, words=True)
 
 
 def _tiny(seed: int, folder: Path, *, words: bool = False) -> None:
