@@ -1,4 +1,4 @@
-"""What a run says when it has nothing to train on: what was seen, and which setting helps."""
+"""Advice for a run that has nothing to train on: the reason, and the setting to change."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ PLAIN = """\
 
 PLAIN_STOP = ("\nQuestion:",)  # the line that follows an answer
 
-# What a template's expressions can raise on a content that their author did not foresee.
+# Errors that a template's expressions raise on unforeseen content.
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
 _PROBES = (
@@ -83,7 +83,7 @@ class Chat:
         self.ids = frozenset(tokenizer.get_vocab().values())  # a model may have more, which have no text
 
     def restrict(self, embeddings: int) -> None:
-        """Has text encoded without those added tokens that the model has no embedding of.
+        """Makes the tokenizer encode text without added tokens that the model has no embedding for.
 
         Raises: ValueError if the chat template writes one, or the tokenizer cannot do without it.
         """
@@ -195,7 +195,7 @@ class Chat:
 
 @contextmanager
 def _at(date: datetime | None) -> Iterator[None]:
-    """Has `strftime_now` of chat templates write a date; transformers has it ask the clock, and takes no other."""
+    """Fixes the date that `strftime_now` writes in chat templates: transformers always takes it from the clock."""
     rendering: Any = chat_template_utils
     clock = rendering.datetime
     if date is not None:

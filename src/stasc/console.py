@@ -253,7 +253,7 @@ def _votes(evaluated: Mapping[str, Any]) -> str:
 
 
 def _unmarked(evaluated: Mapping[str, Any]) -> list[str]:
-    """How many answers lack the marker that their score needs, if any does."""
+    """Returns the shares of answers without the answer marker, unless both are 0."""
     shares = [evaluated.get(f"{name}_unmarked", 0.0) for name in ("init", "corr")]
     return [f"without the answer marker {' and '.join(map(_percent, shares))}"] if any(shares) else []
 
@@ -267,7 +267,7 @@ def _kept(train: Mapping[str, Any]) -> str:
 
 
 def _left_out(train: Mapping[str, Any]) -> str:
-    """What else passed the filter, by the reason why it is not trained on."""
+    """Returns the counts of pairs that passed the filter but are not trained on, by reason."""
     counts = {reason: train.get(f"left_out_{reason}", 0) for reason in REASONS}
     return "".join(f", left out {count} {reason}" for reason, count in counts.items() if count)
 

@@ -89,7 +89,7 @@ def _load(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
 
 
 def _restore_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, header: GGUFReader) -> None:
-    """Has the end-of-turn token end answers, and checks that tokens of the chat template are read as single tokens."""
+    """Makes the end-of-turn token end answers, and checks that the template's tokens are single tokens."""
     tokens, kinds = _texts(header, "tokenizer.ggml.tokens"), _numbers(header, "tokenizer.ggml.token_type")
     named = [_number(header, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     ends = [int(id_) for id_ in dict.fromkeys(named) if id_ is not None]

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Reported:
-    """What was reported so far, by its kind, and where else to record it."""
+    """The kinds of fall-back that a run has reported, and the function that records them."""
 
     record: Callable[[str, str], None] = lambda what, why: None
     kinds: set[str] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""What is wrong with settings that could not be composed: one line, with the line to give instead where it is known."""
+"""One-line messages for settings that Hydra cannot compose, with the correct line where it is known."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ GSM8K = r"""'dataset.answer_pattern="####\s*(.+)$"'"""
 
 
 def explain(error: Exception) -> str | None:
-    """What is wrong with the settings that Hydra could not compose; None if it is something else that went wrong."""
+    """Returns the message for settings that Hydra could not compose; None for any other error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, OmegaConfBaseException):
         return of_value(error)
@@ -56,7 +56,7 @@ def explain(error: Exception) -> str | None:
 
 
 def of_value(error: OmegaConfBaseException) -> str:
-    """What is wrong with a setting's value."""
+    """Returns the message for an invalid value of a setting."""
     reason, name = reason_of(error), str(error.full_key or "settings")
     if name != "variant":
         return f"{name}: {reason}"
@@ -70,13 +70,13 @@ def of_value(error: OmegaConfBaseException) -> str:
 
 
 def reason_of(error: OmegaConfBaseException) -> str:
-    """What OmegaConf says in a line, and how a text is written that it took for a reference."""
+    """Returns the first line of OmegaConf's message, with how to escape a text that it took for an interpolation."""
     reason = str(error.msg or error).splitlines()[0]
     return reason + (r"; a ${ that is text is written \${" if reason.startswith("Interpolation key") else "")
 
 
 def no_such_option(group: str, option: str, options: Sequence[str]) -> str:
-    """What to say of an option that a group does not have."""
+    """Returns the message for an unknown option of a config group."""
     said = f"{group}={option}: no such option; there are {', '.join(options)}"
     plain = option.lower().replace("-", "_")
     near = OPTIONS.get(group, {}).get(plain) or next(iter(get_close_matches(plain, options, n=1)), None)
@@ -110,7 +110,7 @@ def _missing(error: MissingConfigException) -> str:
 
 
 def _unreadable(error: OverrideParseException) -> str:
-    """Of an argument that is not in Hydra's grammar."""
+    """Returns the message for an argument that Hydra's grammar does not accept."""
     name, equals, value = error.override.partition("=")
     if not equals:
         return (
@@ -149,7 +149,7 @@ def _several(argument: str, loader: ConfigLoader | None) -> str:
 
 
 def _unknown(setting: str, frames: Sequence[FrameType]) -> str | None:
-    """What to say of an override of a setting that is not there; None for one of a part of the user's own."""
+    """Returns the message for an override of an unknown setting; None for a setting of a user's own part."""
     found = [frame.f_locals for frame in reversed(frames) if {"cfg", "override"} <= frame.f_locals.keys()]
     if not found:
         return None
@@ -165,7 +165,7 @@ def _unknown(setting: str, frames: Sequence[FrameType]) -> str | None:
 
 
 def belonging(setting: str, loader: ConfigLoader | None, value: str = "...") -> str | None:
-    """What to say of a setting that another option of its group has; None if none has."""
+    """Returns the message for a setting that belongs to another option of its group; None if it belongs to none."""
     group, _, name = setting.partition(".")
     every = _options(group, loader) if loader else []
     options = [f"{group}={option}" for option, settings in every if name.partition(".")[0] in settings]

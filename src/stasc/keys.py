@@ -203,7 +203,7 @@ class Recipes:
         }
 
     def _asked(self) -> Description:
-        """What is said before an initial answer."""
+        """Returns the prompt settings that an initial answer depends on."""
         prompt = self._part("prompt")
         if type(self.parts["prompt"]) is Prompt:  # one of your own may use any setting in any turn
             prompt = {name: prompt[name] for name in prompt if name not in ("correction", "marker")}

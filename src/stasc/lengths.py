@@ -1,4 +1,4 @@
-"""Which sequences may be computed together: some models compute one otherwise beside a longer one.
+"""Groups sequences that may share a batch: some models compute a sequence differently beside a longer one.
 
 LongRoPE (Ding et al., arXiv 2402.13753) rotates all positions by one of two sets of factors. transformers chooses by
 the longest sequence of a forward pass, so a batch with sequences on both sides of the switch changes some of them, and
@@ -32,11 +32,11 @@ class Lengths:
     apart: bool = False
 
     def kind(self, length: int) -> int:
-        """What a sequence of so many tokens may be computed together with: others of the same kind."""
+        """Returns the class of a length: sequences of one class may share a batch."""
         return length if self.apart else bisect_left(self.switches, length)
 
     def room(self, length: int, most: int) -> int:
-        """How many of `most` tokens may be drawn behind so many before the model has to compute all of them anew."""
+        """Returns how many of `most` tokens can follow `length` tokens before the sequence must be computed anew."""
         switch = next((switch for switch in self.switches if switch >= length), None)
         return most if switch is None else min(most, switch - length + 1)
 
@@ -66,7 +66,7 @@ def switches(network: Network) -> tuple[int, ...]:
 
 @contextmanager
 def beyond(network: Network, length: int) -> Iterator[None]:
-    """Has every forward pass rotate positions as for sequences of at least so many tokens, however short it is.
+    """Makes every forward pass rotate positions as for sequences of at least `length` tokens, however short it is.
 
     A prefix that is computed by itself is then what it is within the sequences that begin with it.
     """

@@ -92,7 +92,7 @@ def check_known(settings: Mapping[str, Any], known: Collection[str]) -> None:
 
 
 def no_such_setting(name: str, known: Collection[str], value: str = "") -> str:
-    """What to say of a setting that is unknown, given with this value."""
+    """Returns the message for an unknown setting that was given this value."""
     group, _, last = name.rpartition(".")
     if near := same_last(name, known):
         return f"{name}: no such setting; did you mean {' or '.join(near)}?"

@@ -84,7 +84,7 @@ def attended(trie: Trie, mask: Mask, device: torch.device | str, before: int = 0
 
 
 def mask_dtype(network: Network, dtype: torch.dtype) -> Mask | None:
-    """What masks of a tree are for this network, which computes in `dtype`; None if its attention takes none."""
+    """Returns the kind of mask that this network takes for a prefix tree; None if its attention takes none."""
     return probe(network, dtype)[0]
 
 
@@ -111,7 +111,7 @@ def probe(network: Network, dtype: torch.dtype) -> tuple[Mask | None, str]:
 
 
 def _fault(network: Network, mask: Mask) -> str:
-    """What is wrong with a tree of examples, if it is not what a row for each is."""
+    """Returns why packed examples differ from examples in rows of their own; empty if they do not."""
     # Branches so long that what stands between their tokens in the tree, but not in a row, shows in a flat attention.
     completions = [tuple(4 + (at * at + branch * at) % 6 for at in range(12)) for branch in range(3)]
     prompts = ((1, 2, 3), (1, 2, 3), (1, 8, 2))
@@ -157,7 +157,7 @@ def pads(network: Network) -> bool:
 
 @contextmanager
 def _evaluated(network: Network) -> Iterator[None]:
-    """Has a network compute without dropout and gradients."""
+    """Runs a network without dropout and gradients."""
     was_training = network.training
     network.eval()
     try:

@@ -19,7 +19,7 @@ def is_floating(network: nn.Module) -> bool:
 
 @contextmanager
 def widened(network: nn.Module) -> Iterator[None]:
-    """Has a network compute in float32 with the weights it has. Each module's are converted while it computes."""
+    """Runs a network in float32 with its own weights, converting each module's weights while it computes."""
     had: dict[nn.Parameter, Tensor] = {}
 
     def widen(module: nn.Module, *_: Any) -> None:

@@ -34,7 +34,7 @@ class _Outliving(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Has this process go on when the reader of its output is gone, or never was."""
+    """Keeps this process running when the reader of its output is gone, or never was there."""
     for number in range(3):  # else the next file that is opened gets the number, and a library's messages
         with suppress(OSError):
             _open(number)

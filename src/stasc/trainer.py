@@ -138,7 +138,7 @@ def _arguments(
 
 
 def _mask(network: Network, dtype: torch.dtype, longest: int) -> packing.Mask | None:
-    """How examples of so many tokens at most are packed; None if each takes a row."""
+    """Returns the mask for packing examples of at most `longest` tokens; None if each takes a row of its own."""
     if packing.sees_all(network, longest):
         mask, fault = packing.probe(network, dtype)
     else:

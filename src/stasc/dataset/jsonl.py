@@ -150,7 +150,7 @@ class Jsonl(Judged, Sizes):
 
     @cached_property
     def _files(self) -> dict[str, tuple[Ordered, dict[str, str]]]:
-        """What was read, by setting."""
+        """Questions and bad rows of each file, by the setting that names it."""
         return {}
 
     def _read_file(self, setting: str) -> tuple[Ordered, dict[str, str]]:

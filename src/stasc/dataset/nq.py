@@ -62,7 +62,7 @@ class Nq(Judged, Sizes):
 
     @cached_property
     def _splits(self) -> dict[str, tuple[Ordered, dict[str, str]]]:
-        """What was read, by split of the hub."""
+        """Questions and bad rows, by split of the hub."""
         return {}
 
     def _parse_rows(self, hub_split: str) -> tuple[list[tuple[str, Question]], dict[str, str]]:

@@ -126,7 +126,7 @@ def with_text(logits_LV: Tensor, decoding: Decoding) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _known(ids: frozenset[int], size: int) -> tuple[int, tuple[int, ...]]:
-    """Of a model's ids, where the known ones end, and which before are not known."""
+    """Returns one past the largest known id of a model, and the unknown ids below it."""
     known = {id_ for id_ in ids if id_ < size}
     end = max(known) + 1
     return end, tuple(id_ for id_ in range(end) if id_ not in known)

@@ -164,7 +164,7 @@ def shares(model: Network) -> bool:
 
 
 def lengths_of(model: Network, longest: int) -> lengths.Lengths:
-    """Which prompts may be computed together, where they and their answers have so many tokens at most."""
+    """Returns which prompts may share a pass, where prompts and answers have at most `longest` tokens."""
     seen = packing.sees_all(model, longest)
     if not seen:
         fallback.report(
@@ -187,7 +187,7 @@ def _mask(model: Network) -> packing.Mask | None:
 
 
 def _fault(model: Network, mask: packing.Mask) -> str:
-    """What is wrong with answers that share their prompts, if they are not what they are with a row for each.
+    """Returns why answers with a shared prompt differ from answers in rows of their own; empty if they do not.
 
     Attention may be more than a softmax of scores. That is seen from short answers, in float32 or wider, as rounding
     to 16 bits could hide a difference, or be taken for one.

@@ -127,7 +127,7 @@ class SharedPrompts:
         self._unseen_PS = torch.arange(width, device=rank_L.device) >= self._lengths_P.unsqueeze(1)
 
     def attend(self, layer: int, q_LHRD: Tensor) -> Tensor:
-        """What the newest token of each line gathers (L, H, R, D), in float32 or wider. The queries are scaled.
+        """Returns the attention output of each line's newest token (L, H, R, D), float32 or wider, for scaled queries.
 
         Scores and sums are not rounded to the model's 16 bits: large keys would change which token gets most.
         """

@@ -92,7 +92,7 @@ def added(sweep: Sweep) -> list[str]:
 
 
 def alone(cells: Sequence[Cell]) -> list[str]:
-    """Of the only variant that was trained, what too few seeds leave open: there is no other to pool them with."""
+    """Warns of too few seeds where one variant alone was trained: no other can be pooled with it."""
     seeds = [len(cell.seeds) for cell in cells if cell.n]
     if len(seeds) != 1 or seeds[0] not in _HELD:
         return []

@@ -74,7 +74,7 @@ def _positive(p: float) -> float:
 
 
 def p_values(value: Array, se: Array, df: Array, low: Array) -> Array:
-    """Of means: by Student's t, or where the data are constant, by the rule of three: .05 where its bound is 0."""
+    """Returns two-sided p-values of means: Student's t, or the rule of three for constant data (.05 at its bound)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         student = 2 * special.stdtr(df, -np.abs(value) / se)
         constant = np.exp(-3 * np.abs(value) / (value - low))
