@@ -25,10 +25,11 @@ demo: $(READY) ## teach a small model to correct itself, on this machine
 test: $(READY) ## run all tests; PYTEST=... gives pytest more options
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
 
-check: $(READY) ## format, lint, types, and the README against conf/
+check: $(READY) ## format, lint, types, imports, and the README against conf/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_readme.py
 
 # Peers have environments of their own, since theirs are other versions. One that cannot be installed is left out of the

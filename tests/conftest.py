@@ -70,7 +70,7 @@ def command() -> Iterator[Zygote]:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """M_0: the tiny model."""
-    from stasc import sources
+    from stasc.models import sources
 
     return sources.fetch("tiny:0", tmp_path_factory.mktemp("models"))
 

@@ -15,14 +15,15 @@ import pytest
 import torch
 from test_run import experiment
 
-from stasc import experiment as runner
-from stasc import preparation
-from stasc.console import Console
-from stasc.engine import Completion, Decoding, Request, Row
-from stasc.engine.hf import HF
-from stasc.finetune import Example, Full, Training
-from stasc.model import M_0, Model
-from stasc.preparation import Experiment
+from stasc.engines.engine import Completion, Decoding, Request, Row
+from stasc.engines.hf.engine import HF
+from stasc.models.model import M_0, Model
+from stasc.prefix_tree.batch import Example
+from stasc.runs import execute as runner
+from stasc.runs import prepare
+from stasc.runs.experiment import Experiment
+from stasc.tracking.console import Console
+from stasc.training.methods import Full, Training
 
 ROUNDING = "b"  # of the machine
 
@@ -156,7 +157,7 @@ versions = functools.cache(runner.provenance.versions)  # to read them takes a q
 
 def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     """From now on, runs load no model."""
-    monkeypatch.setattr(preparation, "_prepare", lambda experiment: (FakeChat(), FakeLive(base)))
+    monkeypatch.setattr(prepare, "_prepare", lambda experiment: (FakeChat(), FakeLive(base)))
     monkeypatch.setattr(runner.provenance, "commit", lambda: None)  # git takes longer than the whole run
     monkeypatch.setattr(runner.provenance, "machine", lambda device: {"processor": ROUNDING, "threads": 1})
     monkeypatch.setattr(runner.provenance, "versions", versions)

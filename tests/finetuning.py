@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from stasc.finetune import Example, Full, Lora, QLora, Training
-from stasc.model import M_0, LiveModel, Model
+from stasc.models.live import LiveModel
+from stasc.models.model import M_0, Model
+from stasc.prefix_tree.batch import Example
+from stasc.training.methods import Full, Lora, QLora, Training
 
 CPU = torch.device("cpu")
 END = 0  # the end token of the tiny model; ids 4 and above are bytes

@@ -24,9 +24,9 @@ WORDS = np.array(
 )
 SETTINGS = {
     "correct_at": 1.0,
-    "filter": {"_target_": "stasc.filter.Strict", "margin": 0.0},
+    "filter": {"_target_": "stasc.choices.filter.Strict", "margin": 0.0},
     "model": {"path": "/models/a-small-model"},
-    "dataset": {"_target_": "stasc.dataset.Countries"},
+    "dataset": {"_target_": "stasc.tasks.datasets.Countries"},
 }
 
 

@@ -19,11 +19,11 @@ from unittest import mock
 import numpy as np
 import yaml
 
-from stasc.filter import Lenient, Strict
-from stasc.folder import SCHEMA, RunFolder
-from stasc.keys import settings_digest
+from stasc.choices.filter import Lenient, Strict
 from stasc.records import Answer, Iteration, Pair, Question, Split
-from stasc.reward import InAccuracy
+from stasc.runs.folder import SCHEMA, RunFolder
+from stasc.settings.table import settings_digest
+from stasc.tasks.rewards.words import InAccuracy
 from stasc.tracking import Journal
 from stasc.tracking.tracker import Nothing
 
@@ -230,7 +230,9 @@ def _iteration(levels: Levels, seed: int, n: int, made: Made) -> Iteration[None]
 
 def _filter(config: dict[str, Any]) -> Strict | Lenient | None:
     """The filter of the settings, if it is one of these two."""
-    kind = {"stasc.filter.Strict": Strict, "stasc.filter.Lenient": Lenient}.get(config["filter"]["_target_"])
+    kind = {"stasc.choices.filter.Strict": Strict, "stasc.choices.filter.Lenient": Lenient}.get(
+        config["filter"]["_target_"]
+    )
     return kind and kind(**{one.name: config["filter"][one.name] for one in fields(kind)})
 
 

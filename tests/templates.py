@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from stasc.prompt import Message
+from stasc.tasks.prompt import Message
 
 INITIAL: list[Message] = [
     {"role": "system", "content": "Réponds\nbrièvement."},

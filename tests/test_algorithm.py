@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from stasc import init, pairing, start
 from stasc.algorithm import Init, stasc
-from stasc.filter import Strict
+from stasc.choices import init, pairing, start
+from stasc.choices.filter import Strict
 from stasc.records import Answer, Iteration, Pair, Question, Split
 
 FIXED, EVOLVING = init.Fixed("F"), init.Evolving("E")

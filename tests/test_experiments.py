@@ -21,10 +21,12 @@ from test_run import CONF, EARNABLE, TINY, composed
 from test_run import stasc as in_a_process
 from zygote import Zygote
 
-from stasc import keys, sweep
-from stasc.build import build_experiment
-from stasc.console import Console
-from stasc.experiment import run
+from stasc.cli import expect
+from stasc.cli.build import build_experiment
+from stasc.runs.execute import run
+from stasc.settings import table
+from stasc.sweeps import foresee
+from stasc.tracking.console import Console
 from stasc.units import duration_text
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -64,7 +66,7 @@ def test_an_experiment_sets_no_setting_that_there_is_not(name: str) -> None:
     """Hydra would take one that is misspelt for a new one."""
     file = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
     known = test_keys.settings_in_conf()
-    assert not keys.leaves({k: v for k, v in file.items() if k not in ("defaults", "hydra")}).keys() - known
+    assert not table.leaves({k: v for k, v in file.items() if k not in ("defaults", "hydra")}).keys() - known
     swept = file.get("hydra", {}).get("sweeper", {}).get("params", {})
     assert all(setting in known or (CONF / setting).is_dir() for setting in swept)
 
@@ -82,7 +84,7 @@ def test_the_papers_set_up_has_the_papers_values(name: str, model: str, n_init: 
         "evaluation.temperature": None,  # as in sampling
         "evaluation.n_init": 1,
         "iterations": 10,
-        "dataset._target_": "stasc.dataset.Nq",
+        "dataset._target_": "stasc.tasks.datasets.Nq",
         "dataset.n_train": 500,
         "dataset.n_test": 500,
         "finetune.learning_rate": 7e-6,
@@ -92,7 +94,7 @@ def test_the_papers_set_up_has_the_papers_values(name: str, model: str, n_init: 
         "finetune.warmup_ratio": 0.03,
         "finetune.weight_decay": 0.1,
         "pairing": "own",
-        "sweep.name": name,
+        "expect.name": name,
     }
     assert {leaf: OmegaConf.select(cfg, leaf) for leaf in expected} == expected
 
@@ -105,7 +107,7 @@ def planned(*overrides: str) -> list[tuple[str, int]]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = GlobalHydra.instance().hydra.compose_config("config", list(overrides), RunMode.MULTIRUN)
-        return [(cfg.variant, cfg.seed) for cfg, _ in sweep.jobs(config)]
+        return [(cfg.variant, cfg.seed) for cfg, _ in expect.jobs(config)]
 
 
 ALL = {
@@ -145,7 +147,7 @@ LINE = re.compile(r"^job (\d) of (\d): (\S+), seed (\d)(?:; .+ so far)?(?:; abou
 
 @pytest.mark.slow
 def test_the_ablation_runs_without_more_words_and_goes_on_with_the_same_ones(command: Zygote, tmp_path: Path) -> None:
-    """Neither --multirun nor sweep.name is needed. Before each job, it says which of how many it is."""
+    """Neither --multirun nor expect.name is needed. Before each job, it says which of how many it is."""
     given = ["experiment=ablation", *SMALL, *EARNABLE, "seed=0", "finetune=full", "start=evolving"]
     first = command.run(tmp_path, *given)
     assert first.returncode == 0, first.stderr
@@ -209,7 +211,7 @@ class Had:
 
 def left(had: dict[tuple[str, str], float], jobs: Sequence[Sequence[tuple[str, str]]], done: int) -> float | None:
     store: Any = Had(had)
-    return sweep.seconds_left([[(store, kind, key) for kind, key in stages] for stages in jobs], done)
+    return foresee.seconds_left([[(store, kind, key) for kind, key in stages] for stages in jobs], done)
 
 
 A, B, C, D = (("initial", key) for key in "abcd")

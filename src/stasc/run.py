@@ -22,21 +22,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stasc import fsx, paths, signals
-from stasc.arguments import readable
-from stasc.build import build_experiment, plain
-from stasc.names import check_inside, check_name
-from stasc.stdio import outlive_readers
+from stasc.cli.arguments import readable
+from stasc.cli.build import build_experiment, plain
+from stasc.machine import durable, paths, signals
+from stasc.machine.paths import CONF
+from stasc.machine.stdio import outlive_readers
+from stasc.settings.names import check_inside, check_name
 
 if TYPE_CHECKING:
-    from stasc.console import Ended
-    from stasc.preparation import Experiment
+    from stasc.runs.experiment import Experiment
+    from stasc.tracking.console import Ended
 
 log = logging.getLogger("stasc.run")  # which __name__ is not when this is what `python -m` runs
 traceback_log = logging.getLogger("stasc.traceback")  # goes to run.log, not to the console
-
-_PACKAGE = Path(__file__).resolve().parent
-CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if folder.is_dir())
 
 
 def _name(setting: str, *, _root_: DictConfig) -> str:
@@ -45,7 +43,7 @@ def _name(setting: str, *, _root_: DictConfig) -> str:
         return check_name(setting, OmegaConf.select(_root_, setting))
     except ValueError as error:
         if isinstance(error, OmegaConfBaseException):
-            from stasc.hints import of_value
+            from stasc.cli.hints import of_value
 
             sys.exit(f"error: {of_value(error)}")
         sys.exit(f"error: {error}")  # as an exception, it would come out of OmegaConf and Hydra as a traceback
@@ -63,13 +61,13 @@ OmegaConf.register_new_resolver("stasc.env", _environment, replace=True)
 
 
 def _settings_digest(*, _root_: DictConfig) -> str:
-    from stasc.keys import settings_digest
+    from stasc.settings.table import settings_digest
 
     ours = OmegaConf.masked_copy(_root_, [str(group) for group in _root_ if group != "hydra"])
     return settings_digest(plain(ours, resolve=True))
 
 
-OmegaConf.register_new_resolver("stasc.settings", _settings_digest, replace=True)
+OmegaConf.register_new_resolver("stasc.settings.sections", _settings_digest, replace=True)
 
 
 def _options(*, _root_: DictConfig) -> str:
@@ -118,9 +116,9 @@ def _job(cfg: DictConfig) -> float:
     signals.check()  # an interrupt ends a sweep, not one job of it
     job = HydraConfig.get()
     hide_secrets(cfg, job)
-    from stasc import experiment
-    from stasc.console import Console, Ended
+    from stasc.runs import execute
     from stasc.tracking import scrub
+    from stasc.tracking.console import Console, Ended
 
     folder = Path(job.runtime.output_dir)
     settings = _overrides(job)
@@ -133,7 +131,7 @@ def _job(cfg: DictConfig) -> float:
         if built.sampling.warning:
             _warn_once(built.sampling.warning)
         console = Console(split=built.test.name, brief=job.mode == RunMode.MULTIRUN)
-        summary = experiment.run(built, folder, cfg.sweep.name, console)
+        summary = execute.run(built, folder, cfg.sweep.name, console)
         if job.mode == RunMode.RUN:  # a sweep ends with a table that tells
             log.info("results: %s", os.path.relpath(folder, paths.start()))
     except (Exception, SystemExit) as error:  # a part of the user's may call sys.exit
@@ -143,11 +141,11 @@ def _job(cfg: DictConfig) -> float:
             log.error("%s failed: %s", folder.name, error)
             _ended.append(Ended(folder, settings, None, scrub(f"{type(error).__name__}: {error}")))
             return float("nan")
-        if fsx.is_full(error):
+        if durable.is_full(error):
             print(f"error: {scrub(str(error))}", file=sys.stderr)
             sys.exit(os.EX_IOERR)
         if isinstance(error, OmegaConfBaseException):
-            from stasc.hints import of_value
+            from stasc.cli.hints import of_value
 
             sys.exit(f"error: {scrub(of_value(error))}")
         if isinstance(error, ValueError | OSError | FloatingPointError):  # of a setting, the data, the disk, the loss
@@ -224,9 +222,9 @@ def main() -> None:
         if reason is None:
             raise
         print(f"error: {reason}", file=sys.stderr)
-        sys.exit(os.EX_IOERR if fsx.is_full(error) else 1)
+        sys.exit(os.EX_IOERR if durable.is_full(error) else 1)
     if _ended:
-        from stasc.console import Console
+        from stasc.tracking.console import Console
 
         Console().sweep(_ended)
         if any(ended.error for ended in _ended):
@@ -246,7 +244,7 @@ def _config_error(error: Exception) -> str | None:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         setting = "hydra.sweep.dir" if any(frame.f_code.co_name == "multirun" for frame in frames) else "hydra.run.dir"
         return f"{setting}: {error.filename}: {error.strerror}; set {setting} to a folder of yours"
-    from stasc.hints import explain
+    from stasc.cli.hints import explain
 
     return explain(error)
 

@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stasc import pairing
-from stasc.chat import Chat, Refused
-from stasc.engine import Completion, Decoding, Request, Row, noise
-from stasc.engine.hf import HF
-from stasc.finetune import Example, Full, Lora, Training, steps
-from stasc.model import LiveModel, Model
-from stasc.prompt import Message, Prompt
+from stasc.choices import pairing
+from stasc.choices.target import Correction, Gold, Initial
+from stasc.engines import noise
+from stasc.engines.engine import Completion, Decoding, Request, Row
+from stasc.engines.hf.engine import HF
+from stasc.engines.stop import StopStrings
+from stasc.models.chat import Chat, Refused
+from stasc.models.live import LiveModel
+from stasc.models.model import Model
+from stasc.prefix_tree.batch import Example
 from stasc.records import NOT_ASKED, Advance, Answer, Pair, Question, Split
-from stasc.settings import Sampling
-from stasc.stop import StopStrings
-from stasc.target import Correction, Gold, Initial
+from stasc.settings.sections import Sampling
+from stasc.tasks.prompt import Message, Prompt
+from stasc.training.methods import Full, Lora, Training, steps
 
 if TYPE_CHECKING:
-    from stasc.engine.memory import Limit
+    from stasc.engines.hf.memory import Limit
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from stasc import fsx, provenance
 from stasc.bench import race, report
 from stasc.bench.contender import Work
 from stasc.bench.works import GROWTH, Maker
-from stasc.stdio import outlive_readers
+from stasc.machine import durable, provenance
+from stasc.machine.stdio import outlive_readers
 
 WORKS = ("S1", "S2", "L", "T1", "T2", "growth")
 REPETITIONS = 3
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def tables(grown: Sequence[race.Outcome]) -> list[report.Table]:
         made = report.tables(outcomes, grown, left_out)
         if write:  # after each work: it takes hours
-            fsx.write(args.page, report.page(made, _facts(began, commit, arena.threads, args.repetitions)).encode())
+            durable.write(args.page, report.page(made, _facts(began, commit, arena.threads, args.repetitions)).encode())
             err.print(f"written: {args.page}")
         return made
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stasc import processor
 from stasc.bench.contender import Done, Work, serve
+from stasc.machine import processor
 
 ROWS = 512
 PASSES = 5  # of which the median counts

@@ -6,15 +6,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from stasc import provenance
 from stasc.bench.contender import Done, Work, serve, useful
 from stasc.bench.works import compose, quieten
-from stasc.build import build
-from stasc.engine import Completion, Decoding, Request
-from stasc.engine.hf import HF
-from stasc.finetune import Example, Optimization
-from stasc.model import M_0, LiveModel, ModelConfig, resolve_device, resolve_dtype
-from stasc.trie import Trie
+from stasc.cli.build import build
+from stasc.engines.engine import Completion, Decoding, Request
+from stasc.engines.hf.engine import HF
+from stasc.machine import provenance
+from stasc.models.config import ModelConfig, resolve_device, resolve_dtype
+from stasc.models.live import LiveModel
+from stasc.models.model import M_0
+from stasc.prefix_tree.batch import Example
+from stasc.prefix_tree.trie import Trie
+from stasc.training.methods import Optimization
 
 
 class Ours:
@@ -53,7 +56,7 @@ class Ours:
         return done
 
     def _train(self, work: Work) -> Done:
-        from stasc import trainer  # sampling does without, and without the memory of what it imports
+        from stasc.training import trainer  # sampling does without, and without the memory of what it imports
 
         settings = replace(
             self.tune,

@@ -39,7 +39,7 @@ class Peer:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-# What `stasc.processor` tells this project's process, and others could be told. To generate and vLLM it made no
+# What `stasc.machine.processor` tells this project's process, and others could be told. To generate and vLLM it made no
 # difference beyond noise (S2: 67.3 and 34.6 s with it, 68.8 and 36.2 s without).
 TOLD = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "16000000000"}
 

@@ -6,8 +6,8 @@ import tempfile
 import time
 from collections.abc import Mapping
 
-from stasc import processor
 from stasc.bench.contender import Done, Work, serve
+from stasc.machine import processor
 
 # Padding-free gives the same loss on the CPU, in 1.04 times the CPU time of padded batches where prompts are of like
 # length. Packing is left out: a step would have other examples than everywhere else.

@@ -14,13 +14,15 @@ from omegaconf import DictConfig
 from transformers.utils import logging as transformers_logging
 
 from stasc.bench.contender import Stage, Work
-from stasc.build import build_experiment
-from stasc.engine import Decoding, Request
-from stasc.finetune import Example
-from stasc.model import M_0, LiveModel, load_chat, resolve_device, resolve_dtype
-from stasc.preparation import Experiment
+from stasc.cli.build import build_experiment
+from stasc.engines.engine import Decoding, Request
+from stasc.machine.paths import CONF
+from stasc.models.config import load_chat, resolve_device, resolve_dtype
+from stasc.models.live import LiveModel
+from stasc.models.model import M_0
+from stasc.prefix_tree.batch import Example
 from stasc.records import Answer, Pair, Question
-from stasc.run import CONF
+from stasc.runs.experiment import Experiment
 from stasc.stages import Stages
 
 BATCH = 8  # examples per optimizer step, of all who train

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stasc import fsx
-from stasc.names import check_name
-from stasc.stdio import outlive_readers
+from stasc.machine import durable
+from stasc.machine.stdio import outlive_readers
+from stasc.settings.names import check_name
 from stasc.tracking.redaction import scrub
 from stasc.tracking.wandb import check_project, reason, shut_down, within
 
@@ -75,7 +75,7 @@ def _write(path: Path, args: argparse.Namespace) -> None:
 
     data = specification(_report(args, args.entity or ""))
     check(data)
-    fsx.write(path, data)
+    durable.write(path, data)
     print(f"written: {path}")
 
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stasc.machine.stdio import outlive_readers
 from stasc.report.records import Analysis, Sweep
 from stasc.report.words import interval_text, number, p_text, plain
-from stasc.stdio import outlive_readers
 
 WIDE = 1000  # columns: what is no terminal is not 80 columns wide
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stasc.keys import deciding
-from stasc.names import chosen_options
 from stasc.report.records import Factor, Run
+from stasc.settings.names import chosen_options
+from stasc.settings.table import deciding
 
 Levels = tuple[str, ...]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from stasc import fsx
+from stasc.machine import durable
 from stasc.report.files import is_run
 from stasc.report.records import Analysis, Run, Sweep
 
@@ -56,11 +56,11 @@ def tidy(run: Run) -> pd.DataFrame:
 def write(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
     """Writes report.json and, of a sweep, outcomes.jsonl, which a run has anyway. Returns: the files' names."""
     content = json.dumps(as_json(analysis), indent=1, ensure_ascii=False, allow_nan=False)
-    fsx.write(folder / "report.json", content.encode() + b"\n")
+    durable.write(folder / "report.json", content.encode() + b"\n")
     if is_run(folder):
         return ["report.json"]
     runs = [run for run in (*sweep.runs, *sweep.baselines) if len(run.outcomes)]
-    fsx.write(folder / "outcomes.jsonl", b"".join(map(_lines, runs)))
+    durable.write(folder / "outcomes.jsonl", b"".join(map(_lines, runs)))
     return ["report.json", "outcomes.jsonl"]
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stasc.keys import DECIDING
 from stasc.report import design, statistics
 from stasc.report.cells import Row
 from stasc.report.design import Levels
 from stasc.report.differences import measure
 from stasc.report.records import Interval
 from stasc.report.scores import Scores
+from stasc.settings.table import DECIDING
 
 _OF_TRAINING = ("seed", "dataset.n_train", "dataset.train_path", "sampling.n_init", "sampling.n_corr")
 _OF_TESTING = frozenset({"initial", "correction", "evaluation"})

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stasc.keys import deciding
 from stasc.report import design, wording
 from stasc.report.design import Complete
 from stasc.report.records import Cell, Effect, Run, Sweep
 from stasc.report.statistics import MIN_CLUSTERS
 from stasc.report.words import listed, number
+from stasc.settings.table import deciding
 from stasc.units import counted
 
 _OF_BASELINES = ("init", "filter", "start", "target", "pairing", "seed")  # groups that make a baseline, or a variant

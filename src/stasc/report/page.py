@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from stasc import fsx
+from stasc.machine import durable
 from stasc.report import figures, samples, words
 from stasc.report.records import Analysis, Change, Effect, Sweep
 from stasc.units import counted, duration_text
@@ -61,7 +61,7 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> None:
             outcomes=figures.OUTCOMES,
         )
     )
-    fsx.write(folder / PAGE, html.encode())
+    durable.write(folder / PAGE, html.encode())
 
 
 @dataclass(frozen=True)

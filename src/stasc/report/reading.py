@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stasc.keys import deciding
-from stasc.names import DECLARED
 from stasc.records import Question
 from stasc.report import design
 from stasc.report.commands import read_last, swept
 from stasc.report.design import Design, Levels
 from stasc.report.files import OUTCOMES, PAIRS, Found, empty, is_run, read_run
 from stasc.report.records import Run, Sweep
+from stasc.settings.names import DECLARED
+from stasc.settings.table import deciding
 
 
 def read(folder: Path) -> Sweep:

@@ -144,7 +144,7 @@ def _reasons(run: Run, frame: pd.DataFrame) -> pd.Series:
 def reason(settings: Mapping[str, Any], r1: float, r2: float, kept: bool) -> str:
     """Why a pair was kept or not, in the terms of the run's filter."""
     chosen = settings.get("filter") or {}
-    option = str(chosen.get("_target_", "")).removeprefix("stasc.filter.")
+    option = str(chosen.get("_target_", "")).removeprefix("stasc.choices.filter.")
     change = f"r2 − r1 = {r2 - r1:.3g}"
     known = not settings.get("baseline") and option in ("Strict", "Lenient", "Maintaining")
     if not known:

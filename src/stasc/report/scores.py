@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stasc import reward
 from stasc.records import Answer, Pair, Question
 from stasc.report.records import Run
 from stasc.report.statistics import Array, pass_at_k
-from stasc.reward import Reward
-from stasc.vote import Key, majority
+from stasc.runs.vote import Key, majority
+from stasc.tasks.rewards import words
+from stasc.tasks.rewards.words import Reward
 
 TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")
 
@@ -77,12 +77,12 @@ def voted_by_all(run: Run, questions: pd.Index) -> Array:
 
 def _key(settings: Mapping[str, Any]) -> Key:
     """What of an answer a reward compares; of one of the user's own, which had no key in schema 1, the whole answer."""
-    kind = getattr(reward, str(settings["_target_"]).removeprefix("stasc.reward."), None)
+    kind = getattr(words, str(settings["_target_"]).rpartition(".")[2], None)
     if isinstance(kind, type) and issubclass(kind, Reward):
         # Of another version: what it gives is held against what the run counted.
         with suppress(TypeError, KeyError, ValueError):
             return kind(settings["scope"], settings["marker"]).key
-    return lambda text: tuple(reward.normalise(text))
+    return lambda text: tuple(words.normalise(text))
 
 
 def passes(run: Run, questions: pd.Index) -> dict[int, Array]:

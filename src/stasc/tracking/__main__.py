@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stasc.stdio import outlive_readers
+from stasc.machine.stdio import outlive_readers
 from stasc.tracking.redaction import scrub
 from stasc.tracking.sync import Recorded, load
 from stasc.tracking.wandb import MODES, Wandb

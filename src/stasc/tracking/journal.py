@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from stasc import fsx
+from stasc.machine import durable
 
 COMPLETE = ("finished", "stopped_empty")  # how a run has ended that did all it was to do
 CRC = b', "crc32": "'  # what parts a line from its checksum, which is always the last field
@@ -28,7 +28,7 @@ class Journal:
         self._path, self._file = path, path.open("ab+", buffering=0)
         self._file.seek(0)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
-        fsx.sync_folder(path.parent)
+        durable.sync_folder(path.parent)
 
     def write(self, event: str, **fields: object) -> None:
         """Appends `{"time": ..., "event": event, **fields, "crc32": ...}`; the time is UTC.
@@ -45,8 +45,8 @@ class Journal:
         body = json.dumps({"time": time, "event": event, **plain}).encode()
         line, end = body[:-1] + CRC + b'%08x"}\n' % zlib.crc32(body), self._file.seek(0, os.SEEK_END)
         try:
-            with fsx.naming(self._path):
-                fsx.put(self._file, line, self._path)
+            with durable.naming(self._path):
+                durable.put(self._file, line, self._path)
         except BaseException:  # an interrupt as well
             self._file.truncate(end)  # the next event must not follow half of this one
             raise

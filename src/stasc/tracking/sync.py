@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stasc.names import chosen_options
 from stasc.records import Answer, Pair, Question
+from stasc.settings.names import chosen_options
 from stasc.tracking.journal import COMPLETE, read
 from stasc.tracking.tracker import RunInfo, Tracker
 

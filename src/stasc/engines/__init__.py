@@ -1,0 +1,1 @@
+"""Sampling: the Engine interface, its random noise, and the engines."""

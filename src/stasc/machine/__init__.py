@@ -1,0 +1,1 @@
+"""This computer: files, memory, CPU set-up, signals, paths and terminal."""

@@ -1,0 +1,58 @@
+"""JSON files that carry their own checksum, and the digests that the store is keyed by."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stasc.machine import durable
+
+
+class Damaged(Exception):
+    """A file of an artifact is not what was committed."""
+
+
+def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
+    """Writes plain data with its checksum."""
+    durable.write(path, json.dumps({**body, "sha256": digest(body)}, indent=1).encode())
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote. Raises: Damaged if it is anything else, or cannot be read."""
+    with _missing_is_damage():
+        data = path.read_bytes()
+    try:
+        body: dict[str, Any] = json.loads(data)
+        if body.pop("sha256") == digest(body):
+            return body
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise Damaged(f"{path.name} is not what was written") from error
+    raise Damaged(f"{path.name} is not what was written")
+
+
+@contextmanager
+def _missing_is_damage() -> Iterator[None]:
+    """A file that is not there, or that the disk can't give, is damage; one that we may not read now is not."""
+    try:
+        yield
+    except OSError as error:
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if not gone and error.errno != errno.EIO:
+            raise
+        raise Damaged(f"{Path(error.filename or '').name}: {error.strerror}") from error
+
+
+def digest(value: object) -> str:
+    """sha256 of plain data, as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

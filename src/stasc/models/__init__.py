@@ -1,0 +1,1 @@
+"""M_0 and what becomes of it: reading weights, chat templates and configurations."""

@@ -1,0 +1,103 @@
+"""Can M_0 be sampled from and fine-tuned? Seen from its files' headers, before any weights are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stasc.models.config import ModelConfig, reading
+from stasc.models.weights import weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_WHOLE = "a whole model, as save_pretrained writes it"
+
+
+def check(model: ModelConfig, base: str, *, full: bool, four_bit: bool) -> PreTrainedConfig:
+    """The configuration of M_0, whose local folder is `base`.
+
+    Raises: ValueError or OSError naming model.path unless `base` holds a model that can be sampled from and fine-tuned.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(base)
+    with reading(model):
+        _check_adapter(folder)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"there is no config.json in {folder}: expected {_WHOLE}")
+        config: PreTrainedConfig = AutoConfig.from_pretrained(base, revision=model.revision, trust_remote_code=False)
+        _check_kind(config)
+        _check_quantization(getattr(config, "quantization_config", None), full, four_bit)
+        _check_files(folder)
+    return config
+
+
+def _check_adapter(folder: Path) -> None:
+    """transformers would load the adapter's base in place of the folder's own weights."""
+    if not (folder / "adapter_config.json").is_file():
+        return
+    try:
+        base = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    raise ValueError(
+        f"it is an adapter of {base or 'another model'}, not {_WHOLE}: merge it into that model "
+        "(merge_and_unload() of peft, then save_pretrained), or set model.path to that model"
+    )
+
+
+def _check_kind(config: PreTrainedConfig) -> None:
+    """Checks that it is a causal language model with attention: keys and values are what answers share."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = config.model_type
+    names = config.architectures or []
+    encoder = getattr(config, "is_decoder", True) is False and not any(name.endswith("ForCausalLM") for name in names)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or config.is_encoder_decoder or encoder:
+        raise ValueError(f"{kind} is not a causal language model: take a decoder-only one, such as Llama or Qwen")
+    if not hasattr(config.get_text_config(), "num_attention_heads"):
+        raise ValueError(f"{kind} has no attention, which sampling relies on: take a model with attention layers")
+
+
+def _check_quantization(settings: Any, full: bool, four_bit: bool) -> None:
+    """Checks that weights which are stored in few bits can be trained on: they need bitsandbytes, and an adapter."""
+    if not settings:
+        return
+    known = settings if isinstance(settings, dict) else settings.to_dict()
+    stored = str(known.get("quant_method"))
+    if stored != "bitsandbytes":
+        raise ValueError(
+            f"its weights are stored quantised by {stored}, and only those of bitsandbytes can be trained on: take "
+            "the model that it was made from"
+        )
+    bits = 4 if known.get("load_in_4bit") else 8
+    if full:
+        raise ValueError(
+            f"its weights are stored in {bits} bits, which finetune=full cannot train: take finetune=lora, or the "
+            "model that it was made from"
+        )
+    if four_bit and bits == 8:
+        raise ValueError(
+            "its weights are stored in 8 bits, not in the 4 of finetune=qlora: take finetune=lora, or the model that "
+            "it was made from"
+        )
+
+
+def _check_files(folder: Path) -> None:
+    """Checks that the weights' files are there, and as long as their headers say."""
+    from safetensors import SafetensorError, safe_open
+
+    files = weight_files(folder)
+    if not files:
+        there = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
+        raise ValueError(f"there is neither model.safetensors nor its index in {folder}, only {there}")
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file.name}, which the index names, is not in {folder}: download the model again")
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{file.name} is cut off or damaged ({error}): download the model again") from error

@@ -1,0 +1,139 @@
+"""What a model is here: base weights, or base weights plus an adapter; and the one that is in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from stasc.machine.paths import path_of
+from stasc.models import sources
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from stasc.models.chat import Chat
+
+    Network: TypeAlias = PreTrainedModel | PeftModel
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where M_0 comes from and how it is held; `sources.fetch` says what `path` may be."""
+
+    path: str
+    revision: str | None
+    device: str
+    dtype: str
+    attention: str | None
+    chat_template: str | None
+    template_args: dict[str, bool | int | str]
+    date: str
+    cache_dir: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"model.dtype={self.dtype}: expected one of {', '.join(_DTYPES)}")
+        try:
+            datetime.fromisoformat(self.date)
+        except ValueError as error:
+            raise ValueError(f"model.date={self.date}: expected a date such as 2024-07-26") from error
+
+    def fetch(self) -> str:
+        """M_0's local folder, made or downloaded where it has to be. Raises: OSError or ValueError naming the path."""
+        base = sources.fetch(self.path, path_of("model.cache_dir", self.cache_dir), self.chat_template)
+        if not Path(base).is_dir():
+            with reading(self):
+                base = sources.snapshot(base, self.revision)
+        if not any(Path(base).glob("*.safetensors")):
+            raise ValueError(
+                f"model.path={self.path}: there is no .safetensors file in {base}, and pickles, such as "
+                "pytorch_model.bin, are not opened: save the model as safetensors"
+            )
+        return base
+
+
+@contextmanager
+def reading(config: ModelConfig) -> Iterator[None]:
+    """Puts the setting's name before errors in reading M_0's files: OSError or ValueError, as the error was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"model.path={config.path}: {error}") from error
+    except ValueError as error:
+        reason = str(error)
+        if "trust_remote_code" in reason:
+            reason = "it needs code that comes with it, which is never run: take a model that transformers knows itself"
+        raise ValueError(f"model.path={config.path}: {reason}") from error
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of `model.device`. Raises: ValueError if it is unknown, or CUDA that is not there."""
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"model.device={device}: expected auto, cpu, cuda or cuda:1") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"model.device={device}: expected auto, cpu, cuda or cuda:1")
+    if resolved.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"model.device={device}: torch {torch.__version__} sees no CUDA device; "
+                "set model.device=auto or cpu, or install a CUDA build of torch"
+            )
+        if (resolved.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"model.device={device}: there are only {torch.cuda.device_count()} CUDA devices")
+        return torch.device("cuda", resolved.index or 0)
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype of `model.dtype`; auto is bfloat16 on CUDA, float32 on the CPU, which may lack bfloat16."""
+    import torch
+
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype == "float16" and device.type == "cpu":
+        raise ValueError("model.dtype=float16 cannot be trained on the CPU: set model.dtype=auto, or model.device=cuda")
+    resolved = getattr(torch, dtype)
+    assert isinstance(resolved, torch.dtype)
+    return resolved
+
+
+def load_chat(config: ModelConfig, base: str) -> Chat:
+    """The tokenizer of M_0 with its chat template, and the tokens that end an answer."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from stasc.models.chat import Chat
+
+    with reading(config):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(base, revision=config.revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise
+            reason = str(error).strip().splitlines()[0].rstrip(": ")
+            raise ValueError(
+                f"its tokenizer cannot be read ({reason}): expected tokenizer.json and its settings beside the "
+                "weights, as save_pretrained writes them"
+            ) from error
+    stop_ids = {tokenizer.eos_token_id}
+    try:
+        generation = GenerationConfig.from_pretrained(base, revision=config.revision or "main")
+        eos = generation.eos_token_id
+        stop_ids |= set(eos) if isinstance(eos, list) else {eos}
+    except OSError:
+        pass  # a model need not have a generation config
+    date = datetime.fromisoformat(config.date)
+    return Chat(tokenizer, config.chat_template, config.template_args, stop_ids - {None}, date)

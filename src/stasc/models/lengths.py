@@ -1,0 +1,105 @@
+"""Groups sequences that may share a batch: some models compute a sequence differently beside a longer one.
+
+LongRoPE (Ding et al., arXiv 2402.13753) rotates all positions by one of two sets of factors. transformers chooses by
+the longest sequence of a forward pass, so a batch with sequences on both sides of the switch changes some of them, and
+a KV cache holds keys of the wrong set once its sequence grows beyond. A few models cannot be padded: `packing.pads`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from stasc.models.model import Network
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths of sequences that may be computed together.
+
+    Args:
+        switches: lengths beyond each of which positions are rotated by other factors, ascending.
+        apart: whether only sequences of one length may be.
+    """
+
+    switches: tuple[int, ...] = ()
+    apart: bool = False
+
+    def kind(self, length: int) -> int:
+        """Returns the class of a length: sequences of one class may share a batch."""
+        return length if self.apart else bisect_left(self.switches, length)
+
+    def room(self, length: int, most: int) -> int:
+        """Returns how many of `most` tokens can follow `length` tokens before the sequence must be computed anew."""
+        switch = next((switch for switch in self.switches if switch >= length), None)
+        return most if switch is None else min(most, switch - length + 1)
+
+    def groups(self, lengths: Iterable[int]) -> list[list[int]]:
+        """The indices of sequences of these lengths, in groups that may be computed together."""
+        return grouped([self.kind(length) for length in lengths])
+
+
+def grouped(keys: Sequence[Hashable]) -> list[list[int]]:
+    """The indices of equal keys, in order."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def switches(network: Network) -> tuple[int, ...]:
+    """The lengths at which a network's factors change.
+
+    Dynamic NTK changes them only beyond the context, where `check_context` lets no sequence get.
+    """
+    rope = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, Mapping)]
+    found = {kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"}
+    return tuple(sorted(found))
+
+
+@contextmanager
+def beyond(network: Network, length: int) -> Iterator[None]:
+    """Makes every forward pass rotate positions as for sequences of at least `length` tokens, however short it is.
+
+    A prefix that is computed by itself is then what it is within the sequences that begin with it.
+    """
+    passed = [switch for switch in switches(network) if switch < length]
+    if not passed:
+        yield
+        return
+    far = max(passed)  # the position of the first token behind the last switch
+
+    def longer(position_ids: Tensor) -> Tensor:
+        import torch
+
+        return torch.cat([position_ids, torch.full_like(position_ids[..., :1], far)], dim=-1)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": longer(kwargs["position_ids"])}
+        return (args[0], longer(args[1]), *args[2:]), kwargs
+
+    def after(module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(part[..., :-1, :] for part in output)
+
+    hooks = []
+    for module in network.modules():
+        if "longrope" in _rope_types(module):
+            hooks += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _rope_types(module: nn.Module) -> tuple[object, ...]:
+    found = getattr(module, "rope_type", None)
+    return tuple(found.values()) if isinstance(found, Mapping) else (found,)

@@ -1,0 +1,182 @@
+"""The one network in memory, which becomes whichever model of the run is asked for."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from stasc.machine import processor
+from stasc.models.model import M_0, Model
+from stasc.models.weights import check_loaded, swap_weights
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from stasc.models.model import Network
+
+
+class LiveModel:
+    """The one model in memory. It becomes whichever model of the run is asked for; M_0 comes from `base`.
+
+    `four_bit` holds the base weights in NF4 (bitsandbytes), M_0 included. `context` is how many tokens it can read and
+    write together, None if there is no limit. `before_read` is called with a model whose
+    files are about to be read: they may have to be checked, or made.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        revision: str | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        four_bit: bool,
+        attention: str | None = None,
+        context: int | None = None,
+    ) -> None:
+        import torch
+
+        if four_bit and dtype == torch.float64:
+            raise ValueError(
+                "model.dtype=float64 cannot be held in 4 bits: set model.dtype=auto, or finetune=lora, not qlora"
+            )
+        if attention == "flex_attention" and device.type == "cpu":
+            raise ValueError(
+                "model.attention=flex_attention cannot be trained on the CPU: set model.attention=null, or "
+                "model.device=cuda"
+            )
+        processor.prepare(device)
+        self.base, self.revision = base, revision
+        self.device, self.dtype, self.four_bit, self.attention = device, dtype, four_bit, attention
+        self.context = context
+        self._current: tuple[Model, torch.dtype] | None = None
+        self._loading_s = 0.0
+        self._network: Network | None = None
+        self.before_read: Callable[[Model], None] = lambda model: None
+
+    @property
+    def training_dtype(self) -> torch.dtype:
+        """The dtype of trained weights: steps of a usual learning rate are lost in 16 bits."""
+        import torch
+
+        return torch.float32 if self.dtype in (torch.bfloat16, torch.float16) else self.dtype
+
+    def load(self, model: Model, dtype: torch.dtype | None = None) -> Network:
+        """The network of `model`, in `dtype` or in that of sampling."""
+        wanted = (model, dtype or self.dtype)
+        if self._current == wanted and self._network is not None:
+            return self._network
+        if model != M_0:
+            self.before_read(model)
+        began = time.perf_counter()
+        network: Network = self._base_network(*wanted)
+        if model.adapter is not None:
+            from peft import PeftModel
+
+            if not (model.adapter / "adapter_model.safetensors").is_file():  # peft would open adapter_model.bin
+                raise OSError(f"there is no adapter_model.safetensors in {model.adapter}")
+            network = PeftModel.from_pretrained(network, model.adapter, is_trainable=True)
+        self.adopt(model, network, wanted[1])
+        self._loading_s += time.perf_counter() - began
+        return network
+
+    def pop_loading(self) -> float:
+        """Seconds that reading weights took since the last call."""
+        seconds, self._loading_s = self._loading_s, 0.0
+        return seconds
+
+    def adopt(self, model: Model, network: Network, dtype: torch.dtype) -> None:
+        """Notes that `network`, which is in memory, has become `model`."""
+        self._current, self._network = (model, dtype), network
+
+    def holds(self, model: Model) -> bool:
+        """Whether `model` is the one in memory."""
+        return self._current is not None and self._current[0] == model
+
+    def moved(self, old: Model, new: Model) -> None:
+        """Notes that the files of `old` have become those of `new`."""
+        if self._current and self._current[0] == old:
+            self._current = (new, self._current[1])
+
+    def release(self) -> None:
+        """Frees the network: in a sweep, the next run needs the memory."""
+        import torch
+
+        self._current = self._network = None
+        gc.collect()
+        processor.give_back()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _base_network(self, model: Model, dtype: torch.dtype) -> PreTrainedModel:
+        """The network of `model` without its adapter: the one in memory, with other base weights if need be."""
+        from transformers import PreTrainedModel
+
+        network, current = self._network, self._current
+        self._network = self._current = None
+        if network is not None and current is not None and current[1] == dtype:
+            if current[0].weights == model.weights:
+                base = network if isinstance(network, PreTrainedModel) else network.unload()
+                assert isinstance(base, PreTrainedModel)
+                return base
+            source = model.weights or Path(self.base)
+            if isinstance(network, PreTrainedModel) and not self.four_bit and swap_weights(network, source):
+                return network
+        del network  # before another is loaded: two need not fit
+        return self._read(model.weights, dtype)
+
+    def _read(self, weights: Path | None, dtype: torch.dtype) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        settings: Any = {"quantization_config": quantization} if self.four_bit else {}  # null would hide the file's own
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                weights or self.base,
+                revision=None if weights else self.revision,
+                dtype=dtype,
+                attn_implementation=self.attention,
+                device_map={"": self.device},
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, and refused
+                **settings,
+            )
+        except OSError as error:
+            raise OSError(
+                f"the weights of {weights or self.base} cannot be read: {error}; "
+                "set model.path to a model with safetensors weights"
+            ) from error
+        except (ImportError, ValueError) as error:
+            if self.attention is None:
+                raise
+            raise ValueError(f"model.attention={self.attention}: {error}; set model.attention=null") from error
+        network, report = loaded
+        report["mismatched_keys"] |= _packed_otherwise(network)
+        check_loaded(weights or self.base, report, network.state_dict())
+        for module in network.modules():
+            # On a CPU with AVX-512 BF16, bitsandbytes would repack the weights when first sampled from: rounded once
+            # more, for good, and without a gradient, so that what is trained afterwards would learn noise.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        return cast("PreTrainedModel", network)
+
+
+def _packed_otherwise(network: PreTrainedModel) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Weights in 4 bits that were of another shape than their layer, which transformers does not compare."""
+    found: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
+    for name, module in network.named_modules():
+        packed = getattr(getattr(module, "weight", None), "quant_state", None)
+        if packed is not None and tuple(packed.shape) != (shape := (module.out_features, module.in_features)):
+            found.add((f"{name}.weight", tuple(packed.shape), shape))
+    return found

@@ -1,0 +1,78 @@
+"""A tiny model with random weights, made on the spot: for tests and for trying things out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+
+TINY_WORDS = ("Africa", "Pound")  # a continent and a currency; all letters differ, so each has one that follows it
+
+
+TINY_LEANING = 2.0
+
+
+def make(seed: int, folder: Path, *, words: bool) -> None:
+    """A Llama of 2 layers, a byte-level tokenizer and a ChatML-like template, for trying things out and for tests.
+
+    Its weights are random. With `words` they lean to spelling one of TINY_WORDS, whatever the question, so that the
+    model is right now and then.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    tokens = {token: id_ for id_, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        additional_special_tokens=special[1:],
+    )
+    fast.chat_template = (
+        "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    config = LlamaConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        eos_token_id=tokens["<|end|>"],
+        pad_token_id=tokens["<|end|>"],
+        bos_token_id=None,
+        initializer_range=0.1 if words else 0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = LlamaForCausalLM(config)
+    if words:
+        _lean(network, tokens)
+    network.save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+def _lean(network: LlamaForCausalLM, tokens: Mapping[str, int]) -> None:
+    """Makes each of TINY_WORDS likely, letter by letter: a dimension of the hidden state says which token came last."""
+    import torch
+
+    spelling = [["<|assistant|>", *word, "<|end|>"] for word in TINY_WORDS]
+    steps = [step for letters in spelling for step in itertools.pairwise(letters)]
+    dimension = {before: i for i, before in enumerate(dict.fromkeys(before for before, _ in steps))}
+    with torch.no_grad():
+        for before, after in steps:
+            network.model.embed_tokens.weight[tokens[before], dimension[before]] = TINY_LEANING
+            network.lm_head.weight[tokens[after], dimension[before]] = TINY_LEANING

@@ -1,0 +1,79 @@
+"""The weights of a model's folder: which files hold them, and whether they are all that the model needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check_loaded(source: Path | str, report: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Checks what transformers reports of reading a model: it fills missing weights with random numbers.
+
+    Args:
+        names: of the network's own weights.
+    Raises: ValueError unless config.json and the weights fit each other.
+    """
+    if missing := report["missing_keys"]:
+        raise ValueError(
+            f"model.path: {source} lacks {len(missing)} of its weights, e.g. {min(missing)}: "
+            "expected a whole model, not one of several parts"
+        )
+    unfit = f"model.path: config.json of {source} does not fit its weights"
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        shapes = " where config.json says ".join("x".join(map(str, shape)) for shape in (stored, expected))
+        raise ValueError(f"{unfit}: {name} is {shapes}; correct config.json, or take another copy of the model")
+    kinds = {_layerless(name) for name in names}
+    if beyond := sorted(name for name in report["unexpected_keys"] if _layerless(name) in kinds):
+        raise ValueError(
+            f"{unfit}: no layer of config.json has {beyond[0]}; correct num_hidden_layers there, or take another copy "
+            "of the model"
+        )
+
+
+def _layerless(name: str) -> str:
+    """A weight's name with 0 for the number of its layer."""
+    return ".".join("0" if part.isdecimal() else part for part in name.split("."))
+
+
+def swap_weights(network: PreTrainedModel, folder: Path) -> bool:
+    """Puts the weights of a folder into a network in place; False if they are not just those that it has.
+
+    It may then hold some of both.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    files = weight_files(folder)
+    own = network.state_dict()
+    places = {tensor.data_ptr() for tensor in own.values()}  # fewer than names where weights are tied
+    try:
+        for path in files:
+            with safe_open(path, framework="pt", device=str(network.device)) as file, torch.no_grad():
+                for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                    if name not in own or list(own[name].shape) != file.get_slice(name).get_shape():
+                        return False
+                    tensor, place = file.get_tensor(name), own[name].data_ptr()
+                    if place not in places and not torch.equal(own[name], tensor.to(own[name].dtype)):
+                        return False  # what is tied here differs there
+                    own[name].copy_(tensor)
+                    places.discard(place)
+    except SafetensorError:
+        return False
+    return not places
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads weights from: a single one, or those of an index."""
+    if (single := folder / "model.safetensors").is_file():
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    names: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+    return [folder / name for name in sorted(set(names.values()))]

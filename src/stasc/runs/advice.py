@@ -1,0 +1,62 @@
+"""Advice for a run that has nothing to train on: the reason, and the setting to change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from stasc.choices.filter import Lenient
+from stasc.records import REASONS, LeftOut, Pair
+from stasc.units import counted
+
+
+def nothing_kept(
+    pairs: Sequence[Pair],
+    keep: Callable[[float, float], bool],
+    correct_at: float,
+    samples: str,
+    unmarked: Callable[[str], bool] | None = None,
+) -> str:
+    """Says why no pair was kept, and which settings would keep some of these pairs or others.
+
+    Args:
+        correct_at: the reward from which an answer counts as right.
+        unmarked: whether an answer lacks the marker that its reward looks for.
+        samples: the setting that says how many of the trained answers are sampled, such as `sampling.n_corr`.
+    """
+    option = type(keep).__name__.lower()
+    mean_r1, mean_r2 = (sum(rewards) / len(pairs) for rewards in zip(*((p.r1, p.r2) for p in pairs), strict=True))
+    found = (
+        f"filter={option} kept 0 of {counted(len(pairs), 'pair')} (mean r1 {mean_r1:.2f}, r2 {mean_r2:.2f}), "
+        "nothing to train on; "
+    )
+    if not any(pair.r1 or pair.r2 for pair in pairs):
+        answers = [answer for pair in pairs for answer in (pair.y1, pair.y2)]
+        if unmarked is not None and (lacking := sum(map(unmarked, (one.text for one in answers)))) > len(answers) / 2:
+            return found + (
+                f"{lacking / len(answers):.0%} of the answers lack the marker that reward.scope=final looks for: raise "
+                "sampling.max_new_tokens, take prompt=cot, which asks for the marker, or reward.scope=whole"
+            )
+        cut = sum(pair.y1.truncated + pair.y2.truncated for pair in pairs) / (2 * len(pairs))
+        return found + (
+            "no answer earned a reward, so no filter helps: look at y1 and y2 in pairs.jsonl, then "
+            + (f"raise sampling.max_new_tokens ({cut:.0%} of the answers were cut off), " if cut > 0.5 else "")
+            + "raise dataset.n_train or sampling.n_init, take another reward=, or a stronger model="
+        )
+    lenient = Lenient("", 0.0, correct_at)
+    would_keep = sum(lenient(pair.r1, pair.r2) for pair in pairs)
+    other = f", or take filter=lenient, which keeps {would_keep} of these pairs" if would_keep else ""
+    return found + f"raise {samples} or dataset.n_train{other}"
+
+
+def nothing_usable(pairs: Sequence[Pair], left_out: Sequence[LeftOut]) -> str:
+    """Says why none of the pairs that passed the filter can be trained on, and which setting helps."""
+    counts = Counter(reason for _, reason in left_out)
+    reasons = "; ".join(f"{count}: {REASONS[reason]}" for reason, count in counts.items())
+    way_out = (
+        "raise sampling.max_new_tokens, or set finetune.truncated=keep" if counts["truncated"] else "see pairs.jsonl"
+    )
+    return (
+        f"{len(left_out)} of {counted(len(pairs), 'pair')} passed the filter, and none can be trained on ({reasons}); "
+        f"{way_out}"
+    )

@@ -1,0 +1,77 @@
+"""Is there room for what a run will write? Asked before it starts."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+
+import torch
+
+from stasc.machine import durable
+from stasc.models.live import LiveModel
+from stasc.store import leases
+from stasc.store.leases import Lease
+from stasc.training.methods import Full, Lora
+from stasc.units import size_text
+
+_MARGIN = 50 * 2**20  # bytes, for answers, journals and logs
+
+
+def check(root: Path, tune: Full | Lora, live: LiveModel, lease: Lease) -> None:
+    """Raises: OSError, as of a full disk, if there is less room than the run's weights need."""
+    final = model_bytes(Path(live.base), tune, live.training_dtype)  # M_N, which the run's folder has a copy of
+    folder = Path(lease.folder)
+    elsewhere = folder.stat().st_dev != root.stat().st_dev
+    need = weights_bytes(root, tune, live, lease) + (0 if elsewhere else final) + _MARGIN
+    advice = "make room (python -m stasc.store clean), or set store.dir to another disk"
+    _room(f"store.dir={root}", root, need, advice + (", or store.keep_models=last" * (lease.keep_models == "all")))
+    if elsewhere:
+        _room(
+            str(folder), folder, final + _MARGIN, "make room, or write to another disk (hydra.run.dir, hydra.sweep.dir)"
+        )
+
+
+def _room(name: str, path: Path, need: int, advice: str) -> None:
+    free = durable.free(path)
+    if need > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{name}: this run needs about {size_text(need)} there, and {size_text(free)} are free: {advice}",
+        )
+
+
+def weights_bytes(root: Path, tune: Full | Lora, live: LiveModel, lease: Lease) -> int:
+    """Bytes of all weights that a run will hold at once, more than it holds already."""
+    made = [step.key for step in lease.steps if step.kind == "finetune"]
+    new = [key for key in made if not (root / "finetune" / key).exists()]
+    dropped = {*leases.to_read(root, lease.steps, lease.final)}.intersection(made).difference(new)
+    held = len(new) if lease.keep_models == "all" else min(len(new), 2)  # M_{n-1}, and M_n, which is being written
+    held += sum(not (root / "model" / key).exists() for key in dropped)
+    return held * model_bytes(Path(live.base), tune, live.training_dtype)
+
+
+def model_bytes(base: Path, tune: Full | Lora, dtype: torch.dtype) -> int:
+    """Of the weights or the adapter that one fine-tuning writes."""
+    shapes = {name: shape for file in base.glob("*.safetensors") for name, shape in _shapes(file)}
+    if isinstance(tune, Lora):
+        return sum(4 * tune.rank * sum(shape) for name, shape in shapes.items() if _adapted(tune, name, shape))
+    return sum(dtype.itemsize * prod(shape) for shape in shapes.values())
+
+
+def _adapted(tune: Lora, name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor gets an adapter. peft's all-linear means all matrices but those of words and positions."""
+    module = name.removesuffix(".weight")
+    if tune.target_modules == ["all-linear"]:
+        return len(shape) == 2 and not re.search("embed|lm_head|wte|wpe", module)
+    return any(f".{module}".endswith(f".{target}") for target in tune.target_modules)
+
+
+def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
+    """The tensors in a safetensors file, from its header."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return ((name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

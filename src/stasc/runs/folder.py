@@ -1,0 +1,265 @@
+"""The run's folder: journal, summary, every pair and every test outcome, and their mirror in a tracker."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stasc import tracking
+from stasc.machine import durable
+from stasc.machine.sealed import file_sha256
+from stasc.records import REASONS, Iteration, Pair, Split
+from stasc.runs import vote
+from stasc.runs.metrics import describe, unmarked
+from stasc.runs.verdict import not_kept
+from stasc.tasks.rewards.words import Reward, inner
+from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 2  # of summary.json and the files beside it
+READABLE = (1, SCHEMA)  # 1 had the question's id under `question`, and neither its text nor why a pair was dropped
+QUESTION_CHARACTERS = 2_000  # of a question, in each line that is about it; questions.jsonl has all of them
+RESULTS = ("outcomes.jsonl", "pairs.jsonl")
+QUESTIONS = "questions.jsonl"  # what the others' question ids stand for
+
+
+class RunFolder:
+    """Records iterations as they come. `summary` is what summary.json holds, rewritten after every iteration.
+
+    A run that goes on in the folder of an earlier start writes its files anew, and into the journal and to the tracker
+    what they do not have yet.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        summary: dict[str, Any],
+        journal: Journal,
+        tracker: Tracker,
+        correct_at: float,
+        reward: object = None,
+        keep: Callable[[float, float], bool] | None = None,
+    ) -> None:
+        self.path, self.summary = path, summary
+        self._reward, self._key, self._keep = inner(reward), vote.key_of(reward), keep
+        self._journal, self._tracker, self._correct_at = journal, tracker, correct_at
+        self._began = time.perf_counter()
+        events = list(tracking.read(path / "journal.jsonl"))
+        self._recorded = _entries(events)
+        self._mirrored = mirrored(path / "journal.jsonl")
+        durable.sweep(path)
+        for name in RESULTS:
+            durable.write(path / name, b"")
+
+    def begin(self, splits: Iterable[Split], **provenance: object) -> None:
+        """Records what the run is made of and asks, before anything is sampled."""
+        lines = (
+            {"split": split.name, "id": x.id, "question": x.text, "references": x.references}
+            for split in splits
+            for x in split.questions
+        )
+        durable.write(self.path / QUESTIONS, _jsonl(lines))
+        self._journal.write("run_started", variant=self.summary["variant"], seed=self.summary["seed"], **provenance)
+        self._write_summary()
+
+    def stage(self, kind: str, key: str, reused: bool, **facts: object) -> None:
+        """Records a stage that was computed, or was there already."""
+        self._journal.write("stage", kind=kind, key=key, reused=reused, **facts)
+
+    def memory_short(self, rows: int) -> None:
+        """Records that from here on no more answers than that are sampled at once."""
+        self._journal.write("memory_short", rows=rows)
+
+    def fallback(self, what: str, why: str) -> None:
+        """Records that the run cannot compute as it does by default."""
+        self._journal.write("fallback", what=what, why=why)
+
+    def iteration(
+        self, iteration: Iteration[Any], training: Mapping[str, float] | None, seconds: Mapping[str, float]
+    ) -> None:
+        """Records an iteration: its summary, its pairs and its test outcomes."""
+        now = time.perf_counter()
+        votes = vote.describe(iteration.test, self._correct_at, self._key)
+        entry = {
+            "n": iteration.n,
+            "test": self._describe(iteration.test) | votes,
+            "train": self._describe_train(iteration),
+            "finetune": training,
+            "seconds": {**seconds, "total": now - self._began},
+        }
+        self._began = now
+        _append(self.path / "pairs.jsonl", self._pairs(iteration))
+        _append(self.path / "outcomes.jsonl", self._outcomes(iteration, votes.get("vote_k")))
+        self.summary["iterations"].append(entry)
+        if self._recorded.get(iteration.n) != _timeless(entry):
+            self._journal.write("iteration", **entry)
+            if iteration.n in self._mirrored:  # and cannot be taken back
+                log.warning(
+                    "iteration %d came out otherwise than W&B was told; when the run has ended: "
+                    "python -m stasc.tracking sync %s",
+                    iteration.n,
+                    self.path,
+                )
+        self._write_summary()
+        if iteration.n not in self._mirrored and self._tracker.iteration(entry, iteration.pairs, iteration.kept):
+            self._journal.write("mirrored", n=iteration.n)
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Records how the run ended."""
+        self.summary["status"] = status
+        try:
+            files = _checksums(self.path) if status in COMPLETE else None
+            self._journal.write("run_ended", status=status, error=error, files=files)
+            self._write_summary()
+        finally:
+            self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
+
+    def _describe(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        marked = isinstance(self._reward, Reward) and self._reward.scope == "final"
+        return describe(pairs, self._correct_at) | (unmarked(pairs, self._reward.unmarked) if marked else {})
+
+    def _describe_train(self, iteration: Iteration[Any]) -> dict[str, float] | None:
+        if not iteration.pairs:
+            return None
+        reasons = [reason for _, reason in iteration.left_out]
+        left_out = {f"left_out_{reason}": reasons.count(reason) for reason in REASONS}
+        return {**self._describe(iteration.pairs), "kept": len(iteration.kept), **left_out}
+
+    def _pairs(self, iteration: Iteration[Any]) -> Iterator[dict[str, object]]:
+        """A line for each training pair, with the reason why it is not trained on, if it is not."""
+        kept = set(map(id, iteration.kept))
+        left_out = {id(pair): f"{reason}: {REASONS[reason]}" for pair, reason in iteration.left_out}
+        for pair in iteration.pairs:
+            dropped = None
+            if id(pair) not in kept:
+                dropped = left_out.get(id(pair)) or not_kept(self._keep, pair.r1, pair.r2)
+            yield {"n": iteration.n, **_line(pair), "kept": id(pair) in kept, "dropped": dropped}
+
+    def _outcomes(self, iteration: Iteration[Any], k: float | None) -> Iterator[dict[str, object]]:
+        """A line for each test pair, with the rewards of the majorities that its initial answer is in."""
+        votes: list[dict[str, float]] = [{} for _ in iteration.test]
+        if k is not None and self._key is not None:
+            some, every = vote.voted(iteration.test, int(k), self._key), vote.voted_by_all(iteration.test, self._key)
+            votes = [{"vote": one, "vote_all": other} for one, other in zip(some, every, strict=True)]
+        for pair, vote_ in zip(iteration.test, votes, strict=True):
+            line = _line(pair)
+            yield {"n": iteration.n, "seed": self.summary["seed"], "sample": line.pop("i"), **line, **vote_}
+
+    def _write_summary(self) -> None:
+        durable.write(self.path / "summary.json", json.dumps(self.summary, indent=1).encode() + b"\n")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier start left in a run's folder.
+
+    `key` says which run it was, `started` is its last such event, and `summary` is there if the run is complete.
+    """
+
+    key: str | None
+    started: Mapping[str, Any] | None
+    summary: dict[str, Any] | None
+
+
+def earlier(path: Path) -> Earlier:
+    """What there is in a run's folder. Files that were changed after they were written are set aside.
+
+    The run is then gone through again to write new ones.
+
+    Raises: ValueError if another version of stasc wrote the folder.
+    """
+    journal, started, ended = path / "journal.jsonl", None, None
+    summary = _read_summary(path / "summary.json")
+    key: str | None = summary["key"] if summary else None
+    if not journal.exists():
+        return Earlier(key, None, None)
+    try:
+        events = list(tracking.read(journal))
+    except ValueError as error:
+        durable.set_aside(journal, str(error))
+        return Earlier(key, None, None)
+    for event in events:
+        if event["event"] == "run_started":
+            started, ended, key = event, None, event.get("key", "")  # the first versions had none
+        elif event["event"] == "run_ended":
+            ended = event
+    if not summary or not ended or {summary["status"], ended["status"]}.difference(COMPLETE):
+        return Earlier(key, started, None)
+    if not _whole(path, ended.get("files") or {}):
+        return Earlier(key, started, None)
+    if [_timeless(entry) for entry in summary["iterations"]] != list(_entries(events).values()):
+        durable.set_aside(path / "summary.json", f"{path}/summary.json is not what the journal tells")
+        return Earlier(key, started, None)
+    return Earlier(key, started, summary)
+
+
+def _entries(events: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What a journal tells of each iteration, but for its seconds, as it was when last gone through."""
+    last = {event["n"]: event for event in events if event["event"] == "iteration"}
+    return {n: _timeless(last[n]) for n in sorted(last)}
+
+
+def _timeless(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in ("time", "event", "seconds")}
+
+
+def _read_summary(path: Path) -> dict[str, Any] | None:
+    """None if there is none, or it is damaged. Raises: ValueError if another version of stasc wrote it."""
+    try:
+        summary: dict[str, Any] = json.loads(path.read_bytes())
+        schema = summary["schema"], summary["key"], summary["status"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        durable.set_aside(path, f"{path} is damaged ({error!r})")
+        return None
+    if schema[0] not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise ValueError(
+            f"{path} has schema {schema[0]}, and this version of stasc reads {known}: choose another sweep.name or "
+            "hydra.run.dir"
+        )
+    return summary
+
+
+def _whole(path: Path, files: Mapping[str, str]) -> bool:
+    """Whether all is there that a run leaves, as it was. `files` are checksums; earlier releases recorded none."""
+    damaged = [name for name, sha256 in files.items() if (path / name).exists() and file_sha256(path / name) != sha256]
+    for name in {name.partition("/")[0] for name in damaged}:  # of the model, all
+        durable.set_aside(path / name, f"{path / name} does not match its checksums, so the run is gone through again")
+    return not damaged and all((path / name).exists() for name in {"outcomes.jsonl", "model", *files})
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    """sha256 of the results but summary.json, whose end is yet to be written."""
+    files = [path / name for name in RESULTS] + sorted(file for file in (path / "model").rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): file_sha256(file) for file in files}
+
+
+def _line(pair: Pair) -> dict[str, object]:
+    return {
+        "question_id": pair.question.id,
+        "question": _shortened(pair.question.text),
+        **{name: number for name, number in pair.names.items() if name != "question"},
+        **{"y1": pair.y1.text, "y2": pair.y2.text, "r1": pair.r1, "r2": pair.r2},
+    }
+
+
+def _shortened(text: str) -> str:
+    """The text, without its middle if it is long: beginning and end tell more."""
+    half = QUESTION_CHARACTERS // 2
+    return text if len(text) <= QUESTION_CHARACTERS else f"{text[:half]} […] {text[-half:]}"
+
+
+def _append(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
+    durable.append(path, _jsonl(lines))
+
+
+def _jsonl(lines: Iterable[Mapping[str, object]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()

@@ -1,0 +1,201 @@
+"""What a run is made of, checked before any weights are loaded, and what it will derive."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stasc.algorithm import stasc
+from stasc.machine import provenance
+from stasc.machine.paths import naming, path_of
+from stasc.machine.sealed import digest
+from stasc.models import checkpoint
+from stasc.models.config import load_chat, reading, resolve_device, resolve_dtype
+from stasc.models.live import LiveModel
+from stasc.models.model import M_0, Model
+from stasc.records import Iteration
+from stasc.runs.experiment import Experiment
+from stasc.store import content, keys
+from stasc.store.artifacts import Store
+from stasc.store.leases import Lease
+from stasc.tasks.rewards.words import ZeroOnError
+from stasc.training.methods import Lora
+
+if TYPE_CHECKING:
+    from stasc.models.chat import Chat
+    from stasc.store.cached import Derivation
+    from stasc.store.plan import Plan, Step
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin: its model yet to be loaded, and what it will derive if every iteration keeps something."""
+
+    experiment: Experiment
+    chat: Chat
+    live: LiveModel
+    m_0: Model
+    recipes: keys.Recipes
+    steps: tuple[Step, ...]
+
+    @property
+    def key(self) -> str:
+        """Of all that decides the run's results."""
+        loop = self.experiment.loop
+        return digest([[step.key for step in self.steps], loop.iterations, loop.patience])
+
+    def lease(self, path: Path, status: str, empty: Collection[int] = ()) -> Lease:
+        """What the run in folder `path` needs of the store, if all but the `empty` iterations keep something."""
+        steps = _plan(self.experiment, self.recipes, self.m_0, empty) if empty else self.steps
+        final = [self.m_0.key, *(step.key for step in steps if step.kind == "finetune")][-1]
+        return Lease(str(path.absolute()), self.key, status, self.experiment.store.keep_models, steps, final)
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Everything short of loading weights. Raises: ValueError or OSError naming the setting that is wrong."""
+    chat, live = _prepare(experiment)
+    root = _root(experiment)
+    with naming("store.dir", root):
+        root.mkdir(parents=True, exist_ok=True)
+    test, train = experiment.test.name, experiment.train.name
+    sampling = experiment.sampling
+    if sampling.stop is None:
+        sampling = replace(sampling, stop=list(chat.stop_strings))
+    recipes = keys.Recipes(
+        settings=experiment.settings,
+        base=content.folder_digest(Path(live.base), root / "digests.json"),
+        four_bit=live.four_bit,
+        numerics=keys.numerics(live.device.type, str(live.dtype), live.attention),
+        template={
+            "text": chat.tokenizer.chat_template,
+            "args": chat.args,
+            "stop_ids": sorted(chat.stop_ids),
+            **({"date": experiment.model.date} if "strftime_now" in chat.tokenizer.chat_template else {}),
+        },
+        rendered={
+            "initial": digest(chat.prompt(experiment.prompt.ask("?"))),
+            "correction": digest(chat.prompt(experiment.prompt.ask_to_correct("?", "?"))),
+        },
+        sampling={train: sampling, test: experiment.evaluation.sampling(sampling)},
+        batch={
+            train: experiment.engine.batch_size,
+            test: experiment.evaluation.batch or experiment.engine.batch_size,
+        },
+        parts={
+            "reward": experiment.reward.reward if isinstance(experiment.reward, ZeroOnError) else experiment.reward,
+            "filter": experiment.keep,
+            "target": experiment.target,
+            "finetune": experiment.finetune,
+            "engine": experiment.engine,
+            "prompt": experiment.prompt,
+        },
+    )
+    m_0 = replace(M_0, key=digest(recipes.m_0()))
+    return Prepared(experiment, chat, live, m_0, recipes, _plan(experiment, recipes, m_0))
+
+
+def open_store(prepared: Prepared) -> Store:
+    """The store of a run."""
+    return Store(_root(prepared.experiment), provenance.machine(prepared.live.device))
+
+
+def _root(experiment: Experiment) -> Path:
+    return path_of("store.dir", experiment.store.dir).absolute()
+
+
+def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
+    """The tokenizer, and the model yet to be loaded, once device, dtype and chat template are known to be right."""
+    from stasc.models.chat import read_template
+    from stasc.models.context import check_context, context_limit
+
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
+        if (processes := os.environ.get(name)) and processes != "1":
+            raise ValueError(
+                f"{name}={processes}: a run is one process on one device; "
+                "start it without torchrun, accelerate launch or mpirun"
+            )
+    device = resolve_device(experiment.model.device)
+    dtype = resolve_dtype(experiment.model.dtype, device)
+    tune = experiment.finetune
+    if tune.needs_bitsandbytes and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"finetune with 4-bit weights or finetune.optimizer={tune.optimizer} needs bitsandbytes, which is not "
+            "installed: pip install bitsandbytes, or take finetune=lora or full and finetune.optimizer=adamw_torch"
+        )
+    _quieten_libraries()
+    if experiment.model.chat_template not in (None, "plain"):
+        read_template(experiment.model.chat_template)
+    # Weights that are pickled are refused; without this, transformers would ask a service to convert them.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    base = experiment.model.fetch()
+    config = checkpoint.check(experiment.model, base, full=not isinstance(tune, Lora), four_bit=tune.four_bit)
+    attention = experiment.model.attention
+    limit = context_limit(experiment.model, base)
+    live = LiveModel(
+        base,
+        experiment.model.revision,
+        device,
+        dtype,
+        four_bit=tune.four_bit,
+        attention=attention,
+        context=limit,
+    )
+    chat = load_chat(experiment.model, base)
+    with reading(experiment.model):
+        chat.restrict(config.get_text_config().vocab_size)
+    check_context(
+        limit,
+        chat,
+        experiment.prompt,
+        experiment.train,
+        experiment.test,
+        experiment.sampling,
+        experiment.evaluation,
+    )
+    return chat, live
+
+
+def loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterator[Iteration[Any]]:
+    """Algorithm 1 with the experiment's choices."""
+    sample, correct = experiment.target.stages(steps.sample, steps.correct)
+    return stasc(
+        m_0,
+        experiment.train,
+        experiment.test,
+        init=experiment.init,
+        sample=sample,
+        correct=correct,
+        score=steps.score,
+        keep=experiment.keep,
+        unusable=steps.unusable,
+        start=experiment.start,
+        finetune=steps.finetune,
+        iterations=experiment.loop.iterations,
+        patience=experiment.loop.patience,
+    )
+
+
+def _plan(experiment: Experiment, recipes: keys.Recipes, m_0: Model, empty: Collection[int] = ()) -> tuple[Step, ...]:
+    """The stages of a run, if all but the `empty` iterations keep something."""
+    from stasc.store.plan import Plan
+
+    plan = Plan(recipes, empty)
+    for _ in loop(replace(experiment, keep=lambda r1, r2: True), m_0.key, plan):
+        pass
+    return tuple(plan.steps)
+
+
+def _quieten_libraries() -> None:
+    """Progress bars of every weight that is loaded, and advice for other uses, are not for this run's user."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    enable_progress_bars()  # of downloads: those take minutes

@@ -1,0 +1,112 @@
+"""What several initial answers to a question come to without a correction: their majority, and whether one is right.
+
+Self-consistency (Wang et al., arXiv 2203.11171) takes the answer that most samples give. So that it costs what a
+correction costs, it takes k samples, which have as many tokens as one initial answer and its correction.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from stasc.records import Pair
+from stasc.tasks.rewards.words import inner
+
+Key = Callable[[str], Hashable]
+
+NO_KEY = (
+    "the reward has no key, so that nothing tells which answers say the same, and no majority can be counted; give it "
+    "an attribute `key`, a function of an answer's text whose results are equal for such answers, and None for one "
+    "that says nothing"
+)
+
+
+def key_of(reward: Any) -> Key | None:
+    """What tells answers that say the same: the `key` of the reward, or of the function that it was made of.
+
+    Where errors of the reward count 0, one of its key is no vote.
+    """
+    one = inner(reward)
+    key = getattr(one, "key", None) or getattr(getattr(one, "func", None), "key", None)  # the second: a partial
+    if not callable(key):
+        return None
+
+    def told(text: str) -> Hashable:
+        try:
+            value: Hashable = key(text)
+            hash(value)
+        except Exception as error:  # a reward is anybody's code
+            if one is not reward:
+                return None
+            raise ValueError(f"the reward's key raised {type(error).__name__} for {text[:60]!r}: {error}") from error
+        return value
+
+    return told
+
+
+def affordable(pairs: Sequence[Pair]) -> int:
+    """k: as many initial answers as have the tokens of one and its correction, on average over the pairs, rounded."""
+    initial, correction = sum(pair.y1.tokens for pair in pairs), sum(pair.y2.tokens for pair in pairs)
+    return max(1, round((initial + correction) / initial)) if initial else 1
+
+
+def majority(answers: Sequence[Pair], key: Key) -> Pair:
+    """The first pair whose initial answer has the key that most have; of as many, the first.
+
+    Answers with an empty key, such as those without the marker, have no vote.
+    """
+    given = [key(pair.y1.text) for pair in answers]
+    (winner, _), *_ = Counter(some for some in given if _says_something(some)).most_common(1) or [(given[0], 0)]
+    return answers[given.index(winner)]
+
+
+def _says_something(key: Hashable) -> bool:
+    return key is not None and key not in ((), "")
+
+
+def voted(pairs: Sequence[Pair], k: int, key: Key) -> list[float]:
+    """For each pair, the reward of the majority of k initial answers to its question, of which its own is the first.
+
+    After the last answer to a question comes its first one, so each is in as many votes as any other.
+    """
+    rewards = []
+    for answers in _by_question(pairs):
+        voters = min(k, len(answers))
+        rewards += [majority([*answers[i:], *answers[:i]][:voters], key).r1 for i in range(len(answers))]
+    return rewards
+
+
+def voted_by_all(pairs: Sequence[Pair], key: Key) -> list[float]:
+    """For each pair, the reward of the majority of all initial answers to its question."""
+    return [majority(answers, key).r1 for answers in _by_question(pairs) for _ in answers]
+
+
+def describe(pairs: Sequence[Pair], correct_at: float, key: Key | None) -> dict[str, float]:
+    """Fractions of the votes, or questions, that are right; nothing where each question has one initial answer.
+
+    Without a key there are no votes.
+    """
+    questions = _by_question(pairs)
+    samples = min(map(len, questions))
+    if samples == 1:
+        return {}
+    votes: dict[str, float] = {}
+    if key is not None:
+        k = min(affordable(pairs), samples)
+        votes = {
+            "vote_k": k,
+            "vote_acc": fmean(reward >= correct_at for reward in voted(pairs, k, key)),
+            "vote_all_acc": fmean(majority(answers, key).r1 >= correct_at for answers in questions),
+        }
+    return {
+        "samples": samples,
+        **votes,
+        "pass_acc": fmean(any(pair.r1 >= correct_at for pair in answers) for answers in questions),
+    }
+
+
+def _by_question(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    return [list(some) for _, some in groupby(pairs, key=lambda pair: pair.question.id)]

@@ -1,0 +1,81 @@
+"""What a run reused and what it computed: into the journal, and on request onto the terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from stasc.runs.folder import RunFolder
+from stasc.store.artifacts import Artifact, Store
+from stasc.store.cached import ERRORS
+from stasc.store.keys import differences
+from stasc.units import counted
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """Told of every stage of a run; with `explain` it prints a line for each."""
+
+    def __init__(self, store: Store, folder: RunFolder, explain: bool) -> None:
+        self._store, self._folder, self._explain = store, folder, explain
+        self._seconds: dict[str, float] = {}
+        self._count = {True: 0, False: 0}
+        self._warned = False
+        self._errors: dict[str, tuple[Artifact, dict[str, Any]]] = {}
+
+    def __call__(self, artifact: Artifact, reused: bool) -> None:
+        split, n = artifact.made_of.get("split", "train"), len(self._folder.summary["iterations"])
+        self._folder.stage(
+            artifact.kind, artifact.key, reused, n=n, split=split, seconds=artifact.seconds, content=artifact.content
+        )
+        if artifact.kind == "model":  # a part of its fine-tuning
+            return
+        if self._explain:
+            log.info(self._line(artifact, reused, split, n))
+        if ERRORS in artifact.files:
+            self._errors[artifact.key] = artifact, json.loads(artifact.read(ERRORS))
+        self._count[reused] += 1
+        name = artifact.kind if split == "train" else "evaluation"
+        self._seconds[name] = self._seconds.get(name, 0.0) + artifact.seconds
+        ours = self._store.machine
+        other = next((machine for machine in artifact.machines if machine != ours), None)
+        if reused and other and not self._warned:
+            self._warned = True
+            apart = [f"{key} {other.get(key)} there, {ours[key]} here" for key in ours if other.get(key) != ours[key]]
+            log.warning("stages were reused that another machine computed, so not bit for bit (%s)", "; ".join(apart))
+
+    def pop_seconds(self) -> dict[str, float]:
+        """Seconds that computing each stage took, whenever that was, since the last call."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+    def report(self) -> None:
+        """Says how much of the run was there already, and what of it counts 0 because the reward failed."""
+        if self._count[True]:
+            log.info(
+                "%s computed, %d reused from %s",
+                counted(self._count[False], "stage"),
+                self._count[True],
+                self._store.root,
+            )
+        if self._errors:
+            found = list(self._errors.values())
+            answers, first = sum(errors["answers"] for _, errors in found), found[0][1]["first"]
+            folders = " ".join([str(self._folder.path), *(str(artifact.folder) for artifact, _ in found)])
+            log.warning(
+                "reward_errors=zero: the reward raised an error for %d answers, first %s; to score them again, "
+                "remove %s",
+                answers,
+                first,
+                folders,
+            )
+
+    def _line(self, artifact: Artifact, reused: bool, split: str, n: int) -> str:
+        line = f"{'reused' if reused else 'computed':<9} n={n} {split:<5} {artifact.kind:<10} {artifact.key[:12]}"
+        if reused:
+            return line
+        others = (other.made_of for other in self._store.every(artifact.kind) if other.key != artifact.key)
+        apart = differences(artifact.made_of, others)
+        return f"{line}  {'the first of its kind' if apart is None else '; '.join(apart)}"

@@ -1,0 +1,1 @@
+"""What settings mean: their names, ranges, and the stages they decide."""

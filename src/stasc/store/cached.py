@@ -1,0 +1,287 @@
+"""The stages of Algorithm 1 with a store around them: what was derived before is read, not computed again.
+
+The loop does not know of it: these are the callables that it is given. `Plan` has the same ones, which derive keys and
+compute nothing, so that what a run will need is known before it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from stasc.engines.engine import Request, Row
+from stasc.errors import NonFiniteError
+from stasc.machine import durable
+from stasc.machine.sealed import digest
+from stasc.models.model import Model
+from stasc.records import NOT_ASKED, Advance, Answer, Keyed, Pair, Split
+from stasc.stages import Stages
+from stasc.store.artifacts import Artifact, InputsChanged, Store
+from stasc.store.keys import Description, Recipes
+from stasc.tasks.rewards.words import ZeroOnError
+from stasc.tracking import redact
+from stasc.tracking.looks import Looks
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+INPUTS = ("model", "start", "y1", "y2", "pairs")  # what descriptions call the keys of other stages
+ERRORS = "errors.json"  # beside pairs.jsonl: of rewards that count 0 because of one
+LABELS = {"initial": "initial answers", "correction": "corrections"}
+
+
+class Progress(Protocol):
+    """Shows how far a stage is."""
+
+    def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]: ...
+
+
+class Derivation:
+    """The stages of a run, each read from the store or computed into it.
+
+    Weights may be missing from the store, dropped or damaged, while what followed from them is there: they are derived
+    again when something has to be computed with them. `training` is what fine-tunings did, by iteration.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        store: Store,
+        recipes: Recipes,
+        keep: Callable[[float, float], bool],
+        progress: Progress,
+    ) -> None:
+        self.training: dict[int, Mapping[str, float]] = {}
+        self._stages, self._store, self._recipes, self._keep = stages, store, recipes, keep
+        self._progress = progress
+        self._pairs: Keyed[Pair] = Keyed("", [])  # of the training split, last scored
+        self._content: dict[str, str] = {}  # of what was read, by its key
+        self._weights: dict[str, Callable[[], None]] = {}  # checks or derives those of a model, by its key
+        self._made: dict[str, int] = {}  # the iteration that a model comes from, by its key; M_0 is from none
+        self._n = 0  # the iteration at hand
+        self._looks = Looks()
+        stages.live.before_read = self._have
+
+    def sample(self, model: Model, split: Split, n: int) -> Keyed[list[Answer]]:
+        """y1[question][i], the initial answers."""
+        self._n = max(self._n, n)  # an evaluation samples with the noise of iteration 0
+        key, rows = self._sampled(
+            "initial", self._recipes.initial(model.key, split, n), model, split, lambda: self._stages.ask(split, n)
+        )
+        n_init = self._stages.sampling[split.name].n_init
+        return Keyed(key, [[rows[q, i] for i in range(n_init)] for q in range(len(split.questions))])
+
+    def correct(self, model: Model, split: Split, y1: Keyed[list[Answer]], n: int) -> Keyed[list[list[Answer]]]:
+        """y2[question][i][k], the corrections."""
+        self._n = max(self._n, n)
+        key, rows = self._sampled(
+            "correction",
+            self._recipes.correction(model.key, split, y1.key, n),
+            model,
+            split,
+            lambda: self._stages.ask_to_correct(split, y1, n),
+        )
+        request = count()
+        n_corr = range(self._stages.sampling[split.name].n_corr)
+        seen = [[next(request) for _ in answers] for answers in y1]  # the request of each initial answer
+        not_asked = [
+            f"question {question.id}, initial answer {i}"
+            for question, requests in zip(split.questions, seen, strict=True)
+            for i, r in enumerate(requests)
+            if rows[r, 0] == NOT_ASKED
+        ]
+        self._looks.not_asked(_label("correction", split), not_asked)
+        return Keyed(key, [[[rows[r, k] for k in n_corr] for r in requests] for requests in seen])
+
+    def score(self, split: Split, y1: Keyed[list[Answer]], y2: Keyed[list[list[Answer]]]) -> Keyed[Pair]:
+        """The pairs with their rewards; those of the training split with the filter's verdict beside them."""
+        training = split.name == "train"
+        describe = self._recipes.filter if training else self._recipes.evaluation
+        description = describe(split, y1.key, y2.key)
+
+        def compute(work: Path) -> None:
+            scored = self._stages.score(split, y1, y2)
+            reward = self._stages.reward
+            (work / ERRORS).unlink(missing_ok=True)  # of a try that was interrupted
+            if isinstance(reward, ZeroOnError) and (errors := reward.pop_errors()):
+                durable.write(work / ERRORS, json.dumps(errors).encode())
+            verdicts = [{"kept": bool(self._keep(pair.r1, pair.r2))} if training else {} for pair in scored]
+            lines = [
+                {**pair.names, "r1": pair.r1, "r2": pair.r2, **verdict}
+                for pair, verdict in zip(scored, verdicts, strict=True)
+            ]
+            durable.write(work / "pairs.jsonl", _jsonl(lines))
+
+        def read(artifact: Artifact) -> list[Pair]:
+            if ERRORS in artifact.files:
+                artifact.read(ERRORS)
+            place = {question.id: q for q, question in enumerate(split.questions)}
+            pairs = []
+            for line in map(json.loads, artifact.read("pairs.jsonl").splitlines()):
+                q, i, seen, k = place[line["question"]], line["i"], line["seen"], line["k"]
+                pairs.append(Pair(split.questions[q], i, seen, k, y1[q][i], y2[q][seen][k], line["r1"], line["r2"]))
+            return pairs
+
+        key, pairs = self._derive("filter" if training else "evaluation", description, compute, read)
+        if training:
+            self._pairs = Keyed(key, pairs)
+        return Keyed(key, pairs)
+
+    def unusable(self, pair: Pair) -> str | None:
+        """Why a pair cannot be trained on; None if it can."""
+        return self._stages.unusable(pair)
+
+    def finetune(self, start: Model, kept: Sequence[Pair], n: int) -> Model:
+        """M_n: `start` trained on the kept corrections."""
+        assert kept == [pair for pair in self._pairs if self._keep(pair.r1, pair.r2) and not self.unusable(pair)]
+        description = self._recipes.finetune(start.key, self._pairs.key, n)
+        key = digest(description)
+        made = self._stages.tune.model(start, self._store.root / "model" / key / "weights", key)
+        inputs = partial(self._inputs, description)
+
+        def train(work: Path) -> None:
+            self._bring(start, description)
+            shutil.rmtree(work / "weights", ignore_errors=True)  # of a try that was interrupted
+            with self._progress("fine-tuning", self._stages.steps(kept), "steps") as advance:
+                model, training = self._stages.finetune(start, kept, n, work / "weights", advance)
+            self._stages.live.moved(model, made)
+            durable.write(work / "training.json", json.dumps(asdict(training)).encode())
+
+        def weights(read: Callable[[Artifact], T]) -> tuple[Artifact, T]:
+            return self._store.derive("model", key, redact(description), inputs, train, read)
+
+        def compute(work: Path) -> None:
+            artifact, training = weights(_training)
+            durable.write(work / "training.json", json.dumps({**training, "weights": artifact.content}).encode())
+
+        def finetuned() -> dict[str, Any]:
+            return self._derive("finetune", description, compute, _training)[1]
+
+        def have() -> None:
+            artifact, _ = weights(Artifact.verify)
+            if artifact.content != recorded["weights"]:
+                log.warning(
+                    "the weights of M_%d were derived again and came out otherwise than before, as on another machine: "
+                    "what follows from them is computed again, but what this run has from them already stays; "
+                    "for a run from one machine, remove its folder and give the command again",
+                    n,
+                )
+                self._store.remove("finetune", key)
+                recorded.update(finetuned())
+
+        recorded = finetuned()
+        self._made[key] = n
+        self.training[n] = {name: value for name, value in recorded.items() if name != "weights"}
+        self._weights[key] = have
+        return made
+
+    def _have(self, model: Model) -> None:
+        """Checks the weights of a model that are about to be read, and derives them again if need be."""
+        self._weights[model.key]()
+
+    def _bring(self, model: Model, description: Description) -> None:
+        """Has a model's weights there before anything is computed with them. Raises: InputsChanged if they changed."""
+        before = self._inputs(description)
+        if model.key in self._weights and not self._stages.live.holds(model):
+            self._have(model)
+        if self._inputs(description) != before:
+            raise InputsChanged
+
+    def _inputs(self, description: Description) -> dict[str, str]:
+        """The contents that a stage is computed from. M_0's key is the digest of its content."""
+        keys = {name: description[name] for name in INPUTS if name in description}
+        return {name: self._content.get(key, key) for name, key in keys.items()}
+
+    def _sampled(
+        self, kind: str, description: Description, model: Model, split: Split, ask: Callable[[], list[Request]]
+    ) -> tuple[str, dict[Row, Answer]]:
+        """The answers of a sampling stage by (request, sample), committed batch by batch."""
+
+        label = _label(kind, split)
+
+        def compute(work: Path) -> None:
+            self._bring(model, description)
+            requests = ask()
+            not_asked = [r for r, request in enumerate(requests) if not request.keys]
+            if not_asked:
+                samples = range(description["samples"])
+                _write_answers(work, "not_asked", [((r, s), NOT_ASKED) for r in not_asked for s in samples])
+            total = sum(len(request.keys) for request in requests)
+            with self._progress(label, total, "answers") as advance:
+                for number, batch in enumerate(self._stages.batches(split, requests)):
+                    if _whole_chunk(work, number):
+                        advance(len(batch))
+                        continue
+                    with self._naming(model, split):
+                        answers = self._stages.answer(model, split, requests, batch, advance)
+                    _write_answers(work, f"{number:05d}", zip(batch, answers, strict=True))
+
+        def read(artifact: Artifact) -> dict[Row, Answer]:
+            rows: dict[Row, Answer] = {}
+            for name in sorted(artifact.files):
+                for line in map(json.loads, artifact.read(name).splitlines()):
+                    row = (line.pop("request"), line.pop("sample"))
+                    rows[row] = Answer(**{**line, "ids": tuple(line["ids"])})
+            return rows
+
+        key, rows = self._derive(kind, description, compute, read)
+        self._looks(label, rows.values())
+        return key, rows
+
+    @contextmanager
+    def _naming(self, model: Model, split: Split) -> Iterator[None]:
+        """Puts the model's name, the iteration and the split before what is said of logits that are not finite."""
+        try:
+            yield
+        except NonFiniteError as error:
+            name = self._made.get(model.key, 0)
+            advice = "use another model, or model.dtype=float32"
+            if name:
+                advice = "its weights are out of range: lower finetune.learning_rate, or use model.dtype=float32"
+            raise NonFiniteError(f"M_{name} in iteration {self._n}, {split.name} split: {error}; {advice}") from error
+
+    def _derive(
+        self, kind: str, description: Description, compute: Callable[[Path], None], read: Callable[[Artifact], T]
+    ) -> tuple[str, T]:
+        key = digest(description)
+        artifact, value = self._store.derive(
+            kind, key, redact(description), partial(self._inputs, description), compute, read
+        )
+        self._content[key] = artifact.content
+        return key, value
+
+
+def _label(kind: str, split: Split) -> str:
+    return LABELS[kind] if split.name == "train" else f"{split.name} {LABELS[kind]}"
+
+
+def _training(artifact: Artifact) -> dict[str, Any]:
+    training: dict[str, Any] = json.loads(artifact.read("training.json"))
+    return training
+
+
+def _whole_chunk(work: Path, number: int) -> bool:
+    """Whether a batch was sampled before an interruption. What is there but not whole is removed."""
+    for path in work.glob(f"{number:05d}-*.jsonl"):
+        if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem.partition("-")[2]:
+            return True
+        path.unlink()
+    return False
+
+
+def _write_answers(work: Path, name: str, answers: Iterable[tuple[Row, Answer]]) -> None:
+    data = _jsonl({"request": r, "sample": s, **vars(answer)} for (r, s), answer in answers)
+    durable.write(work / f"{name}-{hashlib.sha256(data).hexdigest()}.jsonl", data)
+
+
+def _jsonl(lines: Iterable[Mapping[str, object]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()

@@ -1,0 +1,1 @@
+"""Many runs: what their jobs will need and take."""

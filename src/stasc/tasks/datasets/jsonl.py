@@ -1,0 +1,279 @@
+"""Your own questions, from JSON Lines files: one JSON object per line, with a question and its reference answers."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+
+from stasc.machine.paths import path_of
+from stasc.records import Question
+from stasc.tasks.datasets.split import (
+    SPLITS,
+    Judged,
+    Ordered,
+    Sizes,
+    arrange,
+    check_on_bad_row,
+    check_split,
+    divide,
+    row_name,
+    take,
+)
+from stasc.tasks.text import without_zero_width
+from stasc.units import counted
+
+
+@dataclass(frozen=True)
+class Jsonl(Judged, Sizes):
+    """Questions from one file that is divided, or from one file per split.
+
+    One file: test questions are the first of its order, training questions come next, validation questions are the
+    last. Without a validation file, validation questions are the last of the training file's order. Rows of the same
+    question are never divided.
+    """
+
+    path: str | None  # one file for all splits
+    train_path: str | None
+    validation_path: str | None
+    test_path: str | None
+    question: str  # column names
+    answer: str
+    id: str | None  # null: a digest of the question's text
+    answer_pattern: str | None  # regular expression, found anywhere in an answer; its first group is the reference
+    on_bad_row: str  # fail, or skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_on_bad_row(self.on_bad_row)
+        apart = {
+            "train_path": self.train_path,
+            "validation_path": self.validation_path,
+            "test_path": self.test_path,
+        }
+        given = [name for name, path in apart.items() if path]
+        if self.path and given:
+            raise ValueError(f"dataset.path and dataset.{given[0]} are both set: take one file, or one per split")
+        if not self.path and not given:
+            raise ValueError(
+                "dataset.path is not set: dataset.path=FILE.jsonl divides one file; "
+                "dataset.train_path and dataset.test_path name one for each split"
+            )
+        for name in ("train_path", "test_path"):
+            if given and name not in given:
+                raise ValueError(f"dataset.{name} is not set, but dataset.{given[0]} is: both splits need their file")
+        if self.path and self.n_test is None:
+            raise ValueError(
+                "dataset.n_test=null would take the whole of dataset.path for the test: set dataset.n_test"
+            )
+        if self.answer_pattern is not None:
+            try:
+                groups = re.compile(self.answer_pattern).groups
+            except re.error as error:
+                raise ValueError(
+                    f"dataset.answer_pattern={self.answer_pattern!r} is no regular expression: {error}"
+                ) from error
+            if not groups:
+                raise ValueError(
+                    f"dataset.answer_pattern={self.answer_pattern!r} has no group: put ( ) around the answer"
+                )
+
+    def __call__(self, split: str) -> tuple[Question, ...]:
+        check_split(split)
+        ordered, _ = self._read(split)
+        questions, group_of = ordered.questions, ordered.group_of
+        self._check_sizes(split, len(questions))
+        tested = take(questions, self.n_test, "dataset.n_test") if self.path or split == "test" else ()
+        if split == "test":
+            return tuple(tested)
+        if self.validation_path:
+            n = self.n_train if split == "train" else self.n_validation
+            return tuple(take(questions, n, f"dataset.n_{split}"))
+        groups = {group_of(question) for question in tested}
+        left = [question for question in questions[len(tested) :] if group_of(question) not in groups]
+        train, validation = divide(left, self.n_train, self.n_validation, group_of)
+        return tuple(train if split == "train" else validation)
+
+    def check_apart(self) -> None:
+        """Raises: ValueError if two files have a question in common, whether or not their sizes have it asked."""
+        names = [name for name in SPLITS if getattr(self, f"{name}_path")]
+        for one, other in combinations(names, 2):
+            known = set(self._read(one)[0].known_as.values())
+            ordered, _ = self._read(other)
+            if common := [question for question in ordered.questions if ordered.group_of(question) in known]:
+                raise ValueError(
+                    f"dataset.{one}_path and dataset.{other}_path have {counted(len(common), 'question')} in common, "
+                    f"e.g. {common[0].text[:80]!r}: remove them from one of the files"
+                )
+
+    def _check_sizes(self, split: str, there: int) -> None:
+        """Checks that a file has enough questions for all splits that are cut from it.
+
+        Raises: ValueError naming all the settings that ask for too many, with sizes that would do.
+        """
+        apart = split == "test" or self.validation_path
+        cut = ("test", "validation", "train") if self.path else (split,) if apart else ("validation", "train")
+        sizes = dict(zip(SPLITS, (self.n_train, self.n_validation, self.n_test), strict=True))
+        rest = "train" in cut and sizes["train"] is None
+        asked = {name: n for name in cut if (n := sizes[name])}
+        if sum(asked.values()) + rest <= there:
+            return
+        fitting = {"test": max(1, there // 5), "validation": there // 10, "train": "null"}
+        if len(cut) == 1:
+            fitting = dict.fromkeys(cut, "null")
+        hint = " ".join(f"dataset.n_{name}={fitting[name]}" for name in cut if name in asked)
+        raise ValueError(
+            f"dataset.{self._setting(split)}={getattr(self, self._setting(split))}: {counted(there, 'question')}, "
+            f"too few for {' and '.join(f'dataset.n_{name}={n}' for name, n in asked.items())}"
+            f"{' with some left to train on' if rest else ''}"
+            + (f"; for instance, set {hint}" if there > 1 else "; at least 2 are needed")
+        )
+
+    def skipped(self, split: str) -> dict[str, str]:
+        """The rows left out of the split's file: a digest of each, and what is wrong with it."""
+        return {} if self.on_bad_row == "fail" else self._read(split)[1]
+
+    def repeated(self, split: str) -> tuple[str, ...]:
+        """The rows of the split's file that have the question of an earlier row."""
+        return self._read(split)[0].repeated
+
+    def _read(self, split: str) -> tuple[Ordered, dict[str, str]]:
+        """All questions of the split's file, in the seed's order, and its bad rows as `skipped` gives them."""
+        setting = self._setting(split)
+        if setting not in self._files:
+            self._files[setting] = self._read_file(setting)
+        return self._files[setting]
+
+    @cached_property
+    def _files(self) -> dict[str, tuple[Ordered, dict[str, str]]]:
+        """Questions and bad rows of each file, by the setting that names it."""
+        return {}
+
+    def _read_file(self, setting: str) -> tuple[Ordered, dict[str, str]]:
+        path = getattr(self, setting)
+        file = path_of(f"dataset.{setting}", path)
+        try:
+            lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+        except OSError as error:
+            raise ValueError(
+                f"dataset.{setting}={path}: {error.strerror or error}; expected a JSON Lines file"
+            ) from error
+        rows: list[tuple[str, Question]] = []
+        line_of: dict[str, int] = {}
+        bad: dict[str, str] = {}
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                question = self._parse(line)
+                if self.id and question.id in line_of:
+                    raise ValueError(f"id {question.id!r} is also that of line {line_of[question.id]}")
+            except ValueError as error:
+                if self.on_bad_row == "fail":
+                    raise ValueError(f"{file}:{number}: {error}") from error
+                bad[row_name(line.strip(), bad)] = f"{file}:{number}: {error}"
+                continue
+            rows.append((f"{file}:{number}", question))
+            line_of[question.id] = number
+        if not rows:
+            why = f": left out {counted(len(bad), 'bad row')}, first {next(iter(bad.values()))}" if bad else ""
+            raise ValueError(f"dataset.{setting}={path}: the file holds no question{why}")
+        return arrange(rows, self.seed, named=self.id is not None), bad
+
+    def _setting(self, split: str) -> str:
+        """The setting that names the split's file."""
+        if self.path:
+            return "path"
+        return "train_path" if split == "validation" and not self.validation_path else f"{split}_path"
+
+    def _parse(self, line: bytes) -> Question:
+        """The question on a line, its id empty where no column gives one. Raises ValueError with the reason."""
+        try:
+            row = json.loads(line.decode("utf-8"), parse_constant=_refuse, parse_float=_number, parse_int=_whole_number)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"expected a JSON object, found {_kind(row)}")
+
+        question = self._column(row, "question", self.question)
+        if not isinstance(question, str):
+            raise ValueError(f"{self.question!r} is {_kind(question)}, expected a text")
+        answer = self._column(row, "answer", self.answer)
+        answers = [_text(one, self.answer) for one in (answer if isinstance(answer, list) else [answer])]
+        if not answers:
+            raise ValueError(f"{self.answer!r} is an empty list, expected at least one reference answer")
+        if self.answer_pattern is not None:
+            answers = [self._extract(one, self.answer_pattern) for one in answers]
+        if problem := self._problem(answers):
+            raise ValueError(problem)
+        return Question(
+            id=_text(self._column(row, "id", self.id), self.id) if self.id else "",
+            text=_text(question, self.question),
+            references=tuple(dict.fromkeys(answers)),
+        )
+
+    def _column(self, row: dict[str, object], setting: str, column: str) -> object:
+        if column not in row:
+            there = ", ".join(map(repr, row)) or "none"
+            raise ValueError(f"no column {column!r} (dataset.{setting}); its columns are: {there}")
+        return row[column]
+
+    def _extract(self, answer: str, pattern: str) -> str:
+        found = re.search(pattern, answer)
+        if not found or not (found[1] or "").strip():
+            raise ValueError(f"dataset.answer_pattern={pattern!r} finds nothing in {answer[-80:]!r}")
+        return str(found[1]).strip()
+
+
+def _number(literal: str) -> float:
+    """A JSON number, NaN if a float does not hold it, as of 1e999 and 1e-999."""
+    value = float(literal)
+    lost = math.isinf(value) or (value == 0 and literal.lower().partition("e")[0].strip("-0."))
+    return math.nan if lost else value
+
+
+def _whole_number(literal: str) -> float:
+    try:
+        return int(literal)
+    except ValueError:  # more digits than Python turns into a number
+        return math.nan
+
+
+def _text(value: object, column: str) -> str:
+    """A text or a number as text, which must be neither blank nor impossible to write down again.
+
+    NUL is refused as well: no text that is meant to be read holds it, and tokenizers drop it or end there.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{column!r} is or holds {_kind(value)}, expected a text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(
+            f"{column!r} is or holds a number that is too large, too small or too long: write it as a text, in quotes"
+        )
+    text = str(value)
+    if not without_zero_width(text).strip():
+        raise ValueError(f"{column!r} is or holds an empty text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{column!r} holds half a surrogate pair at character {error.start + 1}") from error
+    if "\0" in text:
+        raise ValueError(f"{column!r} holds a NUL at character {text.index(chr(0)) + 1}")
+    return text
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return kinds.get(type(value), "a number")
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is no JSON number")

@@ -1,0 +1,1 @@
+"""Rewards: how good is an answer, in [0, 1]?"""

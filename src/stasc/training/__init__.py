@@ -1,0 +1,1 @@
+"""Fine-tuning: what is trained, on which loss, by which loop."""

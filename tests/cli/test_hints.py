@@ -1,0 +1,187 @@
+"""What is said of a command line that is not quite right, and what is taken as it was meant."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stasc.cli.arguments import quoted, readable
+from stasc.cli.build import build_experiment
+from stasc.machine.paths import CONF
+from stasc.run import _config_error
+from stasc.runs.experiment import Experiment
+
+DEBUG = "experiment=debug"
+
+
+def built(line: str) -> Experiment:
+    """The experiment of a command line, as a shell reads it."""
+    options, settings = [], []
+    for argument in readable(shlex.split(line)):
+        (options if argument.startswith("--") else settings).append(argument)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return build_experiment(compose("config", [DEBUG, *settings]))
+
+
+def said(line: str) -> str:
+    """What is said of a command line that is refused."""
+    try:
+        built(line)
+    except Exception as error:
+        return _config_error(error) or str(error)
+    raise AssertionError(f"{line} was taken")
+
+
+REFUSED = {
+    "filter=Strict": r"filter=Strict: no such option; there are all, lenient, .*; did you mean filter=strict\?",
+    "finetune=LoRA": r"finetune=LoRA: no such option; there are full, lora, qlora; did you mean finetune=lora\?",
+    "filter=improving": r".*did you mean filter=strict\?",
+    "filter=non-decreasing": r".*did you mean filter=lenient\?",
+    "tracking=none": r"tracking=none: .*did you mean tracking=off\?",
+    "tracking=false": r"tracking=false: .*there are off, wandb; did you mean tracking=off\?",
+    "tracking=null": r"tracking=null: .*did you mean tracking=off\?",
+    "model=Qwen/Qwen2-0.5B": r".*; a model of the hub, a folder or a \.gguf file: model=custom "
+    r"model\.path=Qwen/Qwen2-0\.5B",
+    "model=gpt2": r".*: model=custom model\.path=gpt2",
+    "model=smollm2": r".*did you mean model=smollm2_\w+\? Or a model of the hub.*model\.path=smollm2",
+    "dataset=gsm8k": r".*: dataset=jsonl dataset\.path=FILE\.jsonl "
+    + re.escape(r"""'dataset.answer_pattern="####\s*(.+)$"'"""),
+    "dataset=squad": r".*: dataset=jsonl dataset\.path=FILE\.jsonl",
+    "dataset=data.jsonl": r".*: dataset=countries, jsonl, nq|.* is given as dataset=jsonl dataset\.path=data\.jsonl",
+    "dataset=folder/data.json": r".* is given as dataset=jsonl dataset\.path=folder/data\.json",
+    "dataset.path=data.jsonl": r"dataset\.path belongs to dataset=jsonl and dataset=nq: "
+    r"give dataset=jsonl dataset\.path=data\.jsonl",
+    "dataset.test_path=x": r"dataset\.test_path belongs to dataset=jsonl: give dataset=jsonl dataset\.test_path=x",
+    "finetune.rank=8": r"finetune\.rank belongs to finetune=lora and finetune=qlora: "
+    r"give finetune=lora finetune\.rank=8",
+    "+finetune.rank=8": r"finetune\.rank belongs to finetune=lora",
+    "filter=all filter.margin=0.1": r"filter\.margin belongs to filter=lenient and filter=strict: "
+    r"give filter=lenient filter\.margin=0\.1",
+    "tracking.project=x": r"tracking\.project belongs to tracking=wandb: give tracking=wandb tracking\.project=x",
+    "finetune.lr=1e-4": r"finetune\.lr: no such setting; did you mean finetune\.learning_rate\?",
+    "+finetune.lr=1e-4": r"finetune\.lr: .*did you mean finetune\.learning_rate\?",
+    "lr=1e-4": r"lr: no such setting; did you mean finetune\.learning_rate\?",
+    "+lr=1e-4": r"lr: no such setting; did you mean finetune\.learning_rate\?",
+    "batch_size=4": r"batch_size: no such setting; did you mean engine\.batch_size or finetune\.batch_size\?",
+    "temperature=1": r"temperature: .*did you mean (sampling|evaluation)\.temperature or \w+\.temperature\?",
+    "max_tokens=4": r"max_tokens: .*did you mean sampling\.max_new_tokens\?",
+    "num_train_epochs=1": r"num_train_epochs: .*did you mean finetune\.epochs\?",
+    "top_k=5": r"top_k: no such setting; sampling\.top_p is what",
+    "output_dir=x": r"output_dir: no such setting; did you mean hydra\.run\.dir\?",
+    "wandb=off": r"wandb: no such setting; W&B is tracking=wandb or tracking=off",
+    "filters=strict": r"filters: no such setting; did you mean filter=strict\?",
+    "hydra.run.dirr=x": r"hydra\.run\.dirr: no such setting; did you mean hydra\.run\.dir\?",
+    "seed": r"seed: expected NAME=VALUE, without spaces around the =",
+    "seed =1": r"seed: expected NAME=VALUE, without spaces around the =",
+    "+seed=1": r"seed is a setting already: give seed=\.\.\., without the \+",
+    "seed=0,1": r"seed=0,1: several values make a sweep: add --multirun",
+    "seed=range(0,3)": r"seed=range\(0,3\): several values make a sweep: add --multirun",
+    "filter=strict,lenient": r"filter=strict,lenient: several values make a sweep: add --multirun",
+    "filter=[strict,lenient]": r"filter=\[strict,lenient\]: a run has one option .*--multirun filter=strict,lenient",
+    "'prompt.system=Yes, or no'": r""".*add --multirun; .*a text with commas "prompt\.system='Yes, or no'\"""",
+    "'prompt.initial=Q: {question}'": r""".*two pairs of quotes: "prompt\.initial='Q: \{question\}'\"""",
+    '"prompt.system=Don\'t explain"': r""".*two pairs of quotes: "prompt\.system='Don\\'t explain'\"""",
+    """ "prompt.initial='{{ question }}'" """: r""".*contain \{question\}.*one pair of braces.*"prompt\.initial='""",
+    r""" 'prompt.initial="${x} {question}"' """: r"prompt\.initial: .*'x' not found; a \$\{ that is text",
+    "experiment=debug experiment=ablation": r"experiment=debug experiment=ablation: an experiment is chosen once",
+    "--experiment=debug": r"--experiment=debug: no such option .*; .* without dashes: experiment=debug",
+    "eperiment=debug": r"eperiment: no such setting; did you mean experiment=debug\?",
+    "sampling.stop=3": r"sampling\.stop=3: expected a list, such as \[a, b\]",
+    "'sampling.stop={a: 1}'": r"sampling\.stop=.*: expected a list, such as \[a, b\]",
+    "model.template_args=3": r"model\.template_args=3: expected a mapping, such as \{name: value\}",
+    "--seed=1": r"--seed=1: no such option .*; a setting is given without dashes: seed=1",
+    "--max-new-tokens 5": r"--max-new-tokens: .*without dashes: max_new_tokens=5",
+    "--multirum": r"--multirum: no such option \(--help lists them\)",
+    "'reward={_target_: mine.f, _partial_: true}'": r"reward=.*: a part of yours .* is given as '~reward' "
+    r"'\+reward=\{_target_: mine\.f, _partial_: true\}'",
+    "reward=mine.f": r".*a function of yours is given as '~reward' '\+reward=\{_target_: mine\.f, _partial_: true\}'",
+    "reward=mine.py": r".*'\+reward=\{_target_: mine\.FUNCTION, _partial_: true\}'",
+    "filter=mine": r".*one of yours is filter/mine\.yaml in a folder named with --config-dir",
+    "'~filter' '+filter={_target_: test_hints.keep, _partial_: true}'": r"variant: filter has no letter.*"
+    r"add letter: X to its YAML file, or \+filter\.letter=X",
+    "'~filter' '+filter={_target_: test_hints.keep, letter: K}'": r"filter: keep\(r1.*add _partial_: true",
+    "'~start' '+start={_target_: test_hints.first, letter: K}'": r"start: first\(m_0.*add _partial_: true",
+    "seed=1.5": r"seed: Value '1\.5' of type 'float' could not be converted to Integer",
+    "finetune.packing=maybe": r"finetune\.packing: Value 'maybe' is not a valid bool",
+}
+
+
+def keep(r1: float, r2: float) -> bool:
+    return r2 >= r1
+
+
+def first(m_0: Any, m_prev: Any) -> Any:
+    return m_0
+
+
+@pytest.mark.parametrize(("line", "expected"), REFUSED.items(), ids=REFUSED)
+def test_a_wrong_setting_is_one_line_that_says_what_to_give(line: str, expected: str) -> None:
+    told = said(line)
+    assert re.match(expected, told), told
+    assert "\n" not in told
+
+
+def test_a_filter_of_ones_own_has_the_letter_that_it_is_given() -> None:
+    experiment = built("'~filter' '+filter={_target_: test_hints.keep, _partial_: true}' +filter.letter=K")
+    assert experiment.variant == "EKE"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "'model.template_args={enable_thinking: false}'",
+        "model.template_args.enable_thinking=false",
+        "+model.template_args.enable_thinking=false",
+    ],
+)
+def test_arguments_of_the_template_need_no_plus(line: str) -> None:
+    assert built(line).model.template_args == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize("given", ["all-linear", "[all-linear]"])
+def test_a_text_where_a_list_belongs_is_a_list_of_it_in_the_key_too(given: str) -> None:
+    experiment = built(f"finetune=lora finetune.target_modules={given} tracking=wandb tracking.tags=mine")
+    assert experiment.finetune.target_modules == ["all-linear"]  # type: ignore[union-attr]
+    assert experiment.settings["finetune"]["target_modules"] == ["all-linear"]
+    assert experiment.tracking.tags == ["mine"]  # type: ignore[union-attr]
+
+
+def test_braces_other_than_a_questions_are_text() -> None:
+    prompt = built(r""" 'prompt.initial="{question} as \boxed{x}, {{y}} and \${z}"' """).prompt
+    assert prompt.ask("Why?")[-1]["content"] == r"Why? as \boxed{x}, {{y}} and ${z}"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("filter=strict --multirun seed=0,1", "--multirun filter=strict seed=0,1"),
+        ("seed=0 -m --config-dir conf filter=mine", "-m --config-dir conf seed=0 filter=mine"),
+        ("seed=0 --cfg job", "--cfg job seed=0"),
+        ("seed=0 --cfg=job -cd a=b", "--cfg=job -cd a=b seed=0"),
+        ("--multi seed=0", "--multi seed=0"),
+        ("store.dir=~/a model.path=~", "store.dir='~/a' model.path='~'"),
+        ("model.path=~/a,~/b,c", "model.path='~/a','~/b',c"),
+        ("prompt.system='~/a' prompt.marker=a~/b", "prompt.system='~/a' prompt.marker=a~/b"),
+        ("hydra.run.dir=~/a hydra.sweep.dir='~/b c'", "hydra.run.dir='HOME/a' hydra.sweep.dir='HOME/b c'"),
+        ("~reward ~baseline=x", "~reward ~baseline=x"),
+    ],
+)
+def test_options_come_first_and_paths_are_quoted(line: str, expected: str) -> None:
+    arguments = re.findall(r"(?:[^\s']|'[^']*')+", line)
+    assert " ".join(readable(arguments)) == expected.replace("HOME", str(Path.home()))
+
+
+@given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1))
+def test_a_value_in_two_pairs_of_quotes_reaches_the_run_as_it_is(value: str) -> None:
+    (argument,) = shlex.split(quoted("prompt.system", value))
+    assert OverridesParser.create().parse_overrides([argument])[0].value() == value

@@ -1,0 +1,505 @@
+"""The loss of a batch is that of the corrections and of nothing else, in rows and packed, and so is its gradient."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from finetuning import END, assert_same, make, make_live, nll, read, train, weights
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    Llama4TextConfig,
+    PreTrainedModel,
+)
+
+from stasc.prefix_tree import attention, masks, probe
+from stasc.prefix_tree.batch import Batch, Example, collate, tree
+from stasc.prefix_tree.likelihood import token_losses
+from stasc.prefix_tree.trie import Trie, parts
+from stasc.training import trainer
+from stasc.training.losses import loss_weights
+
+Batched = Callable[[Sequence[Example], Sequence[float]], Batch]
+
+
+def packed(examples: Sequence[Example], weights: Sequence[float]) -> Batch:
+    return tree(examples, weights, torch.bool)
+
+
+BATCHED = {"rows": collate, "packed": packed}
+each_form = pytest.mark.parametrize("form", BATCHED.values(), ids=BATCHED)
+
+
+pytestmark = pytest.mark.usefixtures("exact_norms")
+
+
+def example(prompt: tuple[int, ...], completion: tuple[int, ...]) -> Example:
+    return Example("", prompt, completion)
+
+
+def ones(examples: Sequence[Example]) -> list[float]:
+    return [1.0] * len(examples)
+
+
+# A batch in rows.
+
+
+def test_rows_are_padded_on_the_left_and_the_last_token_is_only_predicted() -> None:
+    batch = collate([example((5, 6), (7, END)), example((8,), (9, 10, END))], [1.0, 2.0])
+    assert batch.inputs["input_ids"].tolist() == [[5, 6, 7], [8, 9, 10]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert batch.inputs["logits_to_keep"] == 3
+    assert list(zip(batch.rows.tolist(), batch.columns.tolist(), batch.labels.tolist(), strict=True)) == [
+        *((0, 1, 7), (0, 2, END)),
+        *((1, 0, 9), (1, 1, 10), (1, 2, END)),
+    ]
+    assert batch.weights.tolist() == [1, 1, 2, 2, 2]
+    assert batch.counts.tolist() == [1] * 5
+
+
+def test_padding_is_masked_and_positions_count_from_the_first_token() -> None:
+    batch = collate([example((5, 6, 7), (8, END)), example((9,), (END,))], [1.0, 1.0])
+    assert batch.inputs["input_ids"].tolist()[1][-1:] == [9]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 0, 1]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3], [0, 0, 0, 0]]
+    assert batch.labels.tolist() == [8, END, END]
+
+
+# A batch as a tree.
+
+
+def test_what_examples_share_stands_once_and_a_token_sees_what_leads_to_it() -> None:
+    batch = packed([example((5, 6), (7, 8)), example((5, 6), (7, 9)), example((5, 4), (7,))], [1.0, 10.0, 100.0])
+    ids = batch.inputs["input_ids"][0].tolist()
+    assert ids == [5, 6, 7, 4]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 1]]
+    assert batch.inputs["attention_mask"].shape == (1, 1, 4, 4)
+    seen = [
+        [other for other, sees in zip(ids, row, strict=True) if sees] for row in batch.inputs["attention_mask"][0, 0]
+    ]
+    assert seen == [[5], [5, 6], [5, 6, 7], [5, 4]]
+    kept = [ids[token] for token in batch.inputs["logits_to_keep"].tolist()]
+    trained = [kept[column] for column in batch.columns.tolist()]
+    assert list(zip(trained, batch.labels.tolist(), batch.weights.tolist(), batch.counts.tolist(), strict=True)) == [
+        *((6, 7, 11.0, 2.0), (7, 8, 1.0, 1.0), (7, 9, 10.0, 1.0)),
+        (4, 7, 100.0, 1.0),
+    ]
+
+
+def test_an_example_may_be_the_beginning_of_another_and_equal_ones_count_twice() -> None:
+    batch = packed([example((5,), (6,)), example((5,), (6, 7)), example((5, 6), (7,)), example((5,), (6,))], [1.0] * 4)
+    assert batch.inputs["input_ids"].tolist() == [[5, 6]]
+    assert list(zip(batch.columns.tolist(), batch.labels.tolist(), batch.counts.tolist(), strict=True)) == [
+        *((0, 6, 3.0), (1, 7, 2.0))
+    ]
+
+
+def test_parts_hold_so_many_tokens_or_one_sequence_and_those_that_share_most_stand_together() -> None:
+    sequences = [(1, 2, 3), (7, 8), (1, 2, 3), (1,) * 20, (1, 2, 9)]
+    whole = list(parts(sequences, 1000))
+    assert sorted(whole[0]) == [0, 1, 2, 3, 4]
+    assert len(whole) == 1
+    assert [sorted(part) for part in parts(sequences, 4)] == [[3], [0, 2, 4], [1]]
+    assert [len(part) for part in parts(sequences, 1000, 2)] == [2, 2, 1]
+    assert [len(part) for part in parts(sequences, 1)] == [1, 2, 1, 1], "an equal one costs nothing"
+    for most in range(1, 40):
+        found = list(parts(sequences, most))
+        assert sorted(index for part in found for index in part) == [0, 1, 2, 3, 4]
+        for part in found:
+            trie = Trie()
+            for index in part:
+                trie.add(sequences[index])
+            assert len(trie) <= most or len({sequences[index] for index in part}) == 1
+
+
+@pytest.mark.parametrize("before", [0, 5])
+@pytest.mark.parametrize(("prompts", "completions"), [(1, 1), (1, 6), (5, 1), (8, 5)])
+def test_rows_of_a_tree_look_at_all_that_is_seen_and_have_no_more_scores_than_the_tree(
+    prompts: int, completions: int, before: int
+) -> None:
+    trie = Trie()
+    for one in ragged(1, prompts, completions):
+        trie.add(one.prompt + one.completion)
+    paths = [trie.path(token) for token in range(len(trie))]
+    assert trie.depths() == [len(path) - 1 for path in paths]
+    seen_TT = trie.seen()
+    assert [seen_T.nonzero().flatten().tolist() for seen_T in seen_TT] == [sorted(path) for path in paths]
+    rows, mask_NWS = attention.rows(trie, before)
+    seen_TS = torch.cat([torch.ones(len(trie), before, dtype=torch.bool), seen_TT], dim=1)
+    assert sorted(token for piece in trie.pieces() for token in piece) == list(range(len(trie)))
+    assert mask_NWS.numel() <= seen_TS.numel()
+    assert torch.equal(rows.tokens_NW.flatten()[rows.places_T], torch.arange(len(trie)))
+    for token, place in enumerate(rows.places_T.tolist()):
+        n, w = divmod(place, rows.tokens_NW.shape[1])
+        looked_at = rows.seen_NS[n][mask_NWS[n, w]]
+        assert torch.equal(looked_at, seen_TS[token].nonzero().flatten()), "each once"
+    if (prompts, completions) == (8, 5):
+        assert mask_NWS.numel() < seen_TS.numel() / 2
+
+
+def test_rows_of_any_tree_have_no_more_scores_than_the_tree() -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        trie, before = Trie(), draw.choice((0, 3, 200))
+        for _ in range(draw.randint(1, 12)):
+            trie.add(draw.choices(range(3), k=draw.randint(1, 12)))
+        _, mask_NWS = attention.rows(trie, before)
+        assert mask_NWS.numel() <= len(trie) * (before + len(trie))
+        if before == 200:
+            assert len(mask_NWS) <= len(attention.rows(trie)[1]), "to look at these costs as well"
+
+
+def test_many_short_completions_of_a_long_prompt_are_no_rows_of_their_own() -> None:
+    trie = Trie()
+    for c in range(10):
+        trie.add([*range(300), *range(1000 * c, 1000 * c + 20)])
+    _, mask_NWS = attention.rows(trie)
+    assert mask_NWS.numel() <= len(trie) ** 2
+
+
+@pytest.mark.parametrize("short", [0, 256], ids=["sdpa", "products"])
+@pytest.mark.parametrize("before", [0, 3])
+def test_attention_in_rows_is_that_of_the_whole_tree_for_values_of_any_size(
+    short: int, before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_SHORT", short)
+    torch.manual_seed(0)
+    trie = Trie()
+    for ids in ((1, 2, 3), (1, 2, 4, 5), (6,), (6, 7)):
+        trie.add(ids)
+    tokens, seen_TT = len(trie), trie.seen()
+    q, k = torch.randn(1, 6, tokens, 8), torch.randn(1, 3, before + tokens, 8)
+    v = torch.randn(1, 3, before + tokens, 4)
+    rows, mask_NWS = attention.rows(trie, before)
+    module: Any = SimpleNamespace(num_key_value_groups=2, is_causal=False)
+    found, _ = attention._attention(module, q, k, v, mask_NWS.unsqueeze(1), rows=rows)
+    keys, values = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
+    seen_TS = torch.cat([torch.ones(tokens, before, dtype=torch.bool), seen_TT], dim=1)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, keys, values, seen_TS).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        large = (100 * x.to(dtype) for x in (q, k, v))
+        found, _ = attention._attention(module, *large, mask_NWS.unsqueeze(1), rows=rows)
+        assert found.isfinite().all()
+
+
+# The loss.
+
+
+def llama(base: str) -> PreTrainedModel:
+    return read(base)
+
+
+def gpt2(base: str) -> PreTrainedModel:
+    """Its positions are learned."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0)
+    return GPT2LMHeadModel(config).double().eval()
+
+
+def eager(base: str) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64, attn_implementation="eager")
+
+
+def ragged(seed: int, prompts: int, completions: int) -> list[Example]:
+    """Examples of any lengths, with several completions per prompt, of which some agree for a while or are equal."""
+    draw = random.Random(seed)
+    system = tuple(draw.choices(range(4, 200), k=draw.randint(0, 5)))
+    found = []
+    for p in range(prompts):
+        prompt = system + tuple(draw.choices(range(4, 200), k=draw.randint(1, 12)))
+        for c in range(completions):
+            completion = tuple(draw.choices((7, 8), k=draw.randint(1, 6)))
+            found.append(Example(f"{p}.{c}", prompt, completion))
+    return found
+
+
+def gradients(network: nn.Module, batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor]]:
+    network.zero_grad()
+    losses = [(token_losses(network, batch) * batch.weights).sum() for batch in batches]
+    for loss in losses:
+        loss.backward()
+    return sum(loss.item() for loss in losses), {
+        name: parameter.grad.clone() for name, parameter in network.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("per", ["token", "example"])
+@pytest.mark.parametrize(("prompts", "completions"), [(1, 1), (1, 6), (5, 1), (4, 5)])
+@pytest.mark.parametrize(
+    ("kind", "mask", "short"),
+    [
+        (llama, "rows", 256),
+        (llama, "rows", 0),
+        (llama, torch.bool, 0),
+        (gpt2, "rows", 256),
+        (gpt2, "rows", 0),
+        (gpt2, torch.bool, 0),
+        (eager, torch.float64, 0),
+    ],
+)
+def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
+    kind: Callable[[str], PreTrainedModel],
+    mask: masks.Mask,
+    short: int,
+    prompts: int,
+    completions: int,
+    per: str,
+    base: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_SHORT", short)
+    examples = ragged(prompts * 10 + completions, prompts, completions)
+    weigh = loss_weights(examples, per)
+    network = kind(base)
+    network.zero_grad()
+    expected = sum(weight * nll(network, one) for weight, one in zip(weigh, examples, strict=True))
+    expected.backward()
+    one_by_one = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+    assert not probe._fault(network, mask)
+    forms = [[tree(examples, weigh, mask)]]
+    forms += [[collate([one], [weight]) for one, weight in zip(examples, weigh, strict=True)]]
+    if kind is not eager:  # whose padding is nan in float64
+        forms += [[collate(examples, weigh)]]
+    for size in (1, 2, 4, 8):
+        split = parts([example.prompt + example.completion[:-1] for example in examples], 10**6, size)
+        forms += [[tree([examples[i] for i in part], [weigh[i] for i in part], mask) for part in split]]
+    scale = max(gradient.abs().max().item() for gradient in one_by_one.values())
+    rel = 1e-6 if kind is eager else 1e-10  # its softmax is computed in float32
+    for batches in forms:
+        with masks.attending(network, mask):
+            loss, found = gradients(network, batches)
+        assert loss == pytest.approx(expected.item(), rel=rel)
+        assert_same(found, one_by_one, atol=rel * scale)
+
+
+@each_form
+def test_the_prompt_carries_no_loss(form: Batched, base: str) -> None:
+    """By the chain rule, the likelihoods of a completion's two halves multiply, wherever the prompt ends."""
+    network = read(base)
+    prompt, first, second = (1, 40, 41, 3), (70, 71), (72, 73, END)
+
+    def loss(prompt: tuple[int, ...], completion: tuple[int, ...]) -> float:
+        return token_losses(network, form([example(prompt, completion)], [1.0])).sum().item()
+
+    whole = loss(prompt, first + second)
+    assert whole == pytest.approx(loss(prompt, first) + loss(prompt + first, second), rel=0, abs=1e-10)
+
+
+def test_a_mean_per_token_weighs_tokens_alike_and_one_per_example_examples() -> None:
+    examples = [example((1,), (2,)), example((1,), (2, 3, 4))]
+    assert loss_weights(examples, "token") == [1 / 4, 1 / 4]
+    assert loss_weights(examples, "example") == [1 / 2, 1 / 6]
+
+
+class Uniform(nn.Module):
+    """Gives every token of a vocabulary of 7 the same probability, and notes for how many positions it was asked."""
+
+    def forward(self, input_ids: Tensor, logits_to_keep: int | Tensor, **_: object) -> Any:
+        self.kept = logits_to_keep if isinstance(logits_to_keep, int) else len(logits_to_keep)
+        self.logits = torch.zeros(len(input_ids), self.kept, 7, dtype=torch.bfloat16)
+        return self
+
+
+@each_form
+def test_each_trained_token_of_a_clueless_model_costs_the_log_of_the_vocabulary(form: Batched) -> None:
+    losses = token_losses(Uniform(), form([example((1, 2, 3), (4, 5)), example((6,), (0, 1, 2))], [1.0, 1.0]))
+    assert losses.tolist() == pytest.approx([math.log(7)] * 5, rel=1e-6)
+    assert losses.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("form", "positions"), [(collate, 3), (packed, 2 + 3)])
+def test_logits_are_computed_for_the_completions_alone(form: Batched, positions: int) -> None:
+    network = Uniform()
+    token_losses(network, form([example((1,) * 500, (4, 5)), example((6,), (0, 1, 2))], [1.0, 1.0]))
+    assert network.kept == positions
+
+
+# Which models can be packed.
+
+
+def test_a_model_that_attends_by_other_means_than_the_mask_is_computed_in_rows(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = read(base)
+    assert probe.mask_dtype(network, torch.float64) == "rows"
+    forward = type(network).forward
+
+    def causal(self: Any, *args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
+        return forward(self, *args, attention_mask=attention_mask if attention_mask.dim() == 2 else None, **kwargs)
+
+    monkeypatch.setattr(type(network), "forward", causal)
+    assert probe.mask_dtype(network, torch.float64) is None
+
+
+def test_a_model_that_does_not_hand_on_what_attention_is_given_takes_a_mask_of_the_whole_tree(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = read(base)
+    assert probe.mask_dtype(network, torch.float64) == "rows"
+    forward = type(network).forward
+    monkeypatch.setattr(type(network), "forward", lambda self, *args, rows=None, **more: forward(self, *args, **more))
+    assert probe.mask_dtype(network, torch.float64) == torch.bool
+
+
+def test_a_window_by_another_name_is_seen() -> None:
+    """GPT-Neo's and Llama 4's count columns, which in a tree are not positions."""
+    local = GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=16)
+    chunks = Llama4TextConfig(num_hidden_layers=2, attention_chunk_size=8)
+    for config in (local, chunks):
+        network: Any = SimpleNamespace(config=config)
+        assert not probe.sees_all(network, 9)
+
+
+def test_a_model_whose_window_is_shorter_than_an_example_is_computed_in_rows(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = read(base)
+    assert probe.sees_all(network, 10**9)
+    network.config.sliding_window = 20
+    assert probe.sees_all(network, 20) and not probe.sees_all(network, 21)
+    monkeypatch.setattr(probe, "sees_all", lambda network, longest: longest < 9)
+    monkeypatch.setattr(trainer, "tree", lambda *batch: pytest.fail("it is packed"))
+    with pytest.raises(pytest.fail.Exception):
+        train(make("full"), make_live(base), tmp_path / "short", examples=[example((1, 2, 3), (4, 5))])
+    train(make("full"), make_live(base), tmp_path / "long", examples=[example((1,) * 8, (4,))])
+
+
+def test_an_implementation_of_attention_without_free_masks_is_computed_in_rows(base: str) -> None:
+    network = read(base)
+    network.config._attn_implementation = "flash_attention_2"
+    assert probe.mask_dtype(network, torch.float64) is None
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_computes_the_blocks_of_a_tree_that_are_seen(base: str) -> None:
+    network = AutoModelForCausalLM.from_pretrained(base, attn_implementation="flex_attention")
+    examples = [
+        Example(f"{p}.{c}", (1, p, *range(4, 250)), (4 + c, *range(60, 90), 9)) for p in range(2) for c in range(2)
+    ]
+    weigh = loss_weights(examples, "token")
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():  # needs no C++ compiler; no gradient on a CPU
+        mask = probe.mask_dtype(network, torch.float32)
+        assert mask == "blocks"
+        batch = tree(examples, weigh, mask)
+        (seen_TT,) = tree(examples, weigh, torch.bool).inputs["attention_mask"][0]
+        padded = torch.nn.functional.pad(seen_TT, (0, -len(seen_TT) % 128) * 2)
+        blocks = padded.unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).any(1).any(2)
+        assert torch.equal(batch.inputs["attention_mask"].to_dense()[0, 0].bool(), blocks)
+        assert blocks.sum() < len(blocks) * (len(blocks) + 1) / 2, "those of another prompt are left out"
+        loss = (token_losses(network, batch) * batch.weights).sum()
+        expected = sum(weight * nll(network, one) for weight, one in zip(weigh, examples, strict=True))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.gpu
+def test_gradients_by_flex_attention_are_those_of_rows_on_cuda(base: str) -> None:
+    examples = ragged(3, 4, 5)
+    weigh = loss_weights(examples, "token")
+    flex, sdpa = (
+        AutoModelForCausalLM.from_pretrained(base, attn_implementation=name, device_map="cuda")
+        for name in ("flex_attention", "sdpa")
+    )
+    mask = probe.mask_dtype(flex, torch.float32)
+    assert mask == "blocks"
+    loss, found = gradients(flex, [tree(examples, weigh, mask, "cuda").to(torch.device("cuda"))])
+    expected, by_rows = gradients(sdpa, [collate(examples, weigh).to(torch.device("cuda"))])
+    assert loss == pytest.approx(expected, rel=1e-4)
+    scale = max(gradient.abs().max().item() for gradient in by_rows.values())
+    assert_same(found, by_rows, atol=1e-3 * scale)
+
+
+def test_looking_for_that_leaves_the_network_as_it_was(base: str) -> None:
+    network = read(base).train()
+    probe.mask_dtype(network, torch.float64)
+    assert network.training
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+# Training with either.
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"packing": False},
+        {"micro_batch_tokens": 1},
+        {"micro_batch_size": 1},
+        {"micro_batch_size": 2},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["rows", "single", "one", "two", "checkpoints"],
+)
+@pytest.mark.parametrize("per", ["token", "example"])
+def test_neither_packing_nor_micro_batches_change_weights_or_loss(
+    per: str, changes: dict[str, Any], method: str, base: str, tmp_path: Path
+) -> None:
+    examples, results = ragged(3, 4, 3), []
+    for name, settings in (("packed", {}), ("other", changes)):
+        live = make_live(base)
+        both = {"epochs": 2, "batch_size": 8, "loss_per": per, **settings}
+        model, training = train(make(method, **both), live, tmp_path / name, examples=examples)
+        results.append((weights(live.load(model)), training))
+    (whole, training), (parts, same) = results
+    assert_same(whole, parts, atol=1e-10)
+    assert same.loss == pytest.approx(training.loss, rel=1e-10)
+    assert (same.steps, same.tokens, same.examples) == (training.steps, training.tokens, training.examples)
+    assert training.steps == 4
+
+
+def out_of_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """From now on there is memory for so many tokens at once. Returns: what was tried."""
+    from stasc.training import trainer
+
+    tried: list[int] = []
+
+    def limited(network: nn.Module, batch: Batch) -> Tensor:
+        tried.append(batch.inputs["input_ids"].numel())
+        losses = token_losses(network, batch)
+        if tried[-1] > most:
+            losses.register_hook(lambda gradient: fail())
+        return losses
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "token_losses", limited)
+    return tried
+
+
+def test_a_training_that_runs_out_of_memory_goes_on_in_smaller_micro_batches(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    examples, live = ragged(5, 6, 2), make_live(base)
+    settings = make("full", batch_size=12, epochs=2, micro_batch_tokens=400)
+    model, training = train(settings, live, tmp_path / "whole", examples=examples)
+    expected = weights(live.load(model))
+    assert training.micro_batch_tokens == 400
+
+    tried = out_of_memory(monkeypatch, 40)
+    live = make_live(base)
+    model, same = train(settings, live, tmp_path / "small", examples=examples)
+    assert max(tried) > 40
+    assert same.micro_batch_tokens == 25
+    assert sum(size > 40 for size in tried) <= 4, "halved each time, and then kept"
+    assert_same(weights(live.load(model)), expected, atol=1e-10)
+    assert same.loss == pytest.approx(training.loss, rel=1e-10)
+    assert [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
+
+
+def test_no_memory_for_a_single_example_is_an_error(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory(monkeypatch, 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(make("full"), make_live(base), tmp_path / "1")
+    assert not (tmp_path / "1").exists()
