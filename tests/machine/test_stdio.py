@@ -11,7 +11,7 @@ import pytest
 
 SPEAKING = """
 import os, subprocess, sys
-from stasc.stdio import outlive_readers
+from stasc.machine.stdio import outlive_readers
 outlive_readers()
 for number in range(20000):
     print("line", number)
