@@ -231,7 +231,7 @@ def add_tokens(folder: Path, *tokens: str, template: str | None = None) -> None:
 def test_a_token_of_the_template_without_an_embedding_is_named(base: str, model: Path) -> None:
     template = AutoTokenizer.from_pretrained(base).chat_template
     add_tokens(model, "<|turn|>", template="<|turn|>" + template)
-    said = r"the chat template writes <|turn|>, token 260, and the model has embeddings of 260 tokens: save it after"
+    said = r"the chat template writes <|turn|>, token 260, and the model has embeddings for 260 tokens: save it after"
     assert said in refusal(model)
 
 
@@ -250,7 +250,7 @@ def test_a_tokenizer_of_another_model_with_more_words_is_refused(model: Path) ->
     state = json.loads((model / "tokenizer.json").read_text())
     state["model"]["vocab"]["ab"] = 260
     (model / "tokenizer.json").write_text(json.dumps(state))
-    assert "the tokenizer has 1 words that the model has no embedding of (of 260), e.g. 'ab'" in refusal(model)
+    assert "the tokenizer has 1 tokens beyond the model's 260 embeddings, e.g. 'ab'" in refusal(model)
 
 
 def test_nothing_is_sampled_with_a_model_that_is_refused(model: Path, tmp_path: Path) -> None:

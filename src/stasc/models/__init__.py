@@ -1,1 +1,1 @@
-"""M_0 and what becomes of it: reading weights, chat templates and configurations."""
+"""M_0 and the models trained from it: weights, chat templates and configurations."""

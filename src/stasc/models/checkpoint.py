@@ -1,4 +1,4 @@
-"""Can M_0 be sampled from and fine-tuned? Seen from its files' headers, before any weights are read."""
+"""Checks that M_0 can be sampled from and fine-tuned, by its files' headers, before any weights are read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ _WHOLE = "a whole model, as save_pretrained writes it"
 
 
 def check(model: ModelConfig, base: str, *, full: bool, four_bit: bool) -> PreTrainedConfig:
-    """The configuration of M_0, whose local folder is `base`.
+    """Returns the configuration of M_0, whose local folder is `base`.
 
-    Raises: ValueError or OSError naming model.path unless `base` holds a model that can be sampled from and fine-tuned.
+    Args:
+        full: whether all weights are trained.
+        four_bit: whether the base weights are held in 4 bits.
+    Raises: ValueError or OSError naming model.path if the model cannot be sampled from or fine-tuned.
     """
     from transformers import AutoConfig
 
@@ -35,7 +38,7 @@ def check(model: ModelConfig, base: str, *, full: bool, four_bit: bool) -> PreTr
 
 
 def _check_adapter(folder: Path) -> None:
-    """transformers would load the adapter's base in place of the folder's own weights."""
+    """Refuses an adapter: transformers would load the adapter's base instead of the folder's own weights."""
     if not (folder / "adapter_config.json").is_file():
         return
     try:
@@ -49,7 +52,7 @@ def _check_adapter(folder: Path) -> None:
 
 
 def _check_kind(config: PreTrainedConfig) -> None:
-    """Checks that it is a causal language model with attention: keys and values are what answers share."""
+    """Checks for a causal language model with attention: answers share a KV cache."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = config.model_type
@@ -62,7 +65,7 @@ def _check_kind(config: PreTrainedConfig) -> None:
 
 
 def _check_quantization(settings: Any, full: bool, four_bit: bool) -> None:
-    """Checks that weights which are stored in few bits can be trained on: they need bitsandbytes, and an adapter."""
+    """Checks that quantised weights can be trained on: they need bitsandbytes and an adapter."""
     if not settings:
         return
     known = settings if isinstance(settings, dict) else settings.to_dict()
@@ -86,7 +89,7 @@ def _check_quantization(settings: Any, full: bool, four_bit: bool) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    """Checks that the weights' files are there, and as long as their headers say."""
+    """Checks that the weight files exist and are as long as their headers say."""
     from safetensors import SafetensorError, safe_open
 
     files = weight_files(folder)
