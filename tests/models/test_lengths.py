@@ -257,7 +257,7 @@ def test_a_model_of_other_positions_is_not_packed_though_it_hardly_heeds_them(dt
     """MPT counts columns, which in a tree are not positions. As it is initialised, its attention is almost flat."""
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(UNPADDED["mpt"], attn_implementation="eager").to(dtype).eval()
-    assert probe.mask_dtype(network, dtype) is None
+    assert probe.probe(network, dtype)[0] is None
     if dtype == torch.float64:
         check_gradients(
             network, [Example(f"{i}", prompt, (*tokens(3, i), END)) for i, prompt in enumerate(PROMPTS)], True

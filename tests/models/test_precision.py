@@ -91,13 +91,14 @@ def test_scores_of_a_tree_are_not_rounded_to_bfloat16(monkeypatch: pytest.Monkey
     """Scores near 300 are two apart in bfloat16: rounded, they would be equal, or far from each other."""
     trie = Trie()
     trie.add((1, 2, 3, 4))
-    rows, mask_NWS = attention.rows(trie)
+    layout, mask_NWS = attention.rows(trie)
     torch.manual_seed(0)
     q, k, v = ((x * 16).bfloat16() for x in torch.randn(3, 1, 2, 4, 64))
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            found, _ = attention._attention(torch.nn.Identity(), q, k, v, mask_NWS.unsqueeze(1), rows=rows)
-        exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), trie.seen())
+            found, _ = attention._attention(torch.nn.Identity(), q, k, v, mask_NWS.unsqueeze(1), layout=layout)
+        wide = (x.double() for x in (q, k, v))
+        exact = torch.nn.functional.scaled_dot_product_attention(*wide, trie.attention_mask())
         torch.testing.assert_close(found.double(), exact.transpose(1, 2), rtol=0.005, atol=1e-3)
 
 
@@ -108,7 +109,7 @@ def test_rounding_costs_neither_sharing_nor_packing(key_bias: float, dtype: torc
         network = narrowed(qwen2(key_bias, seed), dtype)
         with torch.inference_mode():
             assert prefill._mask(network) == "rows"
-        assert probe.mask_dtype(network, dtype) == "rows"
+        assert probe.probe(network, dtype)[0] == "rows"
 
 
 def test_a_network_is_widened_while_it_computes_and_is_then_what_it_was() -> None:
@@ -173,7 +174,7 @@ def test_an_error_that_says_nothing_about_the_network_is_passed_on(base: str, mo
 
     monkeypatch.setattr(type(network), "forward", raises)
     with pytest.raises(AssertionError, match="ours"):
-        probe.mask_dtype(network, torch.float32)
+        probe.probe(network, torch.float32)
 
 
 def test_a_run_records_once_what_it_cannot_share(base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
