@@ -230,6 +230,14 @@ def test_the_verdict_compares_the_last_iteration_with_both_answers_of_m_0() -> N
     )
 
 
+def test_the_verdict_of_a_run_without_training_has_the_votes_of_several_initial_answers() -> None:
+    votes = {"samples": 16, "vote_k": 2, "vote_acc": 0.5, "vote_all_acc": 0.625, "pass_acc": 0.75}
+    assert verdict(summary_of({**ZERO, "test": {**ZERO["test"], **votes}})).endswith(
+        "162 test questions. Majority vote of 2 initial answers, which take the tokens of an answer and its "
+        "correction: 50.0 %; of 16: 62.5 %; pass@16: 75.0 %."
+    )
+
+
 def test_the_verdict_gives_losses_a_minus_and_zero_a_plus() -> None:
     worse = {**ONE, "test": evaluated(0.3, 0.2808)}
     assert "(+0.0 pp over M_0's correction, -10.1 pp over M_0's initial answer)" in verdict(summary_of(ZERO, worse))

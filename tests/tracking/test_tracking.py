@@ -104,7 +104,7 @@ def test_a_start_that_fails_online_goes_offline_with_one_warning_without_secrets
     fake.fail["init online"] = TimeoutError(f"no answer to {CANARY}\nmore")
     tracker = settings().start(info_of(tmp_path / "run"))
     assert fake.modes() == ["online", "offline"]
-    assert warnings_in(caplog) == ["W&B can't be reached (TimeoutError: no answer to ***); going on offline"]
+    assert warnings_in(caplog) == ["W&B can't be reached (TimeoutError: no answer to ***); continuing offline"]
     tracker.iteration(summary_of(0, 0.5), [], [])
     assert len(fake.rows()) == 1
 
@@ -151,7 +151,7 @@ def test_a_failure_on_the_way_is_one_warning_and_reaches_nobody(
     assert len(fake.rows()) == (1 if broken == "log" else 3)
     assert [name for name, *_ in fake.calls][-2:] == ["finish", "teardown"]
     assert warnings_in(caplog) == [
-        "W&B failed (ConnectionResetError: gone); the run goes on without it, journal.jsonl has it all"
+        "W&B failed (ConnectionResetError: gone); the run continues without it, and journal.jsonl is complete"
     ]
 
 
