@@ -31,6 +31,7 @@ from stasc.models import sources
 from stasc.models.config import ModelConfig, load_chat, resolve_device, resolve_dtype
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0, Model
+from stasc.models.weights import swap_weights
 
 CPU = torch.device("cpu")
 IDS = torch.arange(4, 260, 3)[None]
@@ -213,11 +214,11 @@ def test_weights_that_are_not_those_of_the_network_are_not_put_into_it(
         {**whole, name: whole[name][:-1]},
     ):
         save_file({key: value.contiguous() for key, value in wrong.items()}, tmp_path / "model.safetensors")
-        assert not weights.swap_weights(network, tmp_path)
+        assert not swap_weights(network, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    assert not weights.swap_weights(network, tmp_path)
+    assert not swap_weights(network, tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "another.safetensors")
-    assert not weights.swap_weights(network, tmp_path)
+    assert not swap_weights(network, tmp_path)
 
 
 def test_files_beside_the_weights_are_not_put_into_a_network(base: str, weights: Path, tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_files_beside_the_weights_are_not_put_into_a_network(base: str, weights:
     index = {"weight_map": {name: file for file, some in halves.items() for name in some}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     network = AutoModelForCausalLM.from_pretrained(base)
-    assert weights.swap_weights(network, tmp_path)
+    assert swap_weights(network, tmp_path)
     assert torch.equal(logits(network), plain_logits(weights))
 
 
@@ -652,11 +653,13 @@ MAPS = {  # the file that names code of the model, how it does, and what else ma
 READ = """
 import json, sys, time
 from test_model import M_0, config, live, load_chat
-from stasc.context import context_limit
+from stasc.models.checkpoint import check
 for folder in sys.argv[1:]:
     began = time.perf_counter()
     try:
-        load_chat(config(folder), folder), context_limit(config(folder), folder), live(folder).load(M_0)
+        load_chat(config(folder), folder)
+        check(config(folder), folder, full=True, four_bit=False)
+        live(folder).load(M_0)
         outcome = "read"
     except ValueError as error:
         outcome = str(error)
@@ -717,9 +720,11 @@ def trusting(code: str) -> tuple[int, list[int]]:
 
 
 def test_no_call_leaves_open_whether_code_of_a_model_is_run() -> None:
-    found = {path.name: trusting(path.read_text()) for path in Path(stasc.__file__).parent.rglob("*.py")}
+    package = Path(stasc.__file__).parent
+    found = {path.relative_to(package).as_posix(): trusting(path.read_text()) for path in package.rglob("*.py")}
     assert {name: lines for name, (_, lines) in found.items() if lines} == {}
-    assert {name for name, (calls, _) in found.items() if calls} >= {"model.py", "dequantise.py", "checkpoint.py"}
+    loading = {f"models/{name}.py" for name in ("live", "config", "dequantise", "checkpoint")}
+    assert {name for name, (calls, _) in found.items() if calls} >= loading
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_a_failure_on_the_way_is_one_warning_and_reaches_nobody(
     assert len(fake.rows()) == (1 if broken == "log" else 3)
     assert [name for name, *_ in fake.calls][-2:] == ["finish", "teardown"]
     assert warnings_in(caplog) == [
-        "W&B failed (ConnectionResetError: gone); the run continues without it, and journal.jsonl is complete"
+        "W&B failed (ConnectionResetError: gone); the run continues without it, journal.jsonl is complete"
     ]
 
 

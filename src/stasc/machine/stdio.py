@@ -36,16 +36,12 @@ class _Outliving(io.FileIO):
 def outlive_readers() -> None:
     """Keeps this process running if its output is closed, from the start or later."""
     for number in range(3):  # the next opened file would get a closed number, and with it the output of libraries
-        with suppress(OSError):
-            _open(number)
+        try:
+            os.fstat(number)
+        except OSError:
+            with suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = _outliving(sys.stdout), _outliving(sys.stderr)
-
-
-def _open(number: int) -> None:
-    try:
-        os.fstat(number)
-    except OSError:
-        os.open(os.devnull, os.O_RDWR)
 
 
 def _outliving(file: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stasc.machine.paths import path_of
 from stasc.models import sources
+from stasc.settings.check import expect
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,7 @@ class ModelConfig:
     cache_dir: str
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"model.dtype={self.dtype}: expected one of {', '.join(_DTYPES)}")
+        expect("model.dtype", self.dtype, self.dtype in _DTYPES, f"one of {', '.join(_DTYPES)}")
         try:
             datetime.fromisoformat(self.date)
         except ValueError as error:
@@ -125,11 +125,8 @@ def load_chat(config: ModelConfig, base: str) -> Chat:
                 "weights, as save_pretrained writes them"
             ) from error
     stop_ids = {tokenizer.eos_token_id}
-    try:
-        generation = GenerationConfig.from_pretrained(base, revision=config.revision or "main")
-        eos = generation.eos_token_id
+    with suppress(OSError):  # generation_config.json is optional
+        eos = GenerationConfig.from_pretrained(base, revision=config.revision or "main").eos_token_id
         stop_ids |= set(eos) if isinstance(eos, list) else {eos}
-    except OSError:
-        pass  # generation_config.json is optional
     date = datetime.fromisoformat(config.date)
     return Chat(tokenizer, config.chat_template, config.template_args, stop_ids - {None}, date)

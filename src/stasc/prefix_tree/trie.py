@@ -22,19 +22,15 @@ class Trie:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def child(self, parent: int, id_: int) -> int:
-        """Returns the child of a token that has this id, added if it is new."""
-        found = self._children.setdefault((parent, id_), len(self.ids))
-        if found == len(self.ids):
-            self.ids.append(id_)
-            self.parents.append(parent)
-        return found
-
     def add(self, ids: Sequence[int]) -> list[int]:
         """Returns the tokens of a sequence, adding those that no earlier sequence has."""
-        path, token = [], -1
+        path, parent = [], -1
         for id_ in ids:
-            path.append(token := self.child(token, id_))
+            token = self._children.setdefault((parent, id_), len(self.ids))
+            if token == len(self.ids):
+                self.ids.append(id_)
+                self.parents.append(parent)
+            path.append(parent := token)
         return path
 
     def path(self, token: int) -> list[int]:

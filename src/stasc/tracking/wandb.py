@@ -16,6 +16,7 @@ from subprocess import Popen
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stasc.records import Pair
+from stasc.settings.check import expect
 from stasc.tracking.redaction import scrub
 from stasc.tracking.tracker import Nothing, RunInfo, Tracker
 
@@ -50,14 +51,12 @@ class Wandb:
     sample_pairs: int
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"tracking.mode={self.mode}: expected one of {', '.join(MODES)}; or choose tracking=off")
+        expect("tracking.mode", self.mode, self.mode in MODES, f"one of {', '.join(MODES)}; or choose tracking=off")
         check_project("tracking.project", self.project)
         for tag in self.tags:
             if not 0 < len(tag) <= 64:
                 raise ValueError(f"tracking.tags: {tag!r} has {len(tag)} characters, expected 1 to 64")
-        if self.sample_pairs < 0:
-            raise ValueError(f"tracking.sample_pairs={self.sample_pairs}: expected 0 (no table) or more")
+        expect("tracking.sample_pairs", self.sample_pairs, self.sample_pairs >= 0, "0 (no table) or more")
 
     def start(self, info: RunInfo, run_id: str | None = None, upload_s: float = UPLOAD_S) -> Tracker:
         """Returns the tracker of one run; if W&B does not start, it warns and returns a tracker that does nothing.
@@ -209,7 +208,7 @@ class _Mirror:
             return True
         except Exception as error:
             if not self._broken:
-                log.warning("W&B failed (%s); the run continues without it, and journal.jsonl is complete", reason(error))
+                log.warning("W&B failed (%s); the run continues without it, journal.jsonl is complete", reason(error))
             self._broken = True
             return False
 
@@ -269,17 +268,13 @@ def _choices(info: RunInfo) -> dict[str, str]:
 
 def _pair_rows(n: int, pairs: Sequence[Pair], kept: Sequence[Pair], count: int) -> list[Iterable[object]]:
     """Returns at most `count` rows: kept pairs, then others, each evenly spaced over the iteration."""
-    chosen = {_key(pair) for pair in kept}
-    first = _spread([pair for pair in pairs if _key(pair) in chosen], count)
-    then = _spread([pair for pair in pairs if _key(pair) not in chosen], count - len(first))
+    chosen = {pair.id for pair in kept}
+    first = _spread([pair for pair in pairs if pair.id in chosen], count)
+    then = _spread([pair for pair in pairs if pair.id not in chosen], count - len(first))
     return [
-        [n, pair.question.text, pair.y1.text, pair.y2.text, pair.r1, pair.r2, _key(pair) in chosen]
+        [n, pair.question.text, pair.y1.text, pair.y2.text, pair.r1, pair.r2, pair.id in chosen]
         for pair in [*first, *then]
     ]
-
-
-def _key(pair: Pair) -> tuple[str, int, int, int]:
-    return pair.question.id, pair.i, pair.seen, pair.k
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
