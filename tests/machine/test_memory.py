@@ -1,4 +1,4 @@
-"""What control groups leave of memory, on folders of the form that Linux shows them in."""
+"""Free memory by cgroup limits, read from folders laid out as on Linux."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output whose reader is gone, or that never had one."""
+"""A process outlives the readers of its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions that are too long for the model, counted by hand: a token of the tiny model is a byte."""
+"""Questions that are too long for the model are refused; lengths are counted by hand, as a token is a byte here."""
 
 from __future__ import annotations
 

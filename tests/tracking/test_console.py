@@ -1,4 +1,4 @@
-"""What a person sees: bars and lines, the table, the sentence below it."""
+"""The terminal shows bars and lines, the final table, and a verdict below it."""
 
 from __future__ import annotations
 

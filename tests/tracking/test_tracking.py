@@ -1,4 +1,4 @@
-"""Weights & Biases is a mirror that can't hurt the run, however it fails; here it is played."""
+"""No failure of Weights & Biases, faked here, hurts the run."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_a_baseline_counts_for_no_option_of_a_design_choice(fake: FakeWandb, tmp
 
 
 def goes_on(folder: Path, last: int, killed_at: int | None = None) -> None:
-    """A run in the folder that does, or does again, all iterations to the last; a kill leaves one without its note."""
+    """Runs or reruns all iterations up to `last`; a kill keeps the arrival of one from being recorded."""
     tracker = settings().start(info_of(folder))
     with Journal(folder / "journal.jsonl") as journal:
         run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, tracker, 1.0)

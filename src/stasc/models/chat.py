@@ -147,8 +147,8 @@ class Chat:
         whole = self._render([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise Refused(
-                "the chat template's prompt is not a prefix of the whole conversation, so what is trained would not be "
-                f"what is sampled: the prompt ends in {prompt[-60:]!r}, the conversation has {whole[-90:]!r}; "
+                "the chat template's prompt is not a prefix of the whole conversation, so training would not see what "
+                f"was sampled: the prompt ends in {prompt[-60:]!r}, the conversation in {whole[-90:]!r}; "
                 "set model.chat_template to a template that keeps the prompt, or model.template_args to options of it"
             )
         return whole[len(prompt) :]

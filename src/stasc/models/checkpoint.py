@@ -29,7 +29,7 @@ def check(model: ModelConfig, base: str, *, full: bool, four_bit: bool) -> PreTr
     with reading(model):
         _check_adapter(folder)
         if not (folder / "config.json").is_file():
-            raise ValueError(f"there is no config.json in {folder}: expected {_WHOLE}")
+            raise ValueError(f"no config.json in {folder}: expected {_WHOLE}")
         config: PreTrainedConfig = AutoConfig.from_pretrained(base, revision=model.revision, trust_remote_code=False)
         _check_kind(config)
         _check_quantization(getattr(config, "quantization_config", None), full, four_bit)
@@ -46,7 +46,7 @@ def _check_adapter(folder: Path) -> None:
     except (ValueError, AttributeError):
         base = None
     raise ValueError(
-        f"it is an adapter of {base or 'another model'}, not {_WHOLE}: merge it into that model "
+        f"it is an adapter of {base or 'another model'}, expected {_WHOLE}: merge it into that model "
         "(merge_and_unload() of peft, then save_pretrained), or set model.path to that model"
     )
 
@@ -72,19 +72,18 @@ def _check_quantization(settings: Any, full: bool, four_bit: bool) -> None:
     stored = str(known.get("quant_method"))
     if stored != "bitsandbytes":
         raise ValueError(
-            f"its weights are stored quantised by {stored}, and only those of bitsandbytes can be trained on: take "
-            "the model that it was made from"
+            f"its weights are quantised by {stored}, and only bitsandbytes weights can be trained: take the original "
+            "model"
         )
     bits = 4 if known.get("load_in_4bit") else 8
     if full:
         raise ValueError(
             f"its weights are stored in {bits} bits, which finetune=full cannot train: take finetune=lora, or the "
-            "model that it was made from"
+            "original model"
         )
     if four_bit and bits == 8:
         raise ValueError(
-            "its weights are stored in 8 bits, not in the 4 of finetune=qlora: take finetune=lora, or the model that "
-            "it was made from"
+            "its weights are stored in 8 bits, and finetune=qlora needs 4: take finetune=lora, or the original model"
         )
 
 
@@ -95,7 +94,7 @@ def _check_files(folder: Path) -> None:
     files = weight_files(folder)
     if not files:
         there = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
-        raise ValueError(f"there is neither model.safetensors nor its index in {folder}, only {there}")
+        raise ValueError(f"neither model.safetensors nor its index is in {folder}, only {there}")
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file.name}, which the index names, is not in {folder}: download the model again")

@@ -50,8 +50,8 @@ class ModelConfig:
                 base = sources.snapshot(base, self.revision)
         if not any(Path(base).glob("*.safetensors")):
             raise ValueError(
-                f"model.path={self.path}: there is no .safetensors file in {base}, and pickles, such as "
-                "pytorch_model.bin, are not opened: save the model as safetensors"
+                f"model.path={self.path}: no .safetensors file in {base}, and pickles, such as pytorch_model.bin, are "
+                "never opened: save the model as safetensors"
             )
         return base
 
@@ -66,7 +66,7 @@ def reading(config: ModelConfig) -> Iterator[None]:
     except ValueError as error:
         reason = str(error)
         if "trust_remote_code" in reason:
-            reason = "it needs code that comes with it, which is never run: take a model that transformers knows itself"
+            reason = "it needs code that comes with it, which is never run: take a model that transformers supports"
         raise ValueError(f"model.path={config.path}: {reason}") from error
 
 

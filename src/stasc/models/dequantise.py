@@ -47,7 +47,7 @@ def dequantise(file: Path, folder: Path, chat_template: str | None) -> None:
         if str(error).startswith("model.path"):
             raise
         raise ValueError(
-            f"model.path: {file.name} is not a GGUF file that can be read, or not all of one: {error}"
+            f"model.path: {file.name} is not a readable GGUF file, or only a part of one: {error}"
         ) from error
     model.config.name_or_path = file.name
     model.save_pretrained(folder)

@@ -53,7 +53,7 @@ def fetch(path: str, cache: Path, chat_template: str | None = None) -> str:
     if local.is_dir():
         return str(local)
     if path.startswith(("/", "./", "../", "~")) or path.endswith(".gguf") or local.is_file():
-        raise ValueError(f"model.path={path}: expected a hub name, a folder or a .gguf file, and it is neither here")
+        raise ValueError(f"model.path={path}: no such folder or .gguf file; expected one, or a hub name")
     return path
 
 
