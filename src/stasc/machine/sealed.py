@@ -14,7 +14,7 @@ from stasc.machine import durable
 
 
 class Damaged(Exception):
-    """A file of an artifact differs from what was committed."""
+    """The error of a file that differs from what was committed."""
 
 
 def write_sealed(path: Path, body: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ _PROBES = (
 
 
 class Refused(ValueError):
-    """The chat template or the tokenizer cannot encode a conversation."""
+    """The error of a conversation that the chat template or the tokenizer cannot encode."""
 
 
 class Chat:

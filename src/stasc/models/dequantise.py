@@ -55,7 +55,7 @@ def dequantise(file: Path, folder: Path, chat_template: str | None) -> None:
 
 
 class _Refused(Exception):
-    """Says why a file cannot be used; the message continues after the file's name."""
+    """The reason why a file cannot be used; the message continues after the file's name."""
 
 
 def read_header(file: Path) -> GGUFReader:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Which lengths of sequences may share a batch.
+    """The rule by which lengths of sequences may share a batch.
 
     Args:
         switches: lengths after which positions are rotated by other factors, ascending.

@@ -57,7 +57,7 @@ def product(wide: Tensor, narrow: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Assigns the tokens of a prefix tree to the rows of a batch.
+    """The assignment of a prefix tree's tokens to the rows of a batch.
 
     Args:
         queries_NW: tokens of each row, padded with any token.

@@ -48,7 +48,7 @@ def probe(network: Network, dtype: torch.dtype) -> tuple[Mask | None, str]:
                 fallback.report("attention by a mask of the whole tree, which takes more time and memory", first)
             return mask, ""
         first = first or fault
-    return None, first or f"attention by {implementation} takes no mask of a tree of tokens"
+    return None, first or f"attention by {implementation} takes no mask of a prefix tree"
 
 
 def _fault(network: Network, mask: Mask) -> str:
@@ -60,12 +60,10 @@ def _fault(network: Network, mask: Mask) -> str:
     weights = [1.0] * len(examples)
     attempt = Attempt()
     with _evaluating(network), attempt, precision.widened(network), attending(network, mask):
+        batches = (tree(examples, weights, mask, network.device), collate(examples, weights))
         packed, rows = (
             (batch.weights * token_losses(network, batch)).sum()
-            for batch in (
-                batch.to(network.device)
-                for batch in (tree(examples, weights, mask, network.device), collate(examples, weights))
-            )
+            for batch in (batch.to(network.device) for batch in batches)
         )
         attempt.compare(packed, rows, 1e-5 if precision.is_floating(network) else 0.05)
     return attempt.fault

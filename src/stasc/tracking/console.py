@@ -46,7 +46,7 @@ class Ended(NamedTuple):
 
 
 class Console:
-    """Shows each stage as a progress bar, and as one line when it ends; without a terminal, only as lines.
+    """The output of a run: each stage is a progress bar, and one line when it ends; without a terminal, only lines.
 
     Args:
         clock: returns seconds.

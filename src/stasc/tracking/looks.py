@@ -20,7 +20,7 @@ _ADVICE = {
 
 
 class Looks:
-    """Warns once each if most answers of a stage are truncated or empty, and if corrections cannot be sampled."""
+    """One warning each for a stage of mostly truncated or empty answers, and for corrections that cannot be sampled."""
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
