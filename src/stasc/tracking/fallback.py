@@ -1,4 +1,4 @@
-"""Reports fallbacks, slower ways to compute the same: one warning and one journal event for each kind."""
+"""Reports when a run cannot compute as it does by default: one warning, and one event in the run's journal."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Reported:
-    """The kinds of fallback that a run has reported, and the function that records them."""
+    """The kinds of fall-back that a run has reported, and the function that records them."""
 
     record: Callable[[str, str], None] = lambda what, why: None
     kinds: set[str] = field(default_factory=set)
 
 
 _reported: ContextVar[_Reported] = ContextVar("_reported")
-_outside = _Reported()  # for fallbacks outside a run
+_outside = _Reported()  # any run
 
 
 @contextmanager
 def recording(record: Callable[[str, str], None]) -> Iterator[None]:
-    """Passes each fallback in this context to `record(what, why)` too, once for each kind."""
+    """Passes each fall-back within to `record` as well: what is lost, and why. Each kind is reported once."""
     token = _reported.set(_Reported(record))
     try:
         yield
@@ -34,7 +34,7 @@ def recording(record: Callable[[str, str], None]) -> Iterator[None]:
 
 
 def report(what: str, why: str) -> None:
-    """Reports a fallback, such as `what` = "no packing", and the reason."""
+    """Reports that `what`, such as "no packing", because of `why`."""
     reported = _reported.get(_outside)
     if what not in reported.kinds:
         reported.kinds.add(what)
