@@ -1,4 +1,4 @@
-"""Data stay data: no line of the package could run what it reads. Canaries for each kind are where they are read."""
+"""No line of the package can execute data that it reads. Canaries of each kind are in the tests of the readers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONLY = {"allow_pickle": False, "shell": False, "weights_only": True}  # the valu
 
 
 def unsafe(code: str) -> list[str]:
-    """What in `code` could run what it reads, as `line: what`."""
+    """Returns the calls and imports in `code` that could execute data, as `line: what`."""
     tree = ast.parse(code)
     full = dict(_imports(tree))
     found = []
@@ -50,7 +50,7 @@ def unsafe(code: str) -> list[str]:
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """The names that imports give, and the full names that they stand for."""
+    """Yields imported names with their full names."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((name.asname, name.name) for name in node.names if name.asname)

@@ -1,10 +1,10 @@
-"""Numbers as people read them."""
+"""Formats sizes, durations and counts for people."""
 
 from __future__ import annotations
 
 
 def size_text(size: int) -> str:
-    """Bytes in words."""
+    """Returns a size such as `1.5 GiB`."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
@@ -12,7 +12,7 @@ def size_text(size: int) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """`25 s`, `12 min` or `3.4 h`."""
+    """Returns a duration such as `25 s`, `12 min` or `3.4 h`."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return f"{seconds:.0f} s"
@@ -20,5 +20,5 @@ def duration_text(seconds: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 answer`, `2 answers`."""
+    """Returns a count with its noun: `1 answer`, `2 answers`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

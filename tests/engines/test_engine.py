@@ -41,7 +41,8 @@ from stasc.engines.hf import cache, decode, memory, prefill, shared
 from stasc.engines.hf.cache import RoomyCache
 from stasc.engines.hf.engine import HF
 from stasc.engines.hf.memory import Limit
-from stasc.machine import cgroup, processor
+from stasc.machine import memory as machine_memory
+from stasc.machine import processor
 from stasc.models import sources
 from stasc.prefix_tree import probe
 
@@ -1107,16 +1108,16 @@ def test_memory_that_the_c_library_holds_is_given_back_where_it_is_needed(monkey
     back: list[bool] = []
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=500 if back else 100))
     monkeypatch.setattr(processor, "give_back", lambda: back.append(True))
-    monkeypatch.setattr(cgroup, "free_bytes", lambda: None)
+    monkeypatch.setattr(machine_memory, "cgroup_free_bytes", lambda: None)
     assert memory.free_bytes(torch.device("cpu"), 90) == 100 and not back
     assert memory.free_bytes(torch.device("cpu"), 101) == 500 and back
 
 
 def test_no_more_memory_is_free_than_the_control_group_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=500))
-    monkeypatch.setattr(cgroup, "free_bytes", lambda: 300)
+    monkeypatch.setattr(machine_memory, "cgroup_free_bytes", lambda: 300)
     assert memory.free_bytes(torch.device("cpu"), 90) == 300
-    monkeypatch.setattr(cgroup, "free_bytes", lambda: 700)
+    monkeypatch.setattr(machine_memory, "cgroup_free_bytes", lambda: 700)
     assert memory.free_bytes(torch.device("cpu"), 90) == 500
 
 

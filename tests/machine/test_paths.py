@@ -1,4 +1,4 @@
-"""Paths that settings give."""
+"""Paths in settings."""
 
 from __future__ import annotations
 

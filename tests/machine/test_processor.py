@@ -1,4 +1,4 @@
-"""What a process is told before it computes."""
+"""The set-up of a process for computing on a CPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_few_kernels_are_held_unless_the_environment_says_otherwise(monkeypatch:
 
 @pytest.fixture
 def matmul() -> Iterator[Any]:
-    """The precision of products, which is put back."""
+    """Yields the precision setting of matrix products, and restores it."""
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     was, matmul.fp32_precision = matmul.fp32_precision, "none"
     processor.exact.cache_clear()

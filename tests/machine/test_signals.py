@@ -1,4 +1,4 @@
-"""A process that is asked to end does so, once in order and the second time at once."""
+"""The first signal ends a process in order, the second one at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ threading.Timer(0.5, ready).start()
 
 
 def ending(body: str, *sent: signal.Signals, grace_s: float = 60, ignored: bool = False) -> tuple[int, str]:
-    """Exit status and output of a process that runs `body` and gets a signal each time it says "ready"."""
+    """Returns status and output of a process that runs `body` and gets a signal whenever it prints "ready"."""
     script = f"""
 import os, sys, time, signal, threading
 from stasc.machine import signals

@@ -1,4 +1,4 @@
-"""Output whose reader is gone, or that never had one."""
+"""A process outlives the readers of its output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 SPEAKING = """
 import os, subprocess, sys
-from stasc.stdio import outlive_readers
+from stasc.machine.stdio import outlive_readers
 outlive_readers()
 for number in range(20000):
     print("line", number)

@@ -1,4 +1,4 @@
-"""Prompts and what is trained after them, decoded and compared with the text, for the template of each family."""
+"""Prompts and training targets decode to the expected text, for the template of each model family."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def ids_of(chat: Chat, *tokens: str) -> set[int]:
 
 
 def spell(chat: Chat, ids: tuple[int, ...]) -> str:
-    """All that the ids say, special tokens included."""
+    """Returns the text of ids, special tokens included."""
     return str(chat.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 

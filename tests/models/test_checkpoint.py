@@ -1,4 +1,4 @@
-"""Models that cannot be used are refused by the name of their setting, before any weights are read."""
+"""Unusable models are refused before any weights are read, with the setting's name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def model(base: str, tmp_path: Path) -> Path:
-    """A copy of the tiny model."""
+    """Returns a copy of the tiny model."""
     return Path(shutil.copytree(base, tmp_path / "model"))
 
 
@@ -63,7 +63,7 @@ def replace_model(folder: Path, network: PreTrainedModel) -> None:
 
 
 def refusal(folder: Path, method: str = "full") -> str:
-    """What the check of a folder says, in one line, before any weights are read."""
+    """Returns the one-line error of checking a folder; weights are not read."""
     with pytest.raises((ValueError, OSError)) as raised:
         prepare(experiment("model=custom", f"model.path={folder}", f"finetune={method}"))
     message = str(raised.value)
@@ -96,12 +96,12 @@ def test_an_encoder_is_refused_and_a_decoder_with_the_same_setting_is_not(model:
 
 
 def test_an_adapter_is_named_with_its_base(base: str, model: Path) -> None:
-    """With or without a whole model beside it, in whose place transformers would read the adapter's base."""
+    """With or without a whole model beside the adapter: transformers would load the adapter's base instead."""
     random_adapter(base, 1, model)
     rewrite(model / "adapter_config.json", base_model_name_or_path="Org/Name")
     for _ in range(2):
         message = refusal(model)
-        assert "it is an adapter of Org/Name, not a whole model" in message
+        assert "it is an adapter of Org/Name, expected a whole model" in message
         assert "merge_and_unload() of peft, then save_pretrained), or set model.path to that model" in message
         (model / "config.json").unlink(missing_ok=True)
 
@@ -127,7 +127,7 @@ def lose_a_shard(folder: Path) -> None:
         (cut, r"model\.safetensors is cut off or damaged \(.*\): download the model again"),
         (lose_a_shard, r"model-00002-of-0000\d\.safetensors, which the index names, is not in"),
         (lambda f: (f / "model.safetensors").rename(f / "x.safetensors"), "neither model.safetensors nor its index"),
-        (lambda f: (f / "config.json").unlink(), r"there is no config\.json in .*: expected a whole model"),
+        (lambda f: (f / "config.json").unlink(), r"no config\.json in .*: expected a whole model"),
         (lambda f: (f / "config.json").write_text("{"), "is not a valid JSON file"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "its tokenizer cannot be read"),
         (
@@ -170,7 +170,7 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(
 
 @pytest.fixture(scope="module")
 def prequantised(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose weights are stored in NF4, as those of unsloth and others on the hub."""
+    """A checkpoint with weights in NF4, as unsloth and others publish them."""
     folder = Path(shutil.copytree(base, tmp_path_factory.mktemp("prequantised") / "model"))
     torch.manual_seed(0)
     sizes = {**SIZES, "hidden_size": 128, "intermediate_size": 256, "eos_token_id": 0, "pad_token_id": 0}
@@ -211,11 +211,11 @@ def test_weights_that_are_stored_in_few_bits_are_refused_where_they_cannot_be_tr
 ) -> None:
     assert "stored in 4 bits, which finetune=full cannot train: take finetune=lora" in refusal(prequantised)
     rewrite(model / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
-    assert "stored in 8 bits, not in the 4 of finetune=qlora: take finetune=lora" in refusal(model, "qlora")
+    assert "stored in 8 bits, and finetune=qlora needs 4: take finetune=lora" in refusal(model, "qlora")
     for stored in ("gptq", "awq", "fp8", "mxfp4"):
         rewrite(model / "config.json", quantization_config={"quant_method": stored})
         for method in ("full", "lora", "qlora"):
-            assert f"stored quantised by {stored}" in refusal(model, method)
+            assert f"its weights are quantised by {stored}, and only bitsandbytes" in refusal(model, method)
 
 
 # Tokens that the model has no embedding of
@@ -231,12 +231,12 @@ def add_tokens(folder: Path, *tokens: str, template: str | None = None) -> None:
 def test_a_token_of_the_template_without_an_embedding_is_named(base: str, model: Path) -> None:
     template = AutoTokenizer.from_pretrained(base).chat_template
     add_tokens(model, "<|turn|>", template="<|turn|>" + template)
-    said = r"the chat template writes <|turn|>, token 260, and the model has embeddings of 260 tokens: save it after"
+    said = r"the chat template writes <|turn|>, token 260, and the model has embeddings for 260 tokens: save it after"
     assert said in refusal(model)
 
 
 def test_a_token_without_an_embedding_that_no_template_writes_is_text(base: str, model: Path, tmp_path: Path) -> None:
-    """As the <pad> that some have added to Llama 2; an answer may say it."""
+    """As the <pad> that some add to Llama 2; an answer may contain it."""
     add_tokens(model, "<pad>")
     prepared = prepare(experiment("model=custom", f"model.path={model}"))
     asked = [{"role": "user", "content": "What is <pad>?"}]
@@ -250,7 +250,7 @@ def test_a_tokenizer_of_another_model_with_more_words_is_refused(model: Path) ->
     state = json.loads((model / "tokenizer.json").read_text())
     state["model"]["vocab"]["ab"] = 260
     (model / "tokenizer.json").write_text(json.dumps(state))
-    assert "the tokenizer has 1 words that the model has no embedding of (of 260), e.g. 'ab'" in refusal(model)
+    assert "the tokenizer has 1 tokens beyond the model's 260 embeddings, e.g. 'ab'" in refusal(model)
 
 
 def test_nothing_is_sampled_with_a_model_that_is_refused(model: Path, tmp_path: Path) -> None:

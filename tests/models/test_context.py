@@ -1,16 +1,17 @@
-"""Questions that are too long for the model, counted by hand: a token of the tiny model is a byte."""
+"""Questions that are too long for the model are refused; lengths are counted by hand, as a token is a byte here."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_model import config
 from test_run import experiment
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig
 
 from stasc.models import sources
 from stasc.models.chat import Chat, Refused
@@ -19,7 +20,7 @@ from stasc.models.context import check_context, context_limit
 from stasc.records import Question, Split
 from stasc.runs.execute import run
 from stasc.settings.sections import Evaluation, Sampling
-from stasc.tasks.prompt import Prompt
+from stasc.tasks.prompt import Message, Prompt
 from stasc.tracking.console import Console
 
 
@@ -47,11 +48,12 @@ def check(
     correction: str = "Sure?",
     new: int = 10,
     evaluated: int | None = None,
+    prompt: Any = None,
 ) -> None:
     check_context(
         limit,
         chat,
-        Prompt(None, "{question}", correction, None),
+        prompt or Prompt(None, "{question}", correction, None),
         Split("train", (Question("t/1", "short", ("a",)), Question("t/2", train, ("a",)))),
         Split("test", (Question("e/1", test, ("a",)),)),
         Sampling(n_init=1, n_corr=1, temperature=1.0, top_p=1.0, max_new_tokens=new, stop=[]),
@@ -72,6 +74,24 @@ def test_an_answer_that_the_request_repeats_counts_twice(chat: Chat) -> None:
     check(chat, needed, train=QUESTION, correction="Not {answer}?")
     with pytest.raises(ValueError, match=r"question t/2 \(.*\): the prompt of its correction"):
         check(chat, needed - 1, train=QUESTION, correction="Not {answer}?")
+
+
+@dataclass(frozen=True)
+class Own:
+    """A prompt of a user's own, with no more than the two methods of the protocol."""
+
+    def ask(self, question: str) -> list[Message]:
+        return [{"role": "user", "content": question}]
+
+    def ask_to_correct(self, question: str, y1: str) -> list[Message]:
+        return [{"role": "user", "content": f"{question} {y1} or {y1}?"}]
+
+
+def test_a_prompt_of_ones_own_counts_the_answer_as_often_as_it_repeats_it(chat: Chat) -> None:
+    needed = 3 + 25 + len("  or ?") + 3 * 10
+    check(chat, needed, train=QUESTION, prompt=Own())
+    with pytest.raises(ValueError, match=r"question t/2 \(.*\): the prompt of its correction"):
+        check(chat, needed - 1, train=QUESTION, prompt=Own())
 
 
 def test_an_initial_prompt_that_does_not_fit_is_said_to_be_that(chat: Chat) -> None:
@@ -108,7 +128,7 @@ def test_a_model_without_a_limit_takes_any_question(chat: Chat) -> None:
 )
 def test_the_limit_is_the_one_of_the_model_s_configuration(kind: Any, expected: int | None, tmp_path: Path) -> None:
     kind.save_pretrained(tmp_path)
-    assert context_limit(config(tmp_path), str(tmp_path)) == expected
+    assert context_limit(AutoConfig.from_pretrained(tmp_path)) == expected
 
 
 def test_a_megabyte_of_a_question_ends_the_run_before_weights_are_read(

@@ -1,4 +1,4 @@
-"""GGUF files of other families: tokenizer, template, end of turn and positions are those of the model.
+"""Converted GGUF files of several families keep tokenizer, template, end of turn and positions.
 
 The files are written here as llama.cpp's converter does; what is expected of them is worked out by hand.
 """
@@ -75,7 +75,7 @@ OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_he
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model, with its tokens as a file has them."""
+    """A family of models, with its tokens as a GGUF file lists them."""
 
     architecture: str
     tokenizer: str
@@ -161,7 +161,7 @@ def write(
     kinds: dict[str, int] | None = None,
     more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> PreTrainedModel:
-    """A model of random weights in a file. `kinds` are other ones of some tokens."""
+    """Writes a model with random weights to a GGUF file; `kinds` overrides the types of some tokens."""
     torch.manual_seed(0)
     model = family.network(len(family.tokens)).eval()
     settings, writer = model.config, gguf.GGUFWriter(path, family.architecture)
@@ -213,7 +213,7 @@ def write(
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[PreTrainedModel, str]]:
-    """The model that a family's file was written of, and the folder that became of it."""
+    """Returns a family's model and the folder converted from its file."""
     place, known = tmp_path_factory.mktemp("gguf"), dict[str, tuple[PreTrainedModel, str]]()
 
     def make(name: str) -> tuple[PreTrainedModel, str]:
@@ -319,7 +319,7 @@ def test_a_missing_template_is_reported_before_any_weight_is_read(
 
 
 def test_a_token_of_the_template_that_is_cut_into_pieces_is_named(tmp_path: Path) -> None:
-    """transformers takes control tokens with such letters, as DeepSeek's have, for a fault of the converter."""
+    """transformers takes such letters in control tokens, as in DeepSeek's, for a converter's fault."""
     special = ["<|endoftext|>", "<｜User｜>", "<|im_end|>"]
     tokens, kinds = byte_level(special)
     qwen = FAMILIES["qwen 2.5"]
@@ -335,7 +335,7 @@ def test_a_token_of_the_template_that_is_cut_into_pieces_is_named(tmp_path: Path
 
 
 def divisors(factor: float, original: int = 8192) -> list[float]:
-    """What Llama 3.1 divides each frequency by, as llama.cpp's converter writes it: whole, not, or in between."""
+    """Returns Llama 3.1's divisor of each frequency, as llama.cpp's converter computes it."""
     found = []
     for i in range(4):  # of a head of 8
         length = 2 * math.pi * THETA ** (i / 4)
@@ -352,7 +352,7 @@ def with_table(values: Sequence[float]) -> Callable[[gguf.GGUFWriter], None]:
 def test_the_scaled_positions_of_llama_3_1_are_read(
     factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tiny model's longest wave is too short for those of the real one, so the length of its training is too."""
+    """The tiny model's wavelengths are short, so its original context is shortened too."""
     monkeypatch.setitem(dequantise._LLAMA3, "original_max_position_embeddings", 256)
     table = divisors(factor, 256)
     assert min(table) == 1 < max(table) == factor

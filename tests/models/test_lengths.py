@@ -1,4 +1,4 @@
-"""Models that compute a sequence otherwise beside a longer one answer and learn as if each were alone."""
+"""Models that compute a sequence differently beside a longer one answer and learn as if it were alone."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ PROMPTS = [
 
 @torch.inference_mode()
 def alone(network: PreTrainedModel, prompt: Sequence[int], key: int, how: Decoding) -> tuple[int, ...]:
-    """An answer drawn token by token, each from a pass over all before it, without a cache."""
+    """Samples an answer token by token, each from a pass over the whole sequence, without a cache."""
     ids: list[int] = []
     while len(ids) < how.max_new_tokens and not (ids and ids[-1] in how.stop_ids):
         logits = network(torch.tensor([[*prompt, *ids]]), use_cache=False).logits[0, -1]
@@ -115,7 +115,7 @@ def test_prompts_on_both_sides_of_a_switch_of_factors_are_answered_as_alone(
 
 
 def test_greedy_answers_are_those_of_phi_3_s_own_generate() -> None:
-    """It computes all keys anew at the switch."""
+    """Phi-3 recomputes all keys at the switch."""
     network = longrope()
     found = HF(64)(network, [Request(prompt, (0,)) for prompt in PROMPTS], Decoding(0.0, 1.0, 8, frozenset({END})))
     for prompt, (answer,) in zip(PROMPTS, found, strict=True):
@@ -241,7 +241,7 @@ UNPADDED = {
 
 @pytest.mark.parametrize("name", UNPADDED)
 def test_eager_attention_in_float64_answers_and_learns_without_padding(name: str) -> None:
-    """Its masks are minus infinity in a softmax in float32, and a row of nothing else is NaN."""
+    """Its masks overflow in a float32 softmax, so fully masked rows are NaN."""
     network, how = build(UNPADDED[name], "eager"), Decoding(0.8, 1.0, 6, frozenset({END}))
     assert not probe.pads(network)
     requests = [Request(prompt, (i, i + 50)) for i, prompt in enumerate(PROMPTS)]
@@ -254,10 +254,10 @@ def test_eager_attention_in_float64_answers_and_learns_without_padding(name: str
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_model_of_other_positions_is_not_packed_though_it_hardly_heeds_them(dtype: torch.dtype) -> None:
-    """MPT counts columns, which in a tree are not positions. As it is initialised, its attention is almost flat."""
+    """MPT takes columns for positions, which is wrong in a tree. At initialisation its attention is almost flat."""
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(UNPADDED["mpt"], attn_implementation="eager").to(dtype).eval()
-    assert probe.mask_dtype(network, dtype) is None
+    assert probe.probe(network, dtype)[0] is None
     if dtype == torch.float64:
         check_gradients(
             network, [Example(f"{i}", prompt, (*tokens(3, i), END)) for i, prompt in enumerate(PROMPTS)], True

@@ -1,4 +1,4 @@
-"""The model in memory against plain transformers and peft, and what a model's folder is not allowed to do."""
+"""LiveModel equals plain transformers and peft, and a model's folder cannot run code."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from stasc.models import sources
 from stasc.models.config import ModelConfig, load_chat, resolve_device, resolve_dtype
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0, Model
+from stasc.models.weights import swap_weights
 
 CPU = torch.device("cpu")
 IDS = torch.arange(4, 260, 3)[None]
@@ -40,7 +41,7 @@ IDS = torch.arange(4, 260, 3)[None]
 
 
 def random_adapter(base: str, seed: int, folder: Path) -> Path:
-    """An adapter that changes every answer: both of its matrices are random, where a new one begins with zeros."""
+    """An adapter that changes every answer: both matrices are random, while a new adapter starts at zero."""
     torch.manual_seed(seed)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))
@@ -59,7 +60,7 @@ def base(made: Path) -> str:
 
 @pytest.fixture(scope="module")
 def weights(made: Path) -> Path:
-    """Stands for what a full fine-tuning leaves."""
+    """Stands for the weights of a full fine-tuning."""
     return Path(sources.fetch("tiny:1", made))
 
 
@@ -84,14 +85,14 @@ def logits(network: nn.Module) -> Tensor:
 
 
 def plain_logits(base: str | Path, adapter: Path | None = None) -> Tensor:
-    """By transformers and peft alone."""
+    """Returns logits computed by transformers and peft alone."""
     network = AutoModelForCausalLM.from_pretrained(base)
     return logits(network if adapter is None else PeftModel.from_pretrained(network, adapter))
 
 
 @dataclass
 class Reads:
-    """The calls of `AutoModelForCausalLM.from_pretrained`."""
+    """Counts the calls of `AutoModelForCausalLM.from_pretrained`."""
 
     places: list[str] = field(default_factory=list)
     settings: list[dict[str, Any]] = field(default_factory=list)
@@ -135,7 +136,7 @@ def test_each_kind_of_model_is_what_transformers_and_peft_load(base: str, weight
 def test_a_model_does_not_depend_on_those_that_were_in_memory_before(
     base: str, weights: Path, adapter: Path, other_adapter: Path
 ) -> None:
-    """To the bit, over a sequence that has each of five models follow each other one."""
+    """To the bit, over a sequence in which each of five models follows each other one."""
     models = [
         M_0,
         Model(adapter=adapter),
@@ -177,7 +178,7 @@ def test_an_adapter_goes_on_learning_and_its_base_does_not(base: str, adapter: P
 
 
 def test_one_network_is_in_memory_at_a_time(base: str, weights: Path, reads: Reads) -> None:
-    """The last one is gone before other weights are read, without waiting for the garbage collector."""
+    """The old network is freed before other weights are read, without the garbage collector."""
     one = live(base)
     held: list[weakref.ref[nn.Module]] = []
 
@@ -213,11 +214,11 @@ def test_weights_that_are_not_those_of_the_network_are_not_put_into_it(
         {**whole, name: whole[name][:-1]},
     ):
         save_file({key: value.contiguous() for key, value in wrong.items()}, tmp_path / "model.safetensors")
-        assert not weights.swap_weights(network, tmp_path)
+        assert not swap_weights(network, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    assert not weights.swap_weights(network, tmp_path)
+    assert not swap_weights(network, tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "another.safetensors")
-    assert not weights.swap_weights(network, tmp_path)
+    assert not swap_weights(network, tmp_path)
 
 
 def test_files_beside_the_weights_are_not_put_into_a_network(base: str, weights: Path, tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_files_beside_the_weights_are_not_put_into_a_network(base: str, weights:
     index = {"weight_map": {name: file for file, some in halves.items() for name in some}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     network = AutoModelForCausalLM.from_pretrained(base)
-    assert weights.swap_weights(network, tmp_path)
+    assert swap_weights(network, tmp_path)
     assert torch.equal(logits(network), plain_logits(weights))
 
 
@@ -267,7 +268,7 @@ def test_weights_are_held_in_the_dtype_of_the_model(base: str, dtype: torch.dtyp
 
 
 def test_another_dtype_is_read_from_the_file_and_back(base: str) -> None:
-    """A cast of what is in memory would keep the digits that bfloat16 has lost at zero."""
+    """Casting the network in memory would not restore the digits that bfloat16 lost."""
     one = live(base, torch.bfloat16)
     one.load(M_0)
     wide = one.load(M_0, torch.float32)
@@ -445,17 +446,17 @@ def test_the_cache_may_be_below_the_home_folder(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def copy(base: str, tmp_path: Path) -> Path:
-    """A folder of M_0 that a test may change."""
+    """Returns a copy of M_0's folder that a test may change."""
     return Path(shutil.copytree(base, tmp_path / "copy"))
 
 
 def rewrite(file: Path, **settings: object) -> None:
-    """Settings of a JSON file, changed."""
+    """Changes settings in a JSON file."""
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
 
 
 def test_an_answer_ends_at_each_token_that_any_part_of_the_model_names(copy: Path) -> None:
-    """The template's end of turn, the tokenizer's end of text, and all those of the generation settings."""
+    """They are the template's end of turn, the tokenizer's end of text, and those of the generation settings."""
     ids = AutoTokenizer.from_pretrained(copy).convert_tokens_to_ids
     rewrite(copy / "tokenizer_config.json", eos_token="<|system|>")
     rewrite(copy / "generation_config.json", eos_token_id=[*ids(["<|user|>", "A", "B"])])
@@ -485,7 +486,7 @@ def test_a_base_model_without_a_chat_template_is_told_of_the_setting(copy: Path)
 
 
 def trap(folder: Path) -> Path:
-    """A file that appears when code of the model is run, and the module that does it."""
+    """Adds a module to a model's folder; returns the file that it writes if it is run."""
     sprung = folder.parent / "sprung"
     (folder / "canary.py").write_text(
         f"from pathlib import Path\nPath({str(sprung)!r}).touch()\n"
@@ -503,7 +504,7 @@ def trap(folder: Path) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Questions to the user, who would say yes."""
+    """Records the questions to a user, who answers yes."""
     questions: list[str] = []
     monkeypatch.setattr(builtins, "input", lambda question="": questions.append(question) or "y")
     return questions
@@ -511,7 +512,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where transformers would put code of models."""
+    """Redirects the folder where transformers puts code of models."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
 
@@ -557,7 +558,7 @@ PICKLES = (
 
 @pytest.fixture
 def sprung(tmp_path: Path) -> Path:
-    """What a canary makes when it is opened."""
+    """The file that a canary writes when it is opened."""
     return tmp_path / "sprung"
 
 
@@ -589,7 +590,7 @@ def test_pickles_in_place_of_the_weights_are_refused_unopened(copy: Path, sprung
     add_pickles(copy, sprung)
     (copy / "model.safetensors").unlink()
     (copy / ("pytorch_model.bin" if index else "pytorch_model.bin.index.json")).unlink()
-    message = rf"model\.path={copy}: there is no \.safetensors file .* pytorch_model\.bin, are not opened"
+    message = rf"model\.path={copy}: no \.safetensors file .* pytorch_model\.bin, are never opened"
     with pytest.raises(ValueError, match=message):
         config(copy).fetch()
     for model in (M_0, Model(weights=copy)):
@@ -599,13 +600,13 @@ def test_pickles_in_place_of_the_weights_are_refused_unopened(copy: Path, sprung
 
 
 def test_a_pickle_in_place_of_an_adapter_is_refused_unopened(base: str, adapter: Path, sprung: Path) -> None:
-    """Of an adapter that a run has written, and of one that stands where M_0 should."""
+    """For an adapter that a run wrote, and for one given as M_0."""
     folder = Path(shutil.copytree(adapter, sprung.parent / "adapter"))
     add_pickles(folder, sprung)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(OSError, match=rf"no adapter_model\.safetensors in {folder}"):
         live(base).load(Model(adapter=folder))
-    with pytest.raises(ValueError, match=rf"model\.path={folder}: there is no \.safetensors"):
+    with pytest.raises(ValueError, match=rf"model\.path={folder}: no \.safetensors file"):
         config(folder).fetch()
     with pytest.raises(OSError, match=r"safetensors"):
         live(str(folder)).load(M_0)
@@ -631,7 +632,7 @@ def test_weights_in_a_pickle_are_refused_even_if_it_is_harmless(copy: Path) -> N
 
 @pytest.mark.parametrize("four_bit", [False, True])
 def test_a_folder_that_lacks_weights_is_refused(copy: Path, four_bit: bool) -> None:
-    """Transformers would fill them with random numbers."""
+    """transformers would fill them with random numbers."""
     kept = load_file(copy / "model.safetensors")
     missing = "model.layers.1.mlp.up_proj.weight"
     del kept[missing]
@@ -652,11 +653,13 @@ MAPS = {  # the file that names code of the model, how it does, and what else ma
 READ = """
 import json, sys, time
 from test_model import M_0, config, live, load_chat
-from stasc.context import context_limit
+from stasc.models.checkpoint import check
 for folder in sys.argv[1:]:
     began = time.perf_counter()
     try:
-        load_chat(config(folder), folder), context_limit(config(folder), folder), live(folder).load(M_0)
+        load_chat(config(folder), folder)
+        check(config(folder), folder, full=True, four_bit=False)
+        live(folder).load(M_0)
         outcome = "read"
     except ValueError as error:
         outcome = str(error)
@@ -666,7 +669,7 @@ for folder in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_with_nobody_to_ask_code_of_a_model_is_passed_over_or_refused_at_once(base: str, tmp_path: Path) -> None:
-    """Standard input is closed. Each map by itself, where transformers knows the model without it and where not."""
+    """Standard input is closed. Each map is tried alone, for models that transformers supports and others."""
     folders = []
     for kind, (name, auto_map, needing) in MAPS.items():
         for needed in (False, True):
@@ -700,7 +703,7 @@ WITHOUT_CODE = {"GenerationConfig.from_pretrained", "PeftModel.from_pretrained",
 
 
 def trusting(code: str) -> tuple[int, list[int]]:
-    """How many calls load something that may bring code, and the lines of those that do not rule its code out."""
+    """Returns the number of calls that may load code, and the lines of those that do not forbid it."""
     calls, trusted = 0, []
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, ast.Call):
@@ -717,9 +720,11 @@ def trusting(code: str) -> tuple[int, list[int]]:
 
 
 def test_no_call_leaves_open_whether_code_of_a_model_is_run() -> None:
-    found = {path.name: trusting(path.read_text()) for path in Path(stasc.__file__).parent.rglob("*.py")}
+    package = Path(stasc.__file__).parent
+    found = {path.relative_to(package).as_posix(): trusting(path.read_text()) for path in package.rglob("*.py")}
     assert {name: lines for name, (_, lines) in found.items() if lines} == {}
-    assert {name for name, (calls, _) in found.items() if calls} >= {"model.py", "dequantise.py", "checkpoint.py"}
+    loading = {f"models/{name}.py" for name in ("live", "config", "dequantise", "checkpoint")}
+    assert {name for name, (calls, _) in found.items() if calls} >= loading
 
 
 @pytest.mark.parametrize(

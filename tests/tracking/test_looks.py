@@ -1,4 +1,4 @@
-"""Answers that are mostly truncated or empty are warned of once each."""
+"""One warning each for mostly truncated and mostly empty answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A W&B run rebuilt from a run's folder is the run as it was."""
+"""A W&B run rebuilt from a run's folder equals the original."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 
 
 def recorded(folder: Path, last: int = 2, config: Mapping[str, Any] | None = None) -> Path:
-    """The folder of a run that W&B never saw."""
+    """Returns the folder of a run that W&B never saw."""
     folder.mkdir(parents=True)
     with Journal(folder / "journal.jsonl") as journal:
         run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, Nothing(), 1.0)
@@ -41,7 +41,7 @@ def recorded(folder: Path, last: int = 2, config: Mapping[str, Any] | None = Non
 
 
 def test_a_rebuilt_run_is_the_run_as_it_was(fake: FakeWandb, tmp_path: Path) -> None:
-    """What W&B is given by a rebuilt run, and by the run itself, differs in the id and the place alone."""
+    """A rebuilt run and the run itself give W&B the same, except for id and folder."""
     tracking = {"_target_": "stasc.tracking.Wandb", "tags": ["a"], "sample_pairs": 2}
     config = {"seed": 3, "init": {"_target_": "stasc.choices.init.Fixed"}, "tracking": tracking}
     sync_main(["sync", str(recorded(tmp_path / "run", config=config)), "--project", "other", "--entity", "team"])

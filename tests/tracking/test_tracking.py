@@ -1,4 +1,4 @@
-"""Weights & Biases is a mirror that can't hurt the run, however it fails; here it is played."""
+"""No failure of Weights & Biases, faked here, hurts the run."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_start_that_fails_online_goes_offline_with_one_warning_without_secrets
     fake.fail["init online"] = TimeoutError(f"no answer to {CANARY}\nmore")
     tracker = settings().start(info_of(tmp_path / "run"))
     assert fake.modes() == ["online", "offline"]
-    assert warnings_in(caplog) == ["W&B can't be reached (TimeoutError: no answer to ***); going on offline"]
+    assert warnings_in(caplog) == ["W&B can't be reached (TimeoutError: no answer to ***); continuing offline"]
     tracker.iteration(summary_of(0, 0.5), [], [])
     assert len(fake.rows()) == 1
 
@@ -151,7 +151,7 @@ def test_a_failure_on_the_way_is_one_warning_and_reaches_nobody(
     assert len(fake.rows()) == (1 if broken == "log" else 3)
     assert [name for name, *_ in fake.calls][-2:] == ["finish", "teardown"]
     assert warnings_in(caplog) == [
-        "W&B failed (ConnectionResetError: gone); the run goes on without it, journal.jsonl has it all"
+        "W&B failed (ConnectionResetError: gone); the run continues without it, journal.jsonl is complete"
     ]
 
 
@@ -231,7 +231,7 @@ def test_a_baseline_counts_for_no_option_of_a_design_choice(fake: FakeWandb, tmp
 
 
 def goes_on(folder: Path, last: int, killed_at: int | None = None) -> None:
-    """A run in the folder that does, or does again, all iterations to the last; a kill leaves one without its note."""
+    """Runs or reruns all iterations up to `last`; a kill keeps the arrival of one from being recorded."""
     tracker = settings().start(info_of(folder))
     with Journal(folder / "journal.jsonl") as journal:
         run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, tracker, 1.0)

@@ -1,4 +1,4 @@
-"""What Weights & Biases itself makes of a run, offline."""
+"""Runs as the real Weights & Biases stores them offline."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_runs_one_after_another_leave_complete_files_and_no_secret(
 
 
 def numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    """All of an iteration in summary.json, by the path of each."""
+    """Returns every number of an iteration in summary.json, by its path."""
     parts = {name: part for name, part in entry.items() if isinstance(part, dict)}
     return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
@@ -136,7 +136,7 @@ def test_a_run_started_again_in_its_folder_goes_on_in_the_same_wandb_run(
 
 
 def test_a_step_that_wandb_has_is_dropped(tmp_path: Path) -> None:
-    """So the row whose arrival a killed run could not note is there once."""
+    """So a row that a killed run sends twice is stored once."""
     tracker = settings().start(info_of(tmp_path / "run"))
     for n, corr_acc in ((0, 0.25), (1, 0.5), (1, 0.5), (2, 0.75)):
         assert tracker.iteration(summary_of(n, corr_acc), [], [])
@@ -180,7 +180,7 @@ def test_without_a_network_a_run_that_is_logged_in_goes_on_offline(
 
 
 def service() -> int:
-    """The process of W&B's service."""
+    """Returns the process id of W&B's service."""
     (found,) = [
         int(child)
         for task in Path("/proc/self/task").iterdir()

@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,15 +16,13 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    GPTNeoConfig,
-    Llama4TextConfig,
     PreTrainedModel,
 )
 
 from stasc.prefix_tree import attention, masks, probe
 from stasc.prefix_tree.batch import Batch, Example, collate, tree
 from stasc.prefix_tree.likelihood import token_losses
-from stasc.prefix_tree.trie import Trie, parts
+from stasc.prefix_tree.trie import parts
 from stasc.training import trainer
 from stasc.training.losses import loss_weights
 
@@ -102,95 +99,6 @@ def test_an_example_may_be_the_beginning_of_another_and_equal_ones_count_twice()
     assert list(zip(batch.columns.tolist(), batch.labels.tolist(), batch.counts.tolist(), strict=True)) == [
         *((0, 6, 3.0), (1, 7, 2.0))
     ]
-
-
-def test_parts_hold_so_many_tokens_or_one_sequence_and_those_that_share_most_stand_together() -> None:
-    sequences = [(1, 2, 3), (7, 8), (1, 2, 3), (1,) * 20, (1, 2, 9)]
-    whole = list(parts(sequences, 1000))
-    assert sorted(whole[0]) == [0, 1, 2, 3, 4]
-    assert len(whole) == 1
-    assert [sorted(part) for part in parts(sequences, 4)] == [[3], [0, 2, 4], [1]]
-    assert [len(part) for part in parts(sequences, 1000, 2)] == [2, 2, 1]
-    assert [len(part) for part in parts(sequences, 1)] == [1, 2, 1, 1], "an equal one costs nothing"
-    for most in range(1, 40):
-        found = list(parts(sequences, most))
-        assert sorted(index for part in found for index in part) == [0, 1, 2, 3, 4]
-        for part in found:
-            trie = Trie()
-            for index in part:
-                trie.add(sequences[index])
-            assert len(trie) <= most or len({sequences[index] for index in part}) == 1
-
-
-@pytest.mark.parametrize("before", [0, 5])
-@pytest.mark.parametrize(("prompts", "completions"), [(1, 1), (1, 6), (5, 1), (8, 5)])
-def test_rows_of_a_tree_look_at_all_that_is_seen_and_have_no_more_scores_than_the_tree(
-    prompts: int, completions: int, before: int
-) -> None:
-    trie = Trie()
-    for one in ragged(1, prompts, completions):
-        trie.add(one.prompt + one.completion)
-    paths = [trie.path(token) for token in range(len(trie))]
-    assert trie.depths() == [len(path) - 1 for path in paths]
-    seen_TT = trie.seen()
-    assert [seen_T.nonzero().flatten().tolist() for seen_T in seen_TT] == [sorted(path) for path in paths]
-    rows, mask_NWS = attention.rows(trie, before)
-    seen_TS = torch.cat([torch.ones(len(trie), before, dtype=torch.bool), seen_TT], dim=1)
-    assert sorted(token for piece in trie.pieces() for token in piece) == list(range(len(trie)))
-    assert mask_NWS.numel() <= seen_TS.numel()
-    assert torch.equal(rows.tokens_NW.flatten()[rows.places_T], torch.arange(len(trie)))
-    for token, place in enumerate(rows.places_T.tolist()):
-        n, w = divmod(place, rows.tokens_NW.shape[1])
-        looked_at = rows.seen_NS[n][mask_NWS[n, w]]
-        assert torch.equal(looked_at, seen_TS[token].nonzero().flatten()), "each once"
-    if (prompts, completions) == (8, 5):
-        assert mask_NWS.numel() < seen_TS.numel() / 2
-
-
-def test_rows_of_any_tree_have_no_more_scores_than_the_tree() -> None:
-    draw = random.Random(0)
-    for _ in range(300):
-        trie, before = Trie(), draw.choice((0, 3, 200))
-        for _ in range(draw.randint(1, 12)):
-            trie.add(draw.choices(range(3), k=draw.randint(1, 12)))
-        _, mask_NWS = attention.rows(trie, before)
-        assert mask_NWS.numel() <= len(trie) * (before + len(trie))
-        if before == 200:
-            assert len(mask_NWS) <= len(attention.rows(trie)[1]), "to look at these costs as well"
-
-
-def test_many_short_completions_of_a_long_prompt_are_no_rows_of_their_own() -> None:
-    trie = Trie()
-    for c in range(10):
-        trie.add([*range(300), *range(1000 * c, 1000 * c + 20)])
-    _, mask_NWS = attention.rows(trie)
-    assert mask_NWS.numel() <= len(trie) ** 2
-
-
-@pytest.mark.parametrize("short", [0, 256], ids=["sdpa", "products"])
-@pytest.mark.parametrize("before", [0, 3])
-def test_attention_in_rows_is_that_of_the_whole_tree_for_values_of_any_size(
-    short: int, before: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention, "_SHORT", short)
-    torch.manual_seed(0)
-    trie = Trie()
-    for ids in ((1, 2, 3), (1, 2, 4, 5), (6,), (6, 7)):
-        trie.add(ids)
-    tokens, seen_TT = len(trie), trie.seen()
-    q, k = torch.randn(1, 6, tokens, 8), torch.randn(1, 3, before + tokens, 8)
-    v = torch.randn(1, 3, before + tokens, 4)
-    rows, mask_NWS = attention.rows(trie, before)
-    module: Any = SimpleNamespace(num_key_value_groups=2, is_causal=False)
-    found, _ = attention._attention(module, q, k, v, mask_NWS.unsqueeze(1), rows=rows)
-    keys, values = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
-    seen_TS = torch.cat([torch.ones(tokens, before, dtype=torch.bool), seen_TT], dim=1)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, keys, values, seen_TS).transpose(1, 2)
-    torch.testing.assert_close(found, expected)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        large = (100 * x.to(dtype) for x in (q, k, v))
-        found, _ = attention._attention(module, *large, mask_NWS.unsqueeze(1), rows=rows)
-        assert found.isfinite().all()
 
 
 # The loss.
@@ -328,39 +236,6 @@ def test_logits_are_computed_for_the_completions_alone(form: Batched, positions:
 # Which models can be packed.
 
 
-def test_a_model_that_attends_by_other_means_than_the_mask_is_computed_in_rows(
-    base: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = read(base)
-    assert probe.mask_dtype(network, torch.float64) == "rows"
-    forward = type(network).forward
-
-    def causal(self: Any, *args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
-        return forward(self, *args, attention_mask=attention_mask if attention_mask.dim() == 2 else None, **kwargs)
-
-    monkeypatch.setattr(type(network), "forward", causal)
-    assert probe.mask_dtype(network, torch.float64) is None
-
-
-def test_a_model_that_does_not_hand_on_what_attention_is_given_takes_a_mask_of_the_whole_tree(
-    base: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = read(base)
-    assert probe.mask_dtype(network, torch.float64) == "rows"
-    forward = type(network).forward
-    monkeypatch.setattr(type(network), "forward", lambda self, *args, rows=None, **more: forward(self, *args, **more))
-    assert probe.mask_dtype(network, torch.float64) == torch.bool
-
-
-def test_a_window_by_another_name_is_seen() -> None:
-    """GPT-Neo's and Llama 4's count columns, which in a tree are not positions."""
-    local = GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=16)
-    chunks = Llama4TextConfig(num_hidden_layers=2, attention_chunk_size=8)
-    for config in (local, chunks):
-        network: Any = SimpleNamespace(config=config)
-        assert not probe.sees_all(network, 9)
-
-
 def test_a_model_whose_window_is_shorter_than_an_example_is_computed_in_rows(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,12 +250,6 @@ def test_a_model_whose_window_is_shorter_than_an_example_is_computed_in_rows(
     train(make("full"), make_live(base), tmp_path / "long", examples=[example((1,) * 8, (4,))])
 
 
-def test_an_implementation_of_attention_without_free_masks_is_computed_in_rows(base: str) -> None:
-    network = read(base)
-    network.config._attn_implementation = "flash_attention_2"
-    assert probe.mask_dtype(network, torch.float64) is None
-
-
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_computes_the_blocks_of_a_tree_that_are_seen(base: str) -> None:
     network = AutoModelForCausalLM.from_pretrained(base, attn_implementation="flex_attention")
@@ -389,7 +258,7 @@ def test_flex_attention_computes_the_blocks_of_a_tree_that_are_seen(base: str) -
     ]
     weigh = loss_weights(examples, "token")
     with torch.compiler.set_stance("force_eager"), torch.no_grad():  # needs no C++ compiler; no gradient on a CPU
-        mask = probe.mask_dtype(network, torch.float32)
+        mask, _ = probe.probe(network, torch.float32)
         assert mask == "blocks"
         batch = tree(examples, weigh, mask)
         (seen_TT,) = tree(examples, weigh, torch.bool).inputs["attention_mask"][0]
@@ -410,20 +279,13 @@ def test_gradients_by_flex_attention_are_those_of_rows_on_cuda(base: str) -> Non
         AutoModelForCausalLM.from_pretrained(base, attn_implementation=name, device_map="cuda")
         for name in ("flex_attention", "sdpa")
     )
-    mask = probe.mask_dtype(flex, torch.float32)
+    mask, _ = probe.probe(flex, torch.float32)
     assert mask == "blocks"
     loss, found = gradients(flex, [tree(examples, weigh, mask, "cuda").to(torch.device("cuda"))])
     expected, by_rows = gradients(sdpa, [collate(examples, weigh).to(torch.device("cuda"))])
     assert loss == pytest.approx(expected, rel=1e-4)
     scale = max(gradient.abs().max().item() for gradient in by_rows.values())
     assert_same(found, by_rows, atol=1e-3 * scale)
-
-
-def test_looking_for_that_leaves_the_network_as_it_was(base: str) -> None:
-    network = read(base).train()
-    probe.mask_dtype(network, torch.float64)
-    assert network.training
-    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 # Training with either.

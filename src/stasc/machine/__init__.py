@@ -1,1 +1,1 @@
-"""This computer: files, memory, CPU set-up, signals, paths and terminal."""
+"""The computer that a run uses: files, memory, CPU set-up, signals, paths and the terminal."""

@@ -1,4 +1,4 @@
-"""What is fetched from the Hugging Face hub: its client's retries, in one line."""
+"""Shortens the log of the Hugging Face hub's client."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def retries_told_once(what: str) -> Iterator[None]:
-    """Puts one line, which begins with `what`, in place of the two for each of the client's retries."""
-    told = False
+    """Replaces the client's two log lines per retry by a single line that begins with `what`."""
+    logged = False
 
-    def tell(record: logging.LogRecord) -> bool:
-        nonlocal told
-        if not told and record.levelno >= logging.WARNING:
-            told = True
+    def log_once(record: logging.LogRecord) -> bool:
+        nonlocal logged
+        if not logged and record.levelno >= logging.WARNING:
+            logged = True
             log.warning("%s: %s; trying again for up to half a minute", what, record.getMessage().rstrip("."))
         return record.levelno < logging.WARNING
 
     client = logging.getLogger("huggingface_hub.utils._http")
-    client.addFilter(tell)
+    client.addFilter(log_once)
     try:
         yield
     finally:
-        client.removeFilter(tell)
+        client.removeFilter(log_once)

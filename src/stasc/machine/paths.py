@@ -1,18 +1,16 @@
-"""Paths that settings give: `~` is the user's home folder, and a relative path begins where the command was started."""
+"""Paths in settings: `~` is the home folder, and relative paths start where the command was started."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if folder.is_dir())
+VARIABLES = {"store.dir": "STASC_STORE", "model.cache_dir": "STASC_CACHE"}  # environment variables of the defaults
 
-VARIABLES = {"store.dir": "STASC_STORE", "model.cache_dir": "STASC_CACHE"}  # what their defaults ask the environment
-
-_started: list[Path] = []  # the working folder; a job with hydra.job.chdir=true has left it
+_started: list[Path] = []  # the working folder at the start; hydra.job.chdir=true leaves it
 
 
 def begin() -> None:
@@ -20,29 +18,29 @@ def begin() -> None:
     try:
         _started[:] = [Path.cwd()]
     except FileNotFoundError as error:
-        raise ValueError("the working folder has been deleted: change to one that is there") from error
+        raise ValueError("the working folder has been deleted: change to one that exists") from error
 
 
 def start() -> Path:
-    """The folder that the command was started in."""
+    """Returns the folder that the command was started in."""
     return _started[0] if _started else Path.cwd()
 
 
 def path_of(setting: str, value: str | Path) -> Path:
-    """The path that a setting gives, with `~` expanded. Raises: ValueError if there is no such home folder."""
+    """Returns the path that a setting names, with `~` expanded. Raises: ValueError if there is no home folder."""
     try:
         path = Path(value).expanduser()
     except RuntimeError as error:
         raise ValueError(
-            f"{setting}={value}: there is no home folder that ~ could stand for: set HOME, or {_settable(setting)} to "
-            "a folder without ~"
+            f"{setting}={value}: ~ cannot be expanded, as no home folder is known: set HOME, or "
+            f"{_settable(setting)} to a folder without ~"
         ) from error
     return path if Path.cwd() == start() else start() / path
 
 
 @contextmanager
 def naming(setting: str, path: Path) -> Iterator[None]:
-    """An error of what is written into a setting's folder names the setting."""
+    """Adds the setting to an OSError raised while writing into its folder."""
     try:
         yield
     except OSError as error:
@@ -53,9 +51,3 @@ def naming(setting: str, path: Path) -> Iterator[None]:
 
 def _settable(setting: str) -> str:
     return f"{setting} or {VARIABLES[setting]}" if setting in VARIABLES else setting
-
-
-_PACKAGE = Path(__file__).resolve().parents[1]
-
-
-CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if folder.is_dir())

@@ -1,6 +1,6 @@
-"""What torch and the C library are told, for all of the process, before they compute on a CPU.
+"""Sets up torch and the C library for computing on a CPU, for the whole process.
 
-It changes speed and rounding, and what rounding decides, such as a sampled token now and then.
+This changes speed and rounding, so it can change a sampled token.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_KERNELS = "32"  # more than a pass needs, which has about a dozen; oneDNN's own bounds are 1024
-_ROUNDING = 1e-5  # of a float32 product, against float64; with factors in bfloat16 it is above 1e-3
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # by their names in malloc.h
+_KERNELS = "32"  # a forward pass needs about a dozen; oneDNN's default is 1024
+_ROUNDING = 1e-5  # relative error of a float32 product against float64; bfloat16 factors give more than 1e-3
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # as in malloc.h
 
 
 def prepare(device: torch.device) -> None:
@@ -28,51 +28,50 @@ def prepare(device: torch.device) -> None:
 
 
 def hold_few_kernels() -> None:
-    """Has oneDNN keep few of the kernels that it makes for each number of rows, before it makes the first.
+    """Limits oneDNN's kernel cache, unless the environment does already. Call it before the first product.
 
-    They take some 0.4 MB each, and there is another number of rows whenever some have ended. What the environment says
-    stands.
+    oneDNN compiles a kernel of about 0.4 MB for each batch size, and the batch size changes whenever sequences end.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, _KERNELS)
 
 
 def keep_memory() -> None:
-    """Has the C library, where it is glibc, keep memory that was freed, until `give_back`.
+    """Makes glibc keep freed memory until `give_back`.
 
-    Else each large tensor gets new pages from the system, which can take longer than to compute it.
+    Otherwise each large tensor gets new pages from the kernel, which can take longer than computing the tensor.
     """
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_TRIM_THRESHOLD, -1)  # never
-        mallopt(_MMAP_MAX, 0)  # no tensor apart from all others, to be unmapped when it is freed
+        mallopt(_TRIM_THRESHOLD, -1)  # never trim
+        mallopt(_MMAP_MAX, 0)  # no mapping per tensor, which would be unmapped when the tensor is freed
 
 
 def give_back() -> None:
-    """Gives free memory that the C library holds for later back to the system, where it is glibc.
+    """Returns the free memory that glibc holds to the system.
 
-    Else no other process can have it, nor this one in pieces of another size than those that were freed.
+    Otherwise no other process can use it, nor can this one for a larger block than the ones that were freed.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def multiply_by_onednn(wanted: bool) -> None:
-    """Has oneDNN compute float32 products, which takes half as long as MKL on some processors; or no longer.
+    """Makes oneDNN compute float32 matrix products, or undoes that; some processors take half of MKL's time.
 
-    torch asks oneDNN for them only where it may round factors to bfloat16. Where oneDNN does so, all stays as it was,
-    and so does what somebody else has set.
+    torch uses oneDNN for them only if it may round the factors to bfloat16. Nothing changes where oneDNN does round
+    them, or where the precision was set already.
     """
     matmul = _matmul()
     if wanted and matmul.fp32_precision == "none" and exact():
         matmul.fp32_precision = "bf16"
     elif not wanted and matmul.fp32_precision == "bf16":
-        matmul.fp32_precision = "none"  # compiled attention asks for the precision of all devices, which must agree
+        matmul.fp32_precision = "none"  # compiled attention needs one precision for all devices
 
 
 @functools.cache
 def exact() -> bool:
-    """Whether a product for which factors may be rounded to bfloat16 is that of float32 all the same."""
+    """Whether products stay as exact as float32 where torch allows rounding the factors to bfloat16."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, machine, data. Recorded, so that a result can be told from another."""
+"""The provenance of a run: library versions, commit, machine and data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LIBRARIES = ("stasc", "torch", "transformers", "peft", "accelerate", "bitsandby
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of Python and of the libraries that decide results."""
+    """Returns the versions of Python and of the libraries that affect results."""
     return {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES}
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What decides the last bits beside versions: processor, its instructions in use, threads, build, accelerator."""
+    """Returns what affects rounding besides versions: processor, instruction set, threads, torch build, accelerator."""
     import torch
 
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
@@ -41,11 +41,11 @@ def machine(device: torch.device) -> dict[str, str | int]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that the package runs from, `+` behind it where files differ; None elsewhere."""
+    """Returns the commit of the package's checkout, with `+` if files were changed; None outside a checkout."""
     here = Path(__file__).parent
     try:
         head = _git(here, "rev-parse", "HEAD")
-        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # fails where git does not know this file
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # fails if git does not track this file
         changed = _git(here, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -53,7 +53,7 @@ def commit() -> str | None:
 
 
 def data_digest(questions: Sequence[Question], skipped: Sequence[str] = ()) -> str:
-    """sha256 of the questions with their references, in order, and of the names of the rows that were left out."""
+    """Returns the sha256 of the questions and their references, in order, and of the names of skipped rows."""
     lines = [json.dumps(asdict(question), ensure_ascii=True, sort_keys=True) for question in questions]
     lines += [json.dumps(name, ensure_ascii=True) for name in skipped]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""JSON files that carry their own checksum, and the digests that the store is keyed by."""
+"""JSON files with a checksum, and the digests that serve as keys of the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stasc.machine import durable
 
 
 class Damaged(Exception):
-    """A file of an artifact is not what was committed."""
+    """The error of a file that differs from what was committed."""
 
 
 def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
@@ -23,21 +23,21 @@ def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote. Raises: Damaged if it is anything else, or cannot be read."""
+    """Returns what `write_sealed` wrote. Raises: Damaged if the file differs from it or cannot be read."""
     with _missing_is_damage():
         data = path.read_bytes()
     try:
         body: dict[str, Any] = json.loads(data)
-        if body.pop("sha256") == digest(body):
-            return body
+        if body.pop("sha256") != digest(body):
+            raise ValueError("its checksum differs")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise Damaged(f"{path.name} is not what was written") from error
-    raise Damaged(f"{path.name} is not what was written")
+    return body
 
 
 @contextmanager
 def _missing_is_damage() -> Iterator[None]:
-    """A file that is not there, or that the disk can't give, is damage; one that we may not read now is not."""
+    """Turns missing files and disk errors into Damaged; a file without permission to read it stays an OSError."""
     try:
         yield
     except OSError as error:
@@ -48,11 +48,12 @@ def _missing_is_damage() -> Iterator[None]:
 
 
 def digest(value: object) -> str:
-    """sha256 of plain data, as canonical JSON."""
+    """Returns the sha256 of plain data, as canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
+    """Returns the sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run: at once, in order, and in time."""
+"""Ends a run in order and in time after SIGTERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 28.0  # from the first signal to the end of the process
 
-_came: list[Stopped] = []
+_received: list[Stopped] = []
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the process to end. `status` is the exit status that says so."""
+    """A signal asked the process to end; `status` is the matching exit status."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -24,10 +24,10 @@ class Stopped(KeyboardInterrupt):
 
 
 def install() -> None:
-    """Has the first SIGINT or SIGTERM raise `Stopped` in the main thread, and a second one end the process.
+    """Makes the first SIGINT or SIGTERM raise `Stopped` in the main thread.
 
-    So does the end of `GRACE_S`. Both hold also while the main thread is in native code, or waits for other threads.
-    A signal that the process was told to ignore, as by nohup, stays ignored.
+    A second signal, or `GRACE_S` seconds, kill the process, even while the main thread runs native code or waits for
+    other threads. A signal that is ignored already, as under nohup, stays ignored.
     """
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
@@ -37,19 +37,19 @@ def install() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forget)  # a worker's end is not ours
+        os.register_at_fork(after_in_child=_forget)  # the end of a child must not end this process
 
 
 def check() -> None:
-    """Raises `Stopped` if a signal has come: something may have made another error of it, or none."""
-    if _came:
-        raise _came[0]
+    """Raises `Stopped` if a signal has arrived: other code may have swallowed or replaced the first exception."""
+    if _received:
+        raise _received[0]
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     _restore()
-    _came.append(Stopped(number))
-    raise _came[0]
+    _received.append(Stopped(number))
+    raise _received[0]
 
 
 def _restore() -> None:
@@ -64,7 +64,7 @@ def _forget() -> None:
 
 
 def _watch(receiver: socket.socket) -> None:
-    """Every signal's number arrives here as a byte, whatever the main thread does."""
+    """Waits for two signals, which Python writes to this socket as bytes whatever the main thread does."""
     number = _next(receiver)
     receiver.settimeout(GRACE_S)
     with suppress(TimeoutError):

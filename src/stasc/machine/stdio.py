@@ -1,6 +1,6 @@
-"""Standard output and error that outlive their readers: a run's record is its folder, so it need not end with `head`.
+"""Keeps a run alive when nobody reads its output any more, as after `| head`: its record is its folder.
 
-What is written after the reader has gone is dropped, and the command ends with the status that it would have had.
+Later output is dropped, and the exit status stays the same.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextlib import suppress
 from typing import Any
 
 _GONE = {
-    *(errno.EPIPE, errno.ECONNRESET, errno.EIO),  # of a pipe, a socket, a terminal
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # of a file that output goes to
+    *(errno.EPIPE, errno.ECONNRESET, errno.EIO),  # raised by a pipe, a socket, a terminal
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # raised by a file
 }
 
 
 class _Outliving(io.FileIO):
-    """A file whose writes go nowhere once nobody reads them."""
+    """A file that drops writes once they fail."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -28,36 +28,32 @@ class _Outliving(io.FileIO):
             if error.errno not in _GONE:
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())  # for child processes too
+            os.dup2(nowhere, self.fileno())  # child processes inherit it
             os.close(nowhere)
             return len(data)
 
 
 def outlive_readers() -> None:
-    """Keeps this process running when the reader of its output is gone, or never was there."""
-    for number in range(3):  # else the next file that is opened gets the number, and a library's messages
-        with suppress(OSError):
-            _open(number)
+    """Keeps this process running if its output is closed, from the start or later."""
+    for number in range(3):  # the next opened file would get a closed number, and with it the output of libraries
+        try:
+            os.fstat(number)
+        except OSError:
+            with suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = _outliving(sys.stdout), _outliving(sys.stderr)
 
 
-def _open(number: int) -> None:
-    try:
-        os.fstat(number)
-    except OSError:
-        os.open(os.devnull, os.O_RDWR)
-
-
 def _outliving(file: Any) -> Any:
-    """A standard file whose reader may go; the same if it is another's, such as a test's."""
-    raw = getattr(getattr(file, "buffer", None), "raw", getattr(file, "buffer", None))  # unbuffered, it has none
+    """Returns a stream that drops failed writes; the stream itself if it was replaced, as tests do."""
+    raw = getattr(getattr(file, "buffer", None), "raw", getattr(file, "buffer", None))  # `raw` unless unbuffered
     if not isinstance(raw, io.FileIO) or isinstance(raw, _Outliving) or raw.fileno() not in (1, 2):
         return file
     with suppress(OSError):
         file.flush()
     raw = _Outliving(raw.fileno(), "w", closefd=False)
     return io.TextIOWrapper(
-        raw if file.write_through else io.BufferedWriter(raw),  # as Python itself does it
+        raw if file.write_through else io.BufferedWriter(raw),  # as Python opens it
         encoding=file.encoding,
         errors=file.errors,
         line_buffering=file.line_buffering,

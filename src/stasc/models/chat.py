@@ -1,4 +1,4 @@
-"""One rendering of conversations into token ids, for sampling and for training alike."""
+"""Renders conversations into token ids, in the same way for sampling and training."""
 
 from __future__ import annotations
 
@@ -39,18 +39,22 @@ _PROBES = (
 
 
 class Refused(ValueError):
-    """A conversation that the chat template or the tokenizer cannot turn into tokens."""
+    """The error of a conversation that the chat template or the tokenizer cannot encode."""
 
 
 class Chat:
     """A tokenizer with its chat template.
 
-    `template` replaces the tokenizer's own: the name `plain` (Question / Answer lines, for base models) or a path to a
-    Jinja file. `template_args` are passed to the template, e.g. `enable_thinking`. `stop_ids` end an answer, and so do
-    `stop_strings` unless the settings say otherwise: what a model writes next that knows no end of turn. `date` is what
-    a template writes for today's; null asks the clock.
+    Args:
+        template: replaces the tokenizer's own: `plain` (Question / Answer lines, for base models) or the path of a
+            Jinja file.
+        template_args: passed to the template, e.g. `enable_thinking`.
+        stop_ids: token ids that end an answer, besides the end-of-turn token.
+        date: what a template writes as today's date; None takes it from the clock.
 
-    Raises: ValueError if there is no template, or if its prompt is not what the whole conversation begins with.
+    `stop_strings` end an answer by default: a base model that knows no end of turn would write the next question.
+
+    Raises: ValueError without a template, or if its prompt is not a prefix of the whole conversation.
     """
 
     def __init__(
@@ -80,12 +84,12 @@ class Chat:
             self._completion_text(probe, "four")
         self.end_id = self._find_end_id()
         self.stop_ids = frozenset({self.end_id, *stop_ids})
-        self.ids = frozenset(tokenizer.get_vocab().values())  # a model may have more, which have no text
+        self.ids = frozenset(tokenizer.get_vocab().values())  # a model may have further ids, without text
 
     def restrict(self, embeddings: int) -> None:
-        """Makes the tokenizer encode text without added tokens that the model has no embedding for.
+        """Removes added tokens without an embedding from the tokenizer.
 
-        Raises: ValueError if the chat template writes one, or the tokenizer cannot do without it.
+        Raises: ValueError if the chat template writes such a token, or it belongs to the base vocabulary.
         """
         whole = self._prompt_text(_PROBES[1]) + self._completion_text(_PROBES[1], "four")
         lacking = {id_ for id_ in self.tokenizer.get_vocab().values() if id_ >= embeddings}
@@ -93,7 +97,7 @@ class Chat:
             if id_ in lacking:
                 raise ValueError(
                     f"the chat template writes {self.tokenizer.convert_ids_to_tokens(id_)}, token {id_}, and the "
-                    f"model has embeddings of {embeddings} tokens: save it after "
+                    f"model has embeddings for {embeddings} tokens: save it after "
                     "model.resize_token_embeddings(len(tokenizer)), or set model.chat_template to another template"
                 )
         if not lacking:
@@ -103,39 +107,39 @@ class Chat:
         self._restricted = Tokenizer.from_str(json.dumps(state))
         if still := lacking.intersection(self._restricted.get_vocab().values()):
             raise ValueError(
-                f"the tokenizer has {len(still)} words that the model has no embedding of (of {embeddings}), e.g. "
-                f"{self._restricted.id_to_token(min(still))!r}: take the tokenizer that belongs to the model"
+                f"the tokenizer has {len(still)} tokens beyond the model's {embeddings} embeddings, e.g. "
+                f"{self._restricted.id_to_token(min(still))!r}: use the tokenizer that belongs to the model"
             )
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids of the conversation up to where the next answer begins. Raises: Refused."""
+        """Returns the ids of the conversation up to where the next answer begins. Raises: Refused."""
         return self.encode(self._prompt_text(messages))
 
     def completion(self, messages: Sequence[Message], answer: str, *, ended: bool = True) -> tuple[int, ...]:
-        """Ids that follow `prompt(messages)` when the text `answer` is given, the end-of-turn token last.
+        """Returns the ids of the text `answer` after `prompt(messages)`, followed by the end-of-turn token.
 
-        For a text that was never sampled, such as a reference answer: what was sampled has its ids. An answer that is
-        not whole (`ended=False`) goes without the end-of-turn token. Raises: Refused.
+        For texts that were not sampled, such as reference answers; sampled answers keep their ids. A truncated answer
+        (`ended=False`) gets no end-of-turn token. Raises: Refused.
         """
         text = self._completion_text(messages, answer)
         prompt = self.prompt(messages)
         whole = self.encode(self._prompt_text(messages) + text)
-        # Where the tokenizer merges the answer's first characters into the prompt, the answer is encoded by itself.
+        # If the tokenizer merges the answer's first characters into the prompt, encode the answer by itself.
         ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self.encode(text)
         end = len(ids) - 1 - ids[::-1].index(self.end_id) if self.end_id in ids else len(ids)
         return (*ids[:end], self.end_id) if ended else ids[:end]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of sampled ids, without special tokens and otherwise as it is."""
+        """Returns the text of sampled ids, without special tokens and otherwise unchanged."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The ids of a text by itself, special tokens that it spells included. Raises: Refused if it is no Unicode."""
+        """Returns the ids of a text, where spelt special tokens count as such. Raises: Refused if it is not Unicode."""
         try:
             if self._restricted is not None:
                 return tuple(self._restricted.encode(text, add_special_tokens=False).ids)
             return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        except (TypeError, UnicodeEncodeError) as error:  # half of a surrogate pair, which JSON can write
+        except (TypeError, UnicodeEncodeError) as error:  # half a surrogate pair, which JSON can hold
             raise Refused(f"the tokenizer cannot read a text ({error})") from error
 
     def _completion_text(self, messages: Sequence[Message], answer: str) -> str:
@@ -143,8 +147,8 @@ class Chat:
         whole = self._render([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise Refused(
-                "the chat template's prompt is not a prefix of the whole conversation, so what is trained would not be "
-                f"what is sampled: the prompt ends in {prompt[-60:]!r}, the conversation has {whole[-90:]!r}; "
+                "the chat template's prompt is not a prefix of the whole conversation, so training would not see what "
+                f"was sampled: the prompt ends in {prompt[-60:]!r}, the conversation in {whole[-90:]!r}; "
                 "set model.chat_template to a template that keeps the prompt, or model.template_args to options of it"
             )
         return whole[len(prompt) :]
@@ -165,7 +169,7 @@ class Chat:
         return str(text)
 
     def _has_system_role(self) -> bool:
-        """Some templates raise at a system message, some drop it, and some move it once an answer follows."""
+        """Whether the template keeps a system message in place: some raise, drop it, or move it after an answer."""
         self._system_role = True
         system = {"role": "system", "content": "a probe"}
         try:
@@ -178,7 +182,7 @@ class Chat:
         return True
 
     def _find_end_id(self) -> int:
-        """The token that ends the assistant's turn: the first special one after the answer, else the end of text."""
+        """Returns the end-of-turn token: the first special token after the answer, else the end of text."""
         tail = self._completion_text(_PROBES[0], "four").partition("four")[2]
         special = set(self.tokenizer.all_special_ids)
         special |= {id_ for id_, token in self.tokenizer.added_tokens_decoder.items() if token.special}
@@ -195,7 +199,7 @@ class Chat:
 
 @contextmanager
 def _at(date: datetime | None) -> Iterator[None]:
-    """Fixes the date that `strftime_now` writes in chat templates: transformers always takes it from the clock."""
+    """Fixes the date that `strftime_now` writes in chat templates: transformers always asks the clock."""
     rendering: Any = chat_template_utils
     clock = rendering.datetime
     if date is not None:
@@ -207,7 +211,7 @@ def _at(date: datetime | None) -> Iterator[None]:
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with its system message put at the head of the first user turn."""
+    """Returns the conversation with its system message at the start of the first user turn."""
     if not messages or messages[0]["role"] != "system":
         return list(messages)
     system, first, *rest = messages
@@ -220,6 +224,7 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def read_template(path: str) -> str:
+    """Returns a Jinja file's text. Raises: ValueError if it cannot be read."""
     try:
         return path_of("model.chat_template", path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Can M_0 be sampled from and fine-tuned? Seen from its files' headers, before any weights are read."""
+"""Checks that M_0 can be sampled from and fine-tuned, by its files' headers, before any weights are read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ _WHOLE = "a whole model, as save_pretrained writes it"
 
 
 def check(model: ModelConfig, base: str, *, full: bool, four_bit: bool) -> PreTrainedConfig:
-    """The configuration of M_0, whose local folder is `base`.
+    """Returns the configuration of M_0, whose local folder is `base`.
 
-    Raises: ValueError or OSError naming model.path unless `base` holds a model that can be sampled from and fine-tuned.
+    Args:
+        full: whether all weights are trained.
+        four_bit: whether the base weights are held in 4 bits.
+    Raises: ValueError or OSError naming model.path if the model cannot be sampled from or fine-tuned.
     """
     from transformers import AutoConfig
 
@@ -26,7 +29,7 @@ def check(model: ModelConfig, base: str, *, full: bool, four_bit: bool) -> PreTr
     with reading(model):
         _check_adapter(folder)
         if not (folder / "config.json").is_file():
-            raise ValueError(f"there is no config.json in {folder}: expected {_WHOLE}")
+            raise ValueError(f"no config.json in {folder}: expected {_WHOLE}")
         config: PreTrainedConfig = AutoConfig.from_pretrained(base, revision=model.revision, trust_remote_code=False)
         _check_kind(config)
         _check_quantization(getattr(config, "quantization_config", None), full, four_bit)
@@ -35,7 +38,7 @@ def check(model: ModelConfig, base: str, *, full: bool, four_bit: bool) -> PreTr
 
 
 def _check_adapter(folder: Path) -> None:
-    """transformers would load the adapter's base in place of the folder's own weights."""
+    """Refuses an adapter: transformers would load the adapter's base instead of the folder's own weights."""
     if not (folder / "adapter_config.json").is_file():
         return
     try:
@@ -43,13 +46,13 @@ def _check_adapter(folder: Path) -> None:
     except (ValueError, AttributeError):
         base = None
     raise ValueError(
-        f"it is an adapter of {base or 'another model'}, not {_WHOLE}: merge it into that model "
+        f"it is an adapter of {base or 'another model'}, expected {_WHOLE}: merge it into that model "
         "(merge_and_unload() of peft, then save_pretrained), or set model.path to that model"
     )
 
 
 def _check_kind(config: PreTrainedConfig) -> None:
-    """Checks that it is a causal language model with attention: keys and values are what answers share."""
+    """Checks for a causal language model with attention: answers share a KV cache."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = config.model_type
@@ -62,37 +65,36 @@ def _check_kind(config: PreTrainedConfig) -> None:
 
 
 def _check_quantization(settings: Any, full: bool, four_bit: bool) -> None:
-    """Checks that weights which are stored in few bits can be trained on: they need bitsandbytes, and an adapter."""
+    """Checks that quantised weights can be trained on: they need bitsandbytes and an adapter."""
     if not settings:
         return
     known = settings if isinstance(settings, dict) else settings.to_dict()
     stored = str(known.get("quant_method"))
     if stored != "bitsandbytes":
         raise ValueError(
-            f"its weights are stored quantised by {stored}, and only those of bitsandbytes can be trained on: take "
-            "the model that it was made from"
+            f"its weights are quantised by {stored}, and only bitsandbytes weights can be trained: take the original "
+            "model"
         )
     bits = 4 if known.get("load_in_4bit") else 8
     if full:
         raise ValueError(
             f"its weights are stored in {bits} bits, which finetune=full cannot train: take finetune=lora, or the "
-            "model that it was made from"
+            "original model"
         )
     if four_bit and bits == 8:
         raise ValueError(
-            "its weights are stored in 8 bits, not in the 4 of finetune=qlora: take finetune=lora, or the model that "
-            "it was made from"
+            "its weights are stored in 8 bits, and finetune=qlora needs 4: take finetune=lora, or the original model"
         )
 
 
 def _check_files(folder: Path) -> None:
-    """Checks that the weights' files are there, and as long as their headers say."""
+    """Checks that the weight files exist and are as long as their headers say."""
     from safetensors import SafetensorError, safe_open
 
     files = weight_files(folder)
     if not files:
         there = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
-        raise ValueError(f"there is neither model.safetensors nor its index in {folder}, only {there}")
+        raise ValueError(f"neither model.safetensors nor its index is in {folder}, only {there}")
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file.name}, which the index names, is not in {folder}: download the model again")

@@ -1,23 +1,24 @@
-"""Do all questions fit into the model's context? Known before any weights are read, not hours into the run."""
+"""Checks that every question fits into the model's context, before any weights are loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from stasc.models.chat import Chat, Refused
-from stasc.models.config import ModelConfig, reading
 from stasc.records import Split
 from stasc.settings.sections import Evaluation, Sampling
 from stasc.tasks.prompt import Message, Prompt
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-def context_limit(model: ModelConfig, base: str) -> int | None:
-    """The most tokens that M_0 can read and write together, by its configuration; None if it sets no limit."""
-    from transformers import AutoConfig
+_ANSWER = "\ue000"  # a character for private use, so no question has it
 
-    with reading(model):
-        config = AutoConfig.from_pretrained(base, revision=model.revision, trust_remote_code=False)
+
+def context_limit(config: PreTrainedConfig) -> int | None:
+    """Returns the most tokens that a model can read and write together; None if its configuration sets no limit."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -30,27 +31,23 @@ def check_context(
     sampling: Sampling,
     evaluation: Evaluation,
 ) -> None:
-    """Checks each question's prompt, and the prompt of its correction where answers are as long as they may be.
+    """Checks the prompt of each question, and that of its correction after the longest possible answer.
 
-    An answer that becomes more tokens when it is read again than it was sampled as is not asked to be corrected, where
-    that does not fit.
     Raises: ValueError naming the question, and the setting that limits its answers.
     """
     tested = "sampling" if evaluation.max_new_tokens is None else "evaluation"
-    answers = 1 + prompt.correction.count("{answer}")
     for split, group, new in (
         (train, "sampling", sampling.max_new_tokens),
         (test, tested, evaluation.sampling(sampling).max_new_tokens),
     ):
         setting = f"{group}.max_new_tokens"
         for question in split.questions:
+            quoted = prompt.ask_to_correct(question.text, _ANSWER)
+            answers = sum(message["content"].count(_ANSWER) for message in quoted)
+            corrections = [prompt.ask_to_correct(question.text, y1) for y1 in ("", "?")]
             for what, conversations, read in (
                 ("its prompt", [prompt.ask(question.text)], 0),
-                (
-                    "the prompt of its correction",
-                    [prompt.ask_to_correct(question.text, y1) for y1 in ("", "?")],
-                    answers * new,
-                ),
+                ("the prompt of its correction", corrections, answers * new),
             ):
                 try:
                     tokens = _length(chat, conversations) + read
@@ -64,7 +61,7 @@ def check_context(
 
 
 def _length(chat: Chat, conversations: Sequence[Sequence[Message]]) -> int:
-    """Tokens of the first prompt that the chat template takes: some refuse an empty answer."""
+    """Returns the tokens of the first prompt that the chat template accepts: some refuse an empty answer."""
     for conversation in conversations[:-1]:
         with suppress(Refused):
             return len(chat.prompt(conversation))

@@ -1,7 +1,7 @@
-"""GGUF files, as llama.cpp and Ollama use them, become folders that transformers reads.
+"""Converts GGUF files, the format of llama.cpp and Ollama, into folders that transformers reads.
 
-What transformers loses of a header on the way is put back or refused: scaled positions, the end-of-turn token, and
-special tokens that it would cut into pieces.
+transformers drops parts of the header: scaled positions, the end-of-turn token, and some special tokens. They are
+restored here, or the file is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens in a header
+_CONTROL, _USER_DEFINED = 3, 4  # token types in a header
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -27,13 +27,14 @@ def dequantise(file: Path, folder: Path, chat_template: str | None) -> None:
     """Writes the model and tokenizer of a GGUF file as float32 safetensors.
 
     Args:
-        chat_template: the setting model.chat_template; null where the file has to have its own.
-    Raises: ValueError if the file has no chat template and needs one, is none that transformers reads, is cut off, or
-        lacks a weight of its model.
+        chat_template: the setting model.chat_template; None if the file needs a template of its own.
+    Raises: ValueError if transformers cannot read the file, or the file is cut off or lacks a weight or a template.
     """
+    from gguf import GGUFReader
+
     try:
-        header = read_header(file)
-        if chat_template is None and not _text(header, "tokenizer.chat_template"):
+        header = GGUFReader(file)  # maps the tensors into memory
+        if chat_template is None and not _field(header, "tokenizer.chat_template"):
             raise _Refused(
                 "has no chat template, as base models do not: set model.chat_template=plain (Question / Answer lines) "
                 "or to the path of a Jinja file"
@@ -48,7 +49,7 @@ def dequantise(file: Path, folder: Path, chat_template: str | None) -> None:
         if str(error).startswith("model.path"):
             raise
         raise ValueError(
-            f"model.path: {file.name} is not a GGUF file that can be read, or not all of one: {error}"
+            f"model.path: {file.name} is not a readable GGUF file, or only a part of one: {error}"
         ) from error
     model.config.name_or_path = file.name
     model.save_pretrained(folder)
@@ -56,14 +57,7 @@ def dequantise(file: Path, folder: Path, chat_template: str | None) -> None:
 
 
 class _Refused(Exception):
-    """Says of a file why it cannot be used."""
-
-
-def read_header(file: Path) -> GGUFReader:
-    """The header of a GGUF file. Its tensors are mapped into memory, not read."""
-    from gguf import GGUFReader
-
-    return GGUFReader(file)
+    """The reason why a file cannot be used; the message continues after the file's name."""
 
 
 def _load(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -79,7 +73,7 @@ def _load(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported, and refused
+        ignore_mismatched_sizes=True,  # check_loaded refuses them
         local_files_only=True,
         trust_remote_code=False,
     )
@@ -89,16 +83,16 @@ def _load(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
 
 
 def _restore_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, header: GGUFReader) -> None:
-    """Makes the end-of-turn token end answers, and checks that the template's tokens are single tokens."""
-    tokens, kinds = _texts(header, "tokenizer.ggml.tokens"), _numbers(header, "tokenizer.ggml.token_type")
-    named = [_number(header, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    """Makes the end-of-turn token end answers, and checks that the template's tokens are read as single tokens."""
+    tokens, kinds = (_field(header, f"tokenizer.ggml.{name}", []) for name in ("tokens", "token_type"))
+    named = [_field(header, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     ends = [int(id_) for id_ in dict.fromkeys(named) if id_ is not None]
     unmarked = [tokens[id_] for id_ in ends if id_ not in tokenizer.all_special_ids]
-    if unmarked:  # some converters call it a word
+    if unmarked:  # some converters do not mark it as special
         tokenizer.add_special_tokens({"additional_special_tokens": unmarked}, replace_extra_special_tokens=False)
     if model.generation_config is not None and len(ends) > 1:
         model.generation_config.eos_token_id = ends
-    template = _text(header, "tokenizer.chat_template") or ""
+    template = _field(header, "tokenizer.chat_template", "")
     for id_, (token, kind) in enumerate(zip(tokens, kinds, strict=False)):
         if id_ in ends or (kind in (_CONTROL, _USER_DEFINED) and token in template):
             read = tokenizer(token, add_special_tokens=False)["input_ids"]
@@ -109,17 +103,17 @@ def _restore_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, 
 
 
 def _restore_positions(model: PreTrainedModel, header: GGUFReader) -> None:
-    """Puts back how rotary positions are scaled, of which transformers reads nothing from most files."""
+    """Restores the scaling of rotary positions, which transformers does not read from most files."""
     parameters = getattr(model.config, "rope_parameters", None) or {}
-    whole = parameters.get("full_attention", parameters)  # of Gemma 3, whose local layers scale none
+    whole = parameters.get("full_attention", parameters)  # in Gemma 3, only these layers scale positions
     if whole.get("rope_type", "default") != "default":
         return
-    architecture = _text(header, "general.architecture")
-    kind = _text(header, f"{architecture}.rope.scaling.type") or "none"
+    architecture = _field(header, "general.architecture")
+    kind = _field(header, f"{architecture}.rope.scaling.type") or "none"
     tables = {tensor.name: tensor.data for tensor in header.tensors if tensor.name.startswith("rope_")}
     if kind == "none" and all((table == 1).all() for table in tables.values()):
         return
-    factor = _number(header, f"{architecture}.rope.scaling.factor")
+    factor = _field(header, f"{architecture}.rope.scaling.factor")
     if kind == "linear" and factor and not tables:
         whole |= {"rope_type": "linear", "factor": float(factor)}
     elif kind == "none" and tables.keys() == {"rope_freqs.weight"}:
@@ -130,7 +124,7 @@ def _restore_positions(model: PreTrainedModel, header: GGUFReader) -> None:
 
 
 def _llama3(divisors: np.ndarray[Any, Any], theta: float) -> dict[str, float]:
-    """The settings of Llama 3.1's scaled positions, of which a file has only what each frequency is divided by."""
+    """Returns the settings of Llama 3.1's scaled positions; a file has only the divisor of each frequency."""
     factor = float(divisors.max())
     low, high = (_LLAMA3["original_max_position_embeddings"] / _LLAMA3[f"{end}_freq_factor"] for end in ("low", "high"))
     for i, divisor in enumerate(divisors):
@@ -141,21 +135,7 @@ def _llama3(divisors: np.ndarray[Any, Any], theta: float) -> dict[str, float]:
     return {"factor": factor, **_LLAMA3}
 
 
-def _text(header: GGUFReader, name: str) -> str | None:
+def _field(header: GGUFReader, name: str, default: Any = None) -> Any:
+    """Returns a field of the header: text, a number or a list of them."""
     field = header.get_field(name)
-    return None if field is None else str(field.contents())
-
-
-def _number(header: GGUFReader, name: str) -> float | None:
-    field = header.get_field(name)
-    return None if field is None else field.contents()
-
-
-def _texts(header: GGUFReader, name: str) -> list[str]:
-    field = header.get_field(name)
-    return [] if field is None else field.contents()
-
-
-def _numbers(header: GGUFReader, name: str) -> list[int]:
-    field = header.get_field(name)
-    return [] if field is None else field.contents()
+    return default if field is None else field.contents()

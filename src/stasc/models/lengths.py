@@ -1,15 +1,16 @@
 """Groups sequences that may share a batch: some models compute a sequence differently beside a longer one.
 
-LongRoPE (Ding et al., arXiv 2402.13753) rotates all positions by one of two sets of factors. transformers chooses by
-the longest sequence of a forward pass, so a batch with sequences on both sides of the switch changes some of them, and
-a KV cache holds keys of the wrong set once its sequence grows beyond. A few models cannot be padded: `packing.pads`.
+LongRoPE (Ding et al., arXiv 2402.13753) rotates all positions by one of two sets of factors. transformers chooses the
+set by the longest sequence of a forward pass. A batch with sequences on both sides of the switch therefore changes some
+of them, and a KV cache holds keys of the wrong set once its sequence grows past the switch. A few models cannot be
+padded: see `probe.pads`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lengths:
-    """The lengths of sequences that may be computed together.
+    """The rule by which lengths of sequences may share a batch.
 
     Args:
-        switches: lengths beyond each of which positions are rotated by other factors, ascending.
-        apart: whether only sequences of one length may be.
+        switches: lengths after which positions are rotated by other factors, ascending.
+        apart: whether only sequences of equal length may share a batch.
     """
 
     switches: tuple[int, ...] = ()
@@ -36,17 +37,17 @@ class Lengths:
         return length if self.apart else bisect_left(self.switches, length)
 
     def room(self, length: int, most: int) -> int:
-        """Returns how many of `most` tokens can follow `length` tokens before the sequence must be computed anew."""
+        """Returns how many of `most` tokens can follow `length` tokens before the sequence must be recomputed."""
         switch = next((switch for switch in self.switches if switch >= length), None)
         return most if switch is None else min(most, switch - length + 1)
 
     def groups(self, lengths: Iterable[int]) -> list[list[int]]:
-        """The indices of sequences of these lengths, in groups that may be computed together."""
+        """Returns the indices of sequences of these lengths, grouped by shared batch."""
         return grouped([self.kind(length) for length in lengths])
 
 
 def grouped(keys: Sequence[Hashable]) -> list[list[int]]:
-    """The indices of equal keys, in order."""
+    """Returns the indices of the keys, grouped by equal key, in order of first occurrence."""
     groups: dict[Hashable, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
@@ -54,9 +55,9 @@ def grouped(keys: Sequence[Hashable]) -> list[list[int]]:
 
 
 def switches(network: Network) -> tuple[int, ...]:
-    """The lengths at which a network's factors change.
+    """Returns the lengths at which a network's LongRoPE factors change.
 
-    Dynamic NTK changes them only beyond the context, where `check_context` lets no sequence get.
+    Dynamic NTK changes its factors only beyond the context, which `check_context` rules out.
     """
     rope = getattr(network.config.get_text_config(), "rope_parameters", None) or {}
     kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, Mapping)]
@@ -66,15 +67,15 @@ def switches(network: Network) -> tuple[int, ...]:
 
 @contextmanager
 def beyond(network: Network, length: int) -> Iterator[None]:
-    """Makes every forward pass rotate positions as for sequences of at least `length` tokens, however short it is.
+    """Makes every forward pass rotate positions as for sequences of at least `length` tokens.
 
-    A prefix that is computed by itself is then what it is within the sequences that begin with it.
+    A prefix computed by itself then equals the prefix within a longer sequence.
     """
     passed = [switch for switch in switches(network) if switch < length]
     if not passed:
         yield
         return
-    far = max(passed)  # the position of the first token behind the last switch
+    far = max(passed)  # position of the first token after the last switch
 
     def longer(position_ids: Tensor) -> Tensor:
         import torch
@@ -89,15 +90,12 @@ def beyond(network: Network, length: int) -> Iterator[None]:
     def after(module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(part[..., :-1, :] for part in output)
 
-    hooks = []
-    for module in network.modules():
-        if "longrope" in _rope_types(module):
-            hooks += [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
-    try:
+    with ExitStack() as hooks:
+        for module in network.modules():
+            if "longrope" in _rope_types(module):
+                hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(after))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _rope_types(module: nn.Module) -> tuple[object, ...]:

@@ -1,9 +1,9 @@
-"""Computes a network of 16 bits in float32: whether two ways to compute are the same must not be hidden by rounding."""
+"""Runs 16-bit networks in float32, so that rounding does not hide whether two computations agree."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,13 +13,13 @@ _NARROW = (torch.bfloat16, torch.float16)
 
 
 def is_floating(network: nn.Module) -> bool:
-    """Whether every weight is a plain number, none quantised."""
+    """Whether no weight is quantised."""
     return all(weight.is_floating_point() and weight.dtype.itemsize > 1 for weight in network.parameters())
 
 
 @contextmanager
 def widened(network: nn.Module) -> Iterator[None]:
-    """Runs a network in float32 with its own weights, converting each module's weights while it computes."""
+    """Runs a network in float32 by converting the weights of each module while it computes."""
     had: dict[nn.Parameter, Tensor] = {}
 
     def widen(module: nn.Module, *_: Any) -> None:
@@ -34,15 +34,13 @@ def widened(network: nn.Module) -> Iterator[None]:
             if weight in had:
                 weight.data = had.pop(weight)
 
-    hooks = []
-    for module in network.modules():
-        if any(weight.dtype in _NARROW for weight in module.parameters(recurse=False)):
-            hooks += [module.register_forward_pre_hook(widen)]
-            hooks += [module.register_forward_hook(restore, always_call=True)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for weight, data in had.items():
-            weight.data = data
+    with ExitStack() as hooks:
+        for module in network.modules():
+            if any(weight.dtype in _NARROW for weight in module.parameters(recurse=False)):
+                hooks.enter_context(module.register_forward_pre_hook(widen))
+                hooks.enter_context(module.register_forward_hook(restore, always_call=True))
+        try:
+            yield
+        finally:
+            for weight, data in had.items():
+                weight.data = data

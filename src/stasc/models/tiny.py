@@ -1,4 +1,4 @@
-"""A tiny model with random weights, made on the spot: for tests and for trying things out."""
+"""Makes a tiny model with random weights in a second, for tests and first trials."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-
-TINY_WORDS = ("Africa", "Pound")  # a continent and a currency; all letters differ, so each has one that follows it
-
-
-TINY_LEANING = 2.0
+TINY_WORDS = ("Africa", "Pound")  # a continent and a currency; no letter occurs twice, so each has one successor
+TINY_LEANING = 2.0  # the weight that makes a successor likely
 
 
 def make(seed: int, folder: Path, *, words: bool) -> None:
-    """A Llama of 2 layers, a byte-level tokenizer and a ChatML-like template, for trying things out and for tests.
+    """Writes a 2-layer Llama with random weights, a byte-level tokenizer and a ChatML-like template.
 
-    Its weights are random. With `words` they lean to spelling one of TINY_WORDS, whatever the question, so that the
-    model is right now and then.
+    With `words`, the model tends to answer one of TINY_WORDS to any question, so that it is sometimes right.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -66,7 +62,7 @@ def make(seed: int, folder: Path, *, words: bool) -> None:
 
 
 def _lean(network: LlamaForCausalLM, tokens: Mapping[str, int]) -> None:
-    """Makes each of TINY_WORDS likely, letter by letter: a dimension of the hidden state says which token came last."""
+    """Makes each of TINY_WORDS likely: one hidden dimension per letter marks it as the last token."""
     import torch
 
     spelling = [["<|assistant|>", *word, "<|end|>"] for word in TINY_WORDS]

@@ -1,4 +1,4 @@
-"""The weights of a model's folder: which files hold them, and whether they are all that the model needs."""
+"""Finds the weight files of a model's folder, and checks that they are complete."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def check_loaded(source: Path | str, report: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Checks what transformers reports of reading a model: it fills missing weights with random numbers.
+    """Checks transformers' loading report, as it fills missing weights with random numbers.
 
     Args:
-        names: of the network's own weights.
+        names: the names of the network's weights.
     Raises: ValueError unless config.json and the weights fit each other.
     """
     if missing := report["missing_keys"]:
@@ -37,39 +37,39 @@ def check_loaded(source: Path | str, report: Mapping[str, Any], names: Iterable[
 
 
 def _layerless(name: str) -> str:
-    """A weight's name with 0 for the number of its layer."""
+    """Returns a weight's name with 0 as the number of its layer."""
     return ".".join("0" if part.isdecimal() else part for part in name.split("."))
 
 
 def swap_weights(network: PreTrainedModel, folder: Path) -> bool:
-    """Puts the weights of a folder into a network in place; False if they are not just those that it has.
+    """Copies the weights of a folder into a network; False if their names, shapes or ties differ.
 
-    It may then hold some of both.
+    The network may then hold a mixture of both.
     """
     import torch
     from safetensors import SafetensorError, safe_open
 
     files = weight_files(folder)
     own = network.state_dict()
-    places = {tensor.data_ptr() for tensor in own.values()}  # fewer than names where weights are tied
+    missing = {tensor.data_ptr() for tensor in own.values()}  # fewer than the names if weights are tied
     try:
         for path in files:
             with safe_open(path, framework="pt", device=str(network.device)) as file, torch.no_grad():
-                for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                for name in file.keys():  # noqa: SIM118 - it is not a dictionary
                     if name not in own or list(own[name].shape) != file.get_slice(name).get_shape():
                         return False
-                    tensor, place = file.get_tensor(name), own[name].data_ptr()
-                    if place not in places and not torch.equal(own[name], tensor.to(own[name].dtype)):
-                        return False  # what is tied here differs there
+                    tensor, address = file.get_tensor(name), own[name].data_ptr()
+                    if address not in missing and not torch.equal(own[name], tensor.to(own[name].dtype)):
+                        return False  # weights that are tied here differ there
                     own[name].copy_(tensor)
-                    places.discard(place)
+                    missing.discard(address)
     except SafetensorError:
         return False
-    return not places
+    return not missing
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads weights from: a single one, or those of an index."""
+    """Returns the files that transformers reads weights from: a single one, or the shards of an index."""
     if (single := folder / "model.safetensors").is_file():
         return [single]
     index = folder / "model.safetensors.index.json"

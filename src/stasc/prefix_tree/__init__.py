@@ -1,1 +1,1 @@
-"""Sequences as a tree of tokens: common prefixes are computed once, in sampling and in fine-tuning."""
+"""Prefix trees of token sequences: sampling and fine-tuning compute each common prefix once."""

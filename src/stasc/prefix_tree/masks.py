@@ -12,54 +12,43 @@ from stasc.prefix_tree.trie import Trie
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn.attention.flex_attention import BlockMask
 
     from stasc.models.model import Network
 
-
-Mask: TypeAlias = torch.dtype | Literal["blocks", "rows"]  # what attention takes: see `as_mask` and `tree`
+# bool: True where a token attends; another dtype: added to the scores; blocks: a BlockMask, from which flex attention
+# skips empty blocks; rows: the tree is computed row by row, see `attention`.
+Mask: TypeAlias = torch.dtype | Literal["blocks", "rows"]
 
 
 def attended(trie: Trie, mask: Mask, device: torch.device | str, before: int = 0) -> dict[str, Any]:
-    """What the tokens of a tree look at, as arguments of a network.
+    """Returns the attention arguments of a network that computes a tree.
 
     Args:
-        before: how many tokens all of them look at that are in the cache already.
+        before: number of tokens in the KV cache, all of which the tree attends to.
     """
-    if mask != "rows":
-        seen_TT = trie.seen()
-        seen_TS = torch.cat([seen_TT.new_ones(len(seen_TT), before), seen_TT], dim=1)
-        return {"attention_mask": as_mask(seen_TS.to(device).unsqueeze(0), mask)}
-    rows, mask_NWS = attention.rows(trie, before)
-    return {"attention_mask": as_mask(mask_NWS, torch.bool), "rows": rows}
+    if mask == "rows":
+        layout, mask_NWS = attention.rows(trie, before)
+        return {"attention_mask": mask_NWS.unsqueeze(1), "layout": layout}
+    mask_TT = trie.attention_mask()
+    mask_1TS = torch.cat([mask_TT.new_ones(len(mask_TT), before), mask_TT], dim=1).to(device).unsqueeze(0)
+    if mask == "blocks":
+        return {"attention_mask": _block_mask(mask_1TS)}
+    if mask == torch.bool:
+        return {"attention_mask": mask_1TS.unsqueeze(1)}
+    added = torch.zeros(mask_1TS.shape, dtype=mask, device=device)
+    return {"attention_mask": added.masked_fill(~mask_1TS, torch.finfo(mask).min).unsqueeze(1)}
 
 
 def attending(network: Network, mask: Mask | None) -> AbstractContextManager[None]:
-    """Has a network attend by what takes such masks."""
+    """Makes a network use the attention that takes such masks."""
     return attention.using(network, attention.IN_ROWS) if mask == "rows" else nullcontext()
 
 
-def as_mask(seen_BQS: Tensor, mask: Mask) -> Any:
-    """A mask (B, 1, Q, S) of what each token sees, on the same device.
-
-    Args:
-        mask: bool for what is seen itself, another dtype for what is added to scores, or blocks for flex attention,
-            which computes only those in which something is seen.
-    """
-    if mask == "blocks":
-        return _blocks(seen_BQS)
-    if mask == torch.bool:
-        return seen_BQS.unsqueeze(1)
-    assert mask != "rows", "those are of `attention.rows`"
-    added = torch.zeros(seen_BQS.shape, dtype=mask, device=seen_BQS.device)
-    return added.masked_fill(~seen_BQS, torch.finfo(mask).min).unsqueeze(1)
-
-
-def _blocks(seen_BQS: Tensor) -> BlockMask:
+def _block_mask(mask_1TS: Tensor) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def sees(b: Tensor, h: Tensor, q: Tensor, s: Tensor) -> Tensor:
-        return seen_BQS[b, q, s]
+    def attends(b: Tensor, h: Tensor, q: Tensor, s: Tensor) -> Tensor:
+        return mask_1TS[b, q, s]
 
-    rows, queries, keys = seen_BQS.shape
-    return create_block_mask(sees, rows, None, queries, keys, device=seen_BQS.device)
+    batch, queries, keys = mask_1TS.shape
+    return create_block_mask(attends, batch, None, queries, keys, device=mask_1TS.device)

@@ -1,26 +1,22 @@
-"""Examples as a tree of tokens: what several have in common from their beginning on is computed once.
+"""Finds out by trial whether a network can compute prefix trees, and whether its sequences can be padded.
 
-The corrections of a question share their prompt, equal ones all of themselves, and all prompts the system's turn. A
-token attends to what leads to it from the root, and its position is its depth, so it is computed as it would be in a
-row of its own; a trained token counts once for each example that has it.
-
-Shapes: T tokens of the tree, K of them that predict a trained token, E edges that are trained (a token and one that
-follows it), V vocabulary; B rows, Q tokens that look at S.
+Models differ in attention, positions and padding in ways that no setting of theirs states. Each trial compares short
+sequences with the same sequences computed one per row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from stasc.machine.oom import ran_out
+from stasc.machine.memory import ran_out
 from stasc.models import precision
 from stasc.prefix_tree.batch import Example, collate, tree
 from stasc.prefix_tree.likelihood import token_losses
@@ -30,17 +26,14 @@ from stasc.tracking import fallback
 if TYPE_CHECKING:
     from stasc.models.model import Network
 
-
-def mask_dtype(network: Network, dtype: torch.dtype) -> Mask | None:
-    """Returns the kind of mask that this network takes for a prefix tree; None if its attention takes none."""
-    return probe(network, dtype)[0]
+# Errors of a network that cannot do something: it refuses an argument or a value, or shapes do not fit.
+_REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 
 
 def probe(network: Network, dtype: torch.dtype) -> tuple[Mask | None, str]:
-    """What masks of a tree are for this network, as `mask_dtype` has it, and if there is none, why.
+    """Returns the kind of mask by which a network computes prefix trees, or None and the reason.
 
-    That is seen from short examples: some models attend by other means than masks, or have positions of their own. A
-    window of attention is not seen, see `sees_all`, nor what changes with the length of a sequence, see `lengths`.
+    The trial is too short for attention windows, see `sees_all`, and for effects of a sequence's length, see `lengths`.
     """
     implementation = getattr(network.config.get_text_config(), "_attn_implementation", None)
     masks: dict[str | None, list[Mask]] = {
@@ -55,24 +48,22 @@ def probe(network: Network, dtype: torch.dtype) -> tuple[Mask | None, str]:
                 fallback.report("attention by a mask of the whole tree, which takes more time and memory", first)
             return mask, ""
         first = first or fault
-    return None, first or f"attention by {implementation} takes no mask of a tree of tokens"
+    return None, first or f"attention by {implementation} takes no mask of a prefix tree"
 
 
 def _fault(network: Network, mask: Mask) -> str:
-    """Returns why packed examples differ from examples in rows of their own; empty if they do not."""
-    # Branches so long that what stands between their tokens in the tree, but not in a row, shows in a flat attention.
+    """Returns why a prefix tree of examples differs from the same examples in rows; empty if it does not."""
+    # The branches are long, so that even flat attention shows the tokens that stand between them in the tree.
     completions = [tuple(4 + (at * at + branch * at) % 6 for at in range(12)) for branch in range(3)]
     prompts = ((1, 2, 3), (1, 2, 3), (1, 8, 2))
     examples = [Example("", prompt, ids) for prompt, ids in zip(prompts, completions, strict=True)]
     weights = [1.0] * len(examples)
     attempt = Attempt()
-    with _evaluated(network), attempt, precision.widened(network), attending(network, mask):
+    with _evaluating(network), attempt, precision.widened(network), attending(network, mask):
+        batches = (tree(examples, weights, mask, network.device), collate(examples, weights))
         packed, rows = (
             (batch.weights * token_losses(network, batch)).sum()
-            for batch in (
-                batch.to(network.device)
-                for batch in (tree(examples, weights, mask, network.device), collate(examples, weights))
-            )
+            for batch in (batch.to(network.device) for batch in batches)
         )
         attempt.compare(packed, rows, 1e-5 if precision.is_floating(network) else 0.05)
     return attempt.fault
@@ -82,29 +73,80 @@ _pads: WeakKeyDictionary[Network, dict[torch.dtype, bool]] = WeakKeyDictionary()
 
 
 def pads(network: Network) -> bool:
-    """Whether examples may be padded: whether a short one beside a long one is computed as it is alone.
+    """Whether padding leaves a network's results unchanged; tried once.
 
-    Eager attention in float64 gives NaN for padding, as its masks overflow in a softmax in float32; some recurrent
-    models read padding as tokens. It is looked at once.
+    Eager attention in float64 gives NaN, as its masks overflow in a float32 softmax. Some recurrent models read padding
+    as tokens.
     """
     known = _pads.setdefault(network, {})
     if network.dtype not in known:
         short, long = Example("", (1, 2), (3, 4)), Example("", (5, 6, 7, 8, 9), (1, 2))
         attempt = Attempt()
-        with _evaluated(network), attempt, precision.widened(network):
-            alone, beside = (
+        with _evaluating(network), attempt, precision.widened(network):
+            alone, padded = (
                 token_losses(network, collate(examples, [1.0] * len(examples)).to(network.device))[:2]
                 for examples in ([short], [short, long])
             )
-            attempt.compare(beside, alone, 1e-3 if precision.is_floating(network) else 0.05)
+            attempt.compare(padded, alone, 1e-3 if precision.is_floating(network) else 0.05)
         if attempt.fault:
             fallback.report("no padding, so that only sequences of one length are computed together", attempt.fault)
         known[network.dtype] = not attempt.fault
     return known[network.dtype]
 
 
+def sees_all(network: Network, longest: int) -> bool:
+    """Whether every layer attends to all of a sequence of `longest` tokens: no attention window is shorter."""
+    if "local" in getattr(network.config.get_text_config(), "attention_layers", ()):  # GPT-Neo's name for a window
+        return False
+    return all(
+        layer.sliding_window >= longest if type(layer) is DynamicSlidingWindowLayer else type(layer) is DynamicLayer
+        for layer in DynamicCache(config=network.config).layers
+    )
+
+
+def tolerance(network: Network) -> float:
+    """Returns the relative difference that rounding explains. Quantised weights round to 16 bits in between."""
+    return 1e-3 if precision.is_floating(network) else 0.03
+
+
+def compared(network: Network, output: Any) -> Tensor:
+    """Returns the part of an output that a trial compares: logits, or the first layer's output if rounding adds up."""
+    found: Tensor = output.logits if precision.is_floating(network) else output.hidden_states[1]
+    return found[:, -1].to(torch.promote_types(found.dtype, torch.float32))
+
+
+class Attempt:
+    """A context manager for a trial: `fault` says why a network failed it, and is empty if it did not.
+
+    It catches what networks raise that cannot do something. Other errors, and those of a device, are passed on.
+    """
+
+    def __init__(self) -> None:
+        self.fault = "it was not tried"
+
+    def compare(self, found: Tensor, expected: Tensor, most: float) -> None:
+        """Fails the trial if a value, or the norm of a row of values, differs by more than `most`, relatively.
+
+        NaN differs too, unless it is expected: then the weights are broken, which decides nothing.
+        """
+        apart, size = (x.abs() if x.dim() < 2 else x.norm(dim=1) for x in (found - expected, expected))
+        worst = float((apart / size).max())
+        same = worst <= most or not expected.isfinite().all()
+        self.fault = "" if same else f"a trial differs by {worst:.2g}, where {most:g} is expected at most"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, _REFUSALS) or ran_out(error) or isinstance(error, torch.AcceleratorError):
+            return False
+        first, *_ = str(error).splitlines() or [""]
+        self.fault = f"{type(error).__name__}: {first[:200]}"
+        return True
+
+
 @contextmanager
-def _evaluated(network: Network) -> Iterator[None]:
+def _evaluating(network: Network) -> Iterator[None]:
     """Runs a network without dropout and gradients."""
     was_training = network.training
     network.eval()
@@ -113,61 +155,3 @@ def _evaluated(network: Network) -> Iterator[None]:
             yield
     finally:
         network.train(was_training)
-
-
-def tolerance(network: Network) -> float:
-    """How much two ways to compute the same may differ, relatively. Quantised weights round to 16 bits in between."""
-    return 1e-3 if precision.is_floating(network) else 0.03
-
-
-def compared(network: Network, output: Any) -> torch.Tensor:
-    """What of an output is compared, by row: logits, but where rounding adds up over layers, what the first gives."""
-    found: torch.Tensor = output.logits if precision.is_floating(network) else output.hidden_states[1]
-    return found[:, -1].to(torch.promote_types(found.dtype, torch.float32))
-
-
-class Attempt:
-    """Tries whether a network can do something: `fault` is why not, or empty.
-
-    What networks raise that cannot: they refuse an argument or a value, or their shapes do not fit. Anything else, and
-    all that a device raises, says nothing of that and is passed on.
-    """
-
-    def __init__(self) -> None:
-        self.fault = "it was not tried"
-
-    def compare(self, found: torch.Tensor, expected: torch.Tensor, most: float) -> None:
-        """Notes how far two ways are apart, relatively, by row where there are several values.
-
-        NaN is too far, but where it is expected the weights are broken, which says nothing of the two ways.
-        """
-        apart = (found - expected).abs() / expected.abs()
-        if expected.dim() > 1:
-            apart = (found - expected).norm(dim=1) / expected.norm(dim=1)
-        worst = float(apart.max())
-        same = worst <= most or not expected.isfinite().all()
-        self.fault = "" if same else f"a trial differs by {worst:.2g}, where {most:g} is expected at most"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if not isinstance(error, RuntimeError | ValueError | TypeError | AttributeError | LookupError):
-            return False
-        if ran_out(error) or isinstance(error, torch.AcceleratorError):
-            return False
-        first, *_ = str(error).splitlines() or [""]
-        self.fault = f"{type(error).__name__}: {first[:200]}"
-        return True
-
-
-def sees_all(network: Network, longest: int) -> bool:
-    """Whether every layer attends to all tokens of a sequence of `longest`: none has a shorter attention window."""
-    if "local" in getattr(network.config.get_text_config(), "attention_layers", ()):  # GPT-Neo's name for a window
-        return False
-    return all(
-        layer.sliding_window >= longest if type(layer) is DynamicSlidingWindowLayer else type(layer) is DynamicLayer
-        for layer in DynamicCache(config=network.config).layers
-    )

@@ -1,4 +1,4 @@
-"""Sequences of tokens as a tree: what several begin with stands once, and a token sees what leads to it."""
+"""The prefix tree: sequences share the tokens of their common prefixes, and a token attends to its ancestors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Trie:
-    """Tokens by index, parents before children: `ids`, and `parents`, -1 for a root."""
+    """A prefix tree. Token t has the id `ids[t]` and the parent `parents[t]`, -1 for a root; parents come first."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -22,37 +22,33 @@ class Trie:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def child(self, at: int, id_: int) -> int:
-        """The index of what follows token `at` with this id; new if there was none."""
-        found = self._children.setdefault((at, id_), len(self.ids))
-        if found == len(self.ids):
-            self.ids.append(id_)
-            self.parents.append(at)
-        return found
-
     def add(self, ids: Sequence[int]) -> list[int]:
-        """The indices of a sequence's tokens, new ones where nothing before had them."""
-        path, at = [], -1
+        """Returns the tokens of a sequence, adding those that no earlier sequence has."""
+        path, parent = [], -1
         for id_ in ids:
-            path.append(at := self.child(at, id_))
+            token = self._children.setdefault((parent, id_), len(self.ids))
+            if token == len(self.ids):
+                self.ids.append(id_)
+                self.parents.append(parent)
+            path.append(parent := token)
         return path
 
     def path(self, token: int) -> list[int]:
-        """What leads to a token, and itself."""
+        """Returns the tokens from the root to a token, itself included."""
         path = [token]
         while self.parents[path[-1]] >= 0:
             path.append(self.parents[path[-1]])
         return path[::-1]
 
     def depths(self) -> list[int]:
-        """How many tokens lead to each."""
+        """Returns the number of ancestors of each token."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(depths[parent] + 1 if parent >= 0 else 0)
         return depths
 
     def sizes(self) -> list[int]:
-        """How many tokens each leads to, itself included."""
+        """Returns the size of each token's subtree, itself included."""
         sizes = [1] * len(self)
         for token in range(len(self) - 1, 0, -1):
             if self.parents[token] >= 0:
@@ -60,11 +56,11 @@ class Trie:
         return sizes
 
     def spans(self) -> tuple[Tensor, Tensor]:
-        """Begin and end (T,) of each token: it leads to those that begin in between."""
+        """Returns begin and end (T,) of each token's subtree in depth-first order."""
         import torch
 
         sizes, begins, free = self.sizes(), list[int](), 0
-        inner: list[int] = []  # where the next child of each begins
+        inner: list[int] = []  # begin of each token's next child
         for token, parent in enumerate(self.parents):
             begin = inner[parent] if parent >= 0 else free
             if parent >= 0:
@@ -76,40 +72,39 @@ class Trie:
         begins_T = torch.tensor(begins)
         return begins_T, begins_T + torch.tensor(sizes)
 
-    def seen(self) -> Tensor:
-        """Which tokens (T, T) each one has seen: itself, and those that lead to it."""
+    def attention_mask(self) -> Tensor:
+        """Returns the mask (T, T) by which each token attends to its ancestors and itself."""
         begins_T, ends_T = self.spans()
         return (begins_T <= begins_T.unsqueeze(1)) & (begins_T.unsqueeze(1) < ends_T)
 
-    def pieces(self) -> list[list[int]]:
-        """The tokens in pieces, none of which is longer than the longest sequence, with what leads to it."""
+    def segments(self) -> list[list[int]]:
+        """Splits the tokens into connected segments, each with its ancestors no longer than the longest sequence."""
         depths, sizes, children = self.depths(), self.sizes(), Counter(self.parents)
         longest = max(depths, default=0) + 1
         found: list[list[int]] = []
-        piece: list[int] = []  # of each token
+        segment: list[int] = []  # of each token
         for token, parent in enumerate(self.parents):
-            whole = parent >= 0 and depths[parent] + sizes[parent] <= longest
-            if whole or (parent >= 0 and children[parent] == 1):
-                piece.append(piece[parent])
+            fits = parent >= 0 and depths[parent] + sizes[parent] <= longest
+            if fits or (parent >= 0 and children[parent] == 1):
+                segment.append(segment[parent])
             else:
-                piece.append(len(found))
+                segment.append(len(found))
                 found.append([])
-            found[piece[token]].append(token)
+            found[segment[token]].append(token)
         return found
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """Returns the length of the common prefix of two sequences."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def parts(sequences: Sequence[Sequence[int]], most_tokens: int, most: int | None = None) -> Iterator[list[int]]:
-    """Parts of some sequences, as indices, whose trees have at most so many tokens, or a single sequence.
-
-    Those that share most stand together.
+    """Yields parts of the sequences, as indices; sequences with long common prefixes share a part.
 
     Args:
-        most: how many sequences a part has at most.
+        most_tokens: maximum tokens of a part's prefix tree, unless it is a single sequence.
+        most: maximum sequences of a part.
     """
     part: list[int] = []
     size = 0

@@ -135,7 +135,7 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     base = experiment.model.fetch()
     config = checkpoint.check(experiment.model, base, full=not isinstance(tune, Lora), four_bit=tune.four_bit)
     attention = experiment.model.attention
-    limit = context_limit(experiment.model, base)
+    limit = context_limit(config)
     live = LiveModel(
         base,
         experiment.model.revision,

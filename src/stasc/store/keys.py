@@ -33,7 +33,7 @@ Description = dict[str, Any]
 # The code that can change what a stage computes, besides that of a run's options: modules, and packages whole.
 _COMPUTING = (
     *("stasc.stages", "stasc.records", "stasc.tasks.prompt", "stasc.models", "stasc.prefix_tree"),
-    *("stasc.machine.processor", "stasc.machine.oom", "stasc.machine.cgroup"),
+    *("stasc.machine.processor", "stasc.machine.memory"),
 )
 CODE = {
     "sampling": (*_COMPUTING, "stasc.engines"),

@@ -1,7 +1,4 @@
-"""Where a run's events go: the journal, which is the record of the run, and Weights & Biases, which mirrors it.
-
-A run needs neither network nor account, and nothing that happens to W&B while it runs can stop or change it.
-"""
+"""Records runs: the console, the journal, which is the record of a run, and Weights & Biases, which mirrors it."""
 
 from stasc.tracking.journal import COMPLETE, Journal, mirrored, read
 from stasc.tracking.redaction import learn, redact, scrub

@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress and reports on standard error, the final table on standard output."""
+"""Shows a run in the terminal: progress on standard error, the final table on standard output."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from rich.text import Text
 from stasc.records import REASONS, Advance
 from stasc.units import counted
 
-REPORT_EVERY_S = 30.0  # without a terminal, a long stage reports at most this often
-SPEED_WINDOW_S = 300.0  # the estimate rests on the last five minutes: answers come in large batches
-WIDE = 1000  # columns
+REPORT_EVERY_S = 30.0  # time between progress lines without a terminal
+SPEED_WINDOW_S = 300.0  # basis of the time estimate; it is long, as answers come in large batches
+WIDE = 1000  # columns of a table that is not printed to a terminal
 TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")  # from the initial answer to its correction
 
 
 class StderrHandler(logging.Handler):
-    """Writes log lines to whatever standard error is at the time: while a bar is shown, above it."""
+    """Writes log lines to the current standard error: rich replaces it while a bar is shown, to print above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
 
 
 class Ended(NamedTuple):
-    """How a job of a sweep ended: with a summary, or with an error."""
+    """The result of a sweep's job: a summary or an error."""
 
     folder: Path
     settings: Mapping[str, str]  # as overridden for this job
@@ -46,10 +46,12 @@ class Ended(NamedTuple):
 
 
 class Console:
-    """A stage is a progress bar while it runs and one line when it ends; without a terminal, lines only.
+    """The output of a run: each stage is a progress bar, and one line when it ends; without a terminal, only lines.
 
-    `clock` gives seconds. `split` names the held-out questions. With `brief`, a run that was complete before is one
-    line in place of a table.
+    Args:
+        clock: returns seconds.
+        split: name of the held-out questions.
+        brief: whether a run that was complete before gets one line instead of a table.
     """
 
     def __init__(
@@ -62,11 +64,11 @@ class Console:
         brief: bool = False,
     ) -> None:
         if out is None and isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # an old encoding without arrows must not end a run
+            sys.stdout.reconfigure(errors="replace")  # an encoding without arrows must not end a run
         self.out = out or Terminal()
         self.err = err or Terminal(stderr=True)
         self._clock, self._split, self._brief = clock, split, brief
-        # A variable like FORCE_COLOR makes rich call a log file a terminal: ask the file itself.
+        # Variables such as FORCE_COLOR make rich take a log file for a terminal, so ask the file too.
         self._animated = self.err.is_interactive and self.err.file.isatty()
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
@@ -82,11 +84,11 @@ class Console:
 
     @contextmanager
     def stage(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """Shows the progress of `total` units of work; call what it yields whenever some are done. Stages may nest."""
+        """Shows the progress of `total` units of work; yields the progress callback. Stages may nest."""
         bars, begun = self._bars, self._clock()
         reported = begun
         bar = bars.add_task(label, total=total, unit=_unit(unit, total))
-        bars.advance(bar, 0)  # the speed is measured from here
+        bars.advance(bar, 0)  # starts the measurement of speed
         task = next(task for task in bars.tasks if task.id == bar)
         bars.start()
 
@@ -114,7 +116,7 @@ class Console:
         self._line(iteration_line(summary))
 
     def final(self, summary: Mapping[str, Any]) -> None:
-        """Prints the run's table and what it comes to."""
+        """Prints the run's table and a one-sentence verdict."""
         if self._brief:
             self._say(f"{summary['variant']}, seed {summary['seed']}: {verdict(summary, self._split)}")
             return
@@ -122,8 +124,8 @@ class Console:
         self._say(verdict(summary, self._split))
 
     def sweep(self, jobs: Sequence[Ended]) -> None:
-        """Prints what became of each job of a sweep, below it why those that failed did, and where the rest is."""
-        # What is no terminal is not 80 columns wide, whatever rich thinks: no cell need be folded.
+        """Prints a table of a sweep's jobs, their errors, and the folder of the results."""
+        # rich assumes 80 columns for files and would fold cells.
         (self.out if self.out.is_terminal else Terminal(file=self.out.file, width=WIDE)).print(sweep_table(jobs))
         for job in jobs:
             if job.error:
@@ -152,13 +154,13 @@ def _unit(unit: str, total: int) -> str:
 
 
 def _times(task: Task) -> str:
-    """Time passed and, once known, an estimate of the time left."""
+    """Returns the time passed and, once known, an estimate of the time left."""
     passed = _duration(task.elapsed or 0.0)
     return passed if task.time_remaining is None else f"{passed}, {_duration(task.time_remaining)} left"
 
 
 def iteration_line(iteration: Mapping[str, Any]) -> str:
-    """One iteration of summary.json in one line."""
+    """Returns a line about one iteration of summary.json."""
     n, test, train, finetune = (iteration[key] for key in ("n", "test", "train", "finetune"))
     parts = [f"iteration {n}", f"initial {_percent(test['init_acc'])}", f"correction {_percent(test['corr_acc'])}"]
     if train:
@@ -171,7 +173,7 @@ def iteration_line(iteration: Mapping[str, Any]) -> str:
 
 
 def final_table(summary: Mapping[str, Any], split: str = "test") -> Table:
-    """The run's iterations, one a row, at most 80 columns wide. Fractions are printed in percent."""
+    """Returns a table of the run's iterations, at most 80 columns wide. Fractions are printed in percent."""
     iterations = summary["iterations"]
     title = f"{summary['variant']}, seed {summary['seed']}, {summary['device']}"
     if summary["status"] != "finished":
@@ -197,9 +199,9 @@ def final_table(summary: Mapping[str, Any], split: str = "test") -> Table:
 
 
 def sweep_table(jobs: Sequence[Ended]) -> Table:
-    """The jobs of a sweep, one a row, with the settings in which they differ.
+    """Returns a table of a sweep's jobs with the settings in which they differ.
 
-    Correction accuracies of M_0 and of the last model are in percent, the gain in percentage points.
+    It shows the correction accuracies of M_0 and the last model in percent, and the gain in percentage points.
     """
     failed = sum(job.error is not None for job in jobs)
     title = counted(len(jobs), "job") + (f", {failed} failed" if failed else "") + "; correction accuracy in %"
@@ -223,7 +225,7 @@ def sweep_table(jobs: Sequence[Ended]) -> Table:
 
 
 def verdict(summary: Mapping[str, Any], split: str = "test") -> str:
-    """What the run comes to, in one sentence: the last iteration against M_0."""
+    """Returns one sentence that compares the last iteration with M_0."""
     if not summary["iterations"]:
         return "No iteration was evaluated."
     first, last = (summary["iterations"][i]["test"] for i in (0, -1))
@@ -241,14 +243,14 @@ def verdict(summary: Mapping[str, Any], split: str = "test") -> str:
 
 
 def _votes(evaluated: Mapping[str, Any]) -> str:
-    """What several initial answers to a question come to."""
+    """Returns a sentence about majority vote and pass@k, if questions have several initial answers."""
     if "vote_k" not in evaluated:
         return ""
     k, samples = evaluated["vote_k"], evaluated["samples"]
     return (
-        f" The majority of {k} initial answers, the tokens of an answer and its correction, is right for "
-        f"{_percent(evaluated['vote_acc'])}, that of {samples} for {_percent(evaluated['vote_all_acc'])}; one of "
-        f"{samples} is right for {_percent(evaluated['pass_acc'])}."
+        f" Majority vote of {k} initial answers, which take the tokens of an answer and its correction: "
+        f"{_percent(evaluated['vote_acc'])}; of {samples}: {_percent(evaluated['vote_all_acc'])}; "
+        f"pass@{samples}: {_percent(evaluated['pass_acc'])}."
     )
 
 
@@ -277,7 +279,7 @@ def _percent(fraction: float) -> str:
 
 
 def _points(difference: float) -> str:
-    """Percentage points, with a sign; zero is +0.0."""
+    """Returns signed percentage points; zero is +0.0."""
     return f"{round(100 * difference, 1) + 0.0:+.1f} pp"
 
 

@@ -1,4 +1,4 @@
-"""A run's journal: what happened, as it happened. It is the record of the run."""
+"""The journal: the record of a run, one event per line, written as events happen."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import zlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from stasc.machine import durable
 
-COMPLETE = ("finished", "stopped_empty")  # how a run has ended that did all it was to do
-CRC = b', "crc32": "'  # what parts a line from its checksum, which is always the last field
+COMPLETE = ("finished", "stopped_empty")  # statuses of a run that has done all its work
+CRC = b', "crc32": "'  # separates a line from its checksum, the last field
 
 
 class Journal:
-    """Append-only record of a run: one event a line, as JSON with a checksum, on disk when `write` returns.
+    """Append-only file of events, each a line of JSON with a checksum, and on disk when `write` returns.
 
-    Opening an existing journal goes on with it. A last line that was cut short by a crash is dropped.
+    An existing journal is continued. A last line that a crash cut short is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,10 +32,9 @@ class Journal:
     def write(self, event: str, **fields: object) -> None:
         """Appends `{"time": ..., "event": event, **fields, "crc32": ...}`; the time is UTC.
 
-        A float that is not finite is written as null under its name: JSON has no NaN, and a loss that became NaN must
-        not keep its event out of the record.
+        NaN and infinity are written as null, so that a NaN loss does not keep its event out of the record.
 
-        Raises: ValueError for a field called time or crc32; TypeError, naming the field, for what is no JSON value.
+        Raises: ValueError for a field called time or crc32; TypeError naming a field that is not a JSON value.
         """
         for name in fields.keys() & {"time", "crc32"}:
             raise ValueError(f"journal event {event!r}: the field name {name!r} is the journal's own; use another")
@@ -52,21 +50,20 @@ class Journal:
             raise
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the events of a journal in order, each checked, without their checksums.
 
-    A last line without its end is what a crash leaves: it was never acknowledged, and is left out.
+    A last line that a crash cut short was never acknowledged, and is skipped.
 
     Raises: ValueError at the first line that does not match its checksum, naming the line.
     """
@@ -85,7 +82,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def mirrored(path: Path) -> frozenset[int]:
-    """The iterations that an earlier start of the run sent to its tracker, as its journal has it."""
+    """Returns the iterations that earlier starts of a run sent to its tracker, by its journal."""
     return frozenset(event["n"] for event in read(path) if event["event"] == "mirrored")
 
 

@@ -1,4 +1,4 @@
-"""Warns, once for each reason, of answers that look wrong whatever their rewards, while a run can still be stopped."""
+"""Warns early in a run about answers that are mostly truncated or empty, or cannot be sampled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stasc.units import counted
 
 log = logging.getLogger(__name__)
 
-_MANY = 0.5  # of a stage's answers
+_MANY = 0.5  # share of a stage's answers
 _ADVICE = {
     "truncated": "raise sampling.max_new_tokens, or, for a model that was not trained to chat, set "
     "model.chat_template=plain, or sampling.stop to what follows an answer",
@@ -20,13 +20,13 @@ _ADVICE = {
 
 
 class Looks:
-    """Warns once if most answers of a stage are truncated or empty, or if corrections cannot be sampled."""
+    """One warning each for a stage of mostly truncated or empty answers, and for corrections that cannot be sampled."""
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
 
     def __call__(self, label: str, answers: Collection[Answer]) -> None:
-        """Takes the answers of a stage; `label` says which they are."""
+        """Checks the answers of a stage, which `label` names."""
         if not answers:
             return
         shares = {
@@ -39,7 +39,7 @@ class Looks:
                 log.warning("%.0f %% of the %s are %s: %s", 100 * share, label, kind, _ADVICE[kind])
 
     def not_asked(self, label: str, names: Sequence[str]) -> None:
-        """Takes the names of the initial answers whose corrections could not be asked for."""
+        """Checks for initial answers, given by name, whose corrections could not be sampled."""
         if names and "not asked" not in self._warned:
             self._warned.add("not asked")
             log.warning(

@@ -1,4 +1,4 @@
-"""Keeps secrets out of what a run writes."""
+"""Hides secrets in everything that a run writes."""
 
 from __future__ import annotations
 
@@ -12,43 +12,41 @@ from urllib.parse import quote
 HIDDEN = "***"
 SECRET_NAME = re.compile(
     r"(?:^|_)(?:keys?|[a-z]*(?:token|secrets?|passwords?|passwd|passphrase|credentials?"
-    r"|apikey|accesskey|privatekey|secretkey))(?:_|$)"  # max_new_tokens and monkey are none
+    r"|apikey|accesskey|privatekey|secretkey))(?:_|$)"  # but not max_new_tokens or monkey
 )
 WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # apiKey, HFToken
-
-
-OVERRIDE = re.compile(r"(?:^|,)[+~]*([\w.@/:-]+)=")  # as on a command line; Hydra also joins them with commas
-SHORTEST = 8  # characters of a value that is looked for in other texts; a shorter one may be an ordinary word
+OVERRIDE = re.compile(r"(?:^|,)[+~]*([\w.@/:-]+)=")  # on a command line; Hydra also joins overrides with commas
+SHORTEST = 8  # characters of a value that is searched for in texts; shorter ones may be ordinary words
 
 _learned: set[str] = set()
 
 
 def learn(config: Mapping[str, object]) -> None:
-    """From now on, the values of this config's keys that are named like a secret are hidden wherever they stand."""
+    """Registers the values of secret-like keys of a config, to be hidden in any text from now on."""
     for name, value in config.items():
         _learn(name, value, secret=False)
 
 
 def redact(config: Mapping[str, object]) -> dict[str, object]:
-    """The config with `***` for its secrets, to any depth.
+    """Returns a config with `***` in place of its secrets, at any depth.
 
-    Hidden are the values of keys that are named like a secret (a word of the name is token, key, secret, password or
-    credential; what is empty and booleans stay), also in an override like `key=value`, and what `scrub` hides.
+    It hides values of secret-like keys (a word of the name is token, key, secret, password or credential), unless they
+    are empty or boolean, the same in overrides such as `key=value`, and whatever `scrub` hides.
     """
     hidden = _secret_values()
     return {key: _redacted(key, value, hidden) for key, value in config.items()}
 
 
 def scrub(text: str) -> str:
-    """The text with `***` for what was learnt, and for the values of environment variables named like a secret.
+    """Returns a text with `***` for registered values and for those of secret-like environment variables.
 
-    They are found as they are, and as Python, JSON or a URL writes them.
+    Values are found verbatim and as Python, JSON and URLs escape them.
     """
     return _scrubbed(text, _secret_values())
 
 
 class Formatter(logging.Formatter):
-    """Formats log lines, tracebacks too, without secrets."""
+    """A log formatter that hides secrets, also in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return scrub(super().format(record))
@@ -89,7 +87,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _secret_values() -> list[str]:
-    """What to look for in texts, the longest first: one may contain another."""
+    """Returns the strings to hide, longest first, as one may contain another."""
     values = {value for name, value in os.environ.items() if len(value) >= SHORTEST and _is_secret(name)} | _learned
     forms = {form for value in values for form in (value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, ""))}
     return sorted(forms, key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""A run as its folder has it, to be sent to W&B once more: for one that W&B missed, in part or wholly."""
+"""Reads a run from its folder, to send it to W&B after the fact."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stasc.settings.names import chosen_options
 from stasc.tracking.journal import COMPLETE, read
 from stasc.tracking.tracker import RunInfo, Tracker
 
-NEEDED = ("name", "group", "variant", "seed", "config")  # of a run_started
+NEEDED = ("name", "group", "variant", "seed", "config")  # fields of a run_started event
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What a run's folder tells. `pairs` are by iteration, each with whether it was kept."""
+class RecordedRun:
+    """A run as its folder records it; `pairs` are by iteration, each with whether it was kept."""
 
     info: RunInfo
     tracking: Mapping[str, Any]
@@ -27,7 +27,7 @@ class Recorded:
     pairs: Mapping[int, Sequence[tuple[Pair, bool]]]
 
     def send(self, tracker: Tracker) -> bool:
-        """Has a tracker follow the run from its start to its end. True means that all of it arrived."""
+        """Sends the whole run to a tracker. Returns whether all of it arrived."""
         arrived = True
         for entry in self.entries:
             pairs = self.pairs.get(entry["n"], ())
@@ -36,8 +36,8 @@ class Recorded:
         return tracker.finish(self.status, self.status not in COMPLETE, self.entries) and arrived
 
 
-def load(folder: Path) -> Recorded:
-    """The run in a folder. One that was continued may tell a thing twice: the last time counts.
+def load(folder: Path) -> RecordedRun:
+    """Returns the run in a folder. A resumed run may record an event twice; the last one counts.
 
     Raises: ValueError that names file and line; OSError if there is no journal.
     """
@@ -55,11 +55,11 @@ def load(folder: Path) -> Recorded:
             status = event["status"]
     if started is None:
         raise ValueError(f"{path}: no run has started in this folder")
-    # A folder of its own: if the run is continued, it goes on in its own W&B run, not in this one.
-    choices = started.get("choices") or chosen_options(started["config"], {})  # the first versions wrote none
+    # W&B gets a folder of its own, so that the run, if resumed, continues its own W&B run and not this one.
+    choices = started.get("choices") or chosen_options(started["config"], {})  # early versions did not record choices
     info = RunInfo(**{name: started[name] for name in NEEDED}, folder=folder / "sync", choices=choices)
     tracking = started["config"].get("tracking", {})
-    return Recorded(info, tracking, status, [entries[n] for n in sorted(entries)], _pairs(folder / "pairs.jsonl"))
+    return RecordedRun(info, tracking, status, [entries[n] for n in sorted(entries)], _pairs(folder / "pairs.jsonl"))
 
 
 def _pairs(path: Path) -> dict[int, list[tuple[Pair, bool]]]:
@@ -68,7 +68,7 @@ def _pairs(path: Path) -> dict[int, list[tuple[Pair, bool]]]:
     found = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):  # what a crash leaves
+            if not line.endswith(b"\n"):  # a crash cut it short
                 break
             try:
                 given = json.loads(line)
@@ -83,7 +83,7 @@ def _pairs(path: Path) -> dict[int, list[tuple[Pair, bool]]]:
 
 
 def _pair(given: Mapping[str, Any]) -> Pair:
-    # Of schema 1, the file has the question's id, not its text.
+    # In schema 1, `question` is the id, and the text is not recorded.
     question = Question(given.get("question_id", given["question"]), given["question"], ())
     y1, y2 = Answer(given["y1"], 0), Answer(given["y2"], 0)
     return Pair(question, given["i"], given["seen"], given["k"], y1, y2, given["r1"], given["r2"])

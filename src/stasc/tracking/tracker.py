@@ -1,4 +1,4 @@
-"""What a tracker is: something that follows a run as it goes."""
+"""The interface of trackers, which mirror a run elsewhere, and the tracker that does nothing."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from stasc.records import Pair
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker is told of a run.
-
-    `config` is plain data, already redacted; `folder` is the run's own; `choices` are the options of config groups.
-    """
+    """What a tracker knows of a run: names, its folder, its redacted settings, and the options of config groups."""
 
     name: str
     group: str
@@ -27,27 +24,28 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """Follows one run. An iteration is given as its entry in summary.json; both methods say whether it went well."""
+    """Mirrors one run. Both methods return whether everything arrived."""
 
     def iteration(self, entry: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> bool:
-        """Sends one iteration. True means that it arrived: it need not be sent again, by a continued run either."""
+        """Sends an iteration: its entry in summary.json and its pairs. One that arrived is never sent again."""
         ...
 
     def finish(self, status: str, failed: bool, entries: Sequence[Mapping[str, Any]]) -> bool:
-        """Sends the end of the run, of which `entries` are all iterations, those sent by an earlier start too."""
+        """Sends the end of the run; `entries` are all its iterations, including those of earlier starts."""
         ...
 
 
 @dataclass(frozen=True)
 class Off:
-    """No tracking."""
+    """The option tracking=off."""
 
     def start(self, info: RunInfo) -> Tracker:
+        """Returns the tracker of a run."""
         return Nothing()
 
 
 class Nothing:
-    """Follows nothing."""
+    """A tracker that does nothing."""
 
     def iteration(self, entry: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> bool:
         return False

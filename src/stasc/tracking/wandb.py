@@ -1,4 +1,4 @@
-"""Weights & Biases mirrors a run. Nothing that happens to it can stop or change the run."""
+"""Mirrors a run in Weights & Biases. No failure of W&B stops or changes the run, which needs no network or account."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from subprocess import Popen
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stasc.records import Pair
+from stasc.settings.check import expect
 from stasc.tracking.redaction import scrub
 from stasc.tracking.tracker import Nothing, RunInfo, Tracker
 
@@ -26,21 +27,23 @@ log = logging.getLogger(__package__)
 
 T = TypeVar("T")
 
-START_S = 90  # online, then offline
+START_S = 90  # time limit of the start: online, then offline
 LOG_S = 20
-UPLOAD_S = 20  # of a run's end: what is left then stays on disk, where `wandb sync` finds it
+UPLOAD_S = 20  # at the end of a run; the rest stays on disk for `wandb sync`
 SHUT_DOWN_S = 3
 
 MODES = ("auto", "online", "offline")
+DESIGN = ("init", "filter", "start", "target", "finetune")
+PAIR_COLUMNS = ("n", "question", "y1", "y2", "r1", "r2", "kept")
 
 
 @dataclass(frozen=True)
 class Wandb:
-    """Weights & Biases, online or in local files."""
+    """The option tracking=wandb: Weights & Biases, online or in local files."""
 
     project: str
     entity: str | None
-    group: str | None  # null: the run's own; so also below
+    group: str | None  # None takes the run's own, as in the next two
     name: str | None
     job_type: str | None
     mode: str
@@ -48,30 +51,29 @@ class Wandb:
     sample_pairs: int
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"tracking.mode={self.mode}: expected one of {', '.join(MODES)}; or choose tracking=off")
+        expect("tracking.mode", self.mode, self.mode in MODES, f"one of {', '.join(MODES)}; or choose tracking=off")
         check_project("tracking.project", self.project)
         for tag in self.tags:
             if not 0 < len(tag) <= 64:
                 raise ValueError(f"tracking.tags: {tag!r} has {len(tag)} characters, expected 1 to 64")
-        if self.sample_pairs < 0:
-            raise ValueError(f"tracking.sample_pairs={self.sample_pairs}: expected 0 (no table) or more")
+        expect("tracking.sample_pairs", self.sample_pairs, self.sample_pairs >= 0, "0 (no table) or more")
 
     def start(self, info: RunInfo, run_id: str | None = None, upload_s: float = UPLOAD_S) -> Tracker:
-        """A tracker for one run, which goes on in the W&B run `run_id`, if that is given, or in that of the folder.
+        """Returns the tracker of one run; if W&B does not start, it warns and returns a tracker that does nothing.
 
-        The end of the run waits `upload_s` seconds for its upload.
-        If W&B can't be started at all, this is one warning, and the tracker does nothing.
+        Args:
+            run_id: W&B run to continue; None continues that of the folder, if there is one.
+            upload_s: how long the end of the run waits for the upload.
         """
         if self.mode == "auto" and os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
-            log.info("W&B is off, as WANDB_DISABLED says")  # W&B itself has forgotten the variable
+            log.info("W&B is off, as WANDB_DISABLED says")  # W&B no longer reads it
             return Nothing()
         try:
             with _home(info.folder):
                 return within(START_S, lambda: self._start(info, run_id, upload_s))
         except Exception as error:
-            log.warning("W&B did not start (%s); the run goes on without it", reason(error))
-            _kill(_service())  # one that hangs would hold this process at its end
+            log.warning("W&B did not start (%s); the run continues without it", reason(error))
+            _kill(_service())  # if it hangs, it would keep this process from ending
             return Nothing()
 
     def _start(self, info: RunInfo, run_id: str | None, upload_s: float) -> Tracker:
@@ -79,31 +81,32 @@ class Wandb:
 
         previous = None if run_id else _previous_id(info.folder)
         run_id = run_id or previous
-        # Global, as W&B prints some messages before it looks at a run's own settings.
+        # Global settings, as W&B prints some messages before it reads those of a run.
         given: dict[str, Any] = {} if self.mode == "auto" else {"mode": self.mode}
         silent = wandb.Settings(silent=True, **given)
-        mode = wandb.setup(silent).settings.mode  # auto: what WANDB_MODE or `wandb offline` says, else online
+        mode = wandb.setup(silent).settings.mode  # auto: by WANDB_MODE or `wandb offline`, else online
         if mode == "disabled":
             log.info("W&B is off, as WANDB_MODE or W&B's settings say")
             return Nothing()
 
         if mode == "online":
             try:
-                if wandb.login(prompt=False, verify=False):  # reads the key from where W&B keeps it, and asks nobody
+                if wandb.login(prompt=False, verify=False):  # takes the stored key and asks nobody
                     run = self._init(info, "online", run_id, upload_s)
                     log.info("W&B run: %s", run.url)
                     return _Mirror(run, info.folder, self.sample_pairs, upload_s)
                 if self.mode == "online":
-                    log.warning("W&B is not logged in: run `wandb login`, or set WANDB_API_KEY; going on offline")
+                    log.warning("W&B is not logged in: run `wandb login`, or set WANDB_API_KEY; continuing offline")
             except Exception as error:
-                log.warning("W&B can't be reached (%s); going on offline", reason(error))
-                wandb.teardown()  # it would hold the run's id
+                log.warning("W&B can't be reached (%s); continuing offline", reason(error))
+                wandb.teardown()  # else it keeps the run's id
                 wandb.setup(silent)
 
         run = self._init(info, "offline", run_id, upload_s)
         folder = Path(run.dir).parent
-        every = folder.parent if previous else folder  # what earlier starts left is uploaded too, and first
-        log.info("W&B offline: look with `wandb leet %s`, upload with `wandb sync %s`", *map(_quoted, (folder, every)))
+        every = folder.parent if previous else folder  # uploads earlier starts of the run too, and first
+        quoted = (shlex.quote(str(path)) for path in (folder, every))
+        log.info("W&B offline: look with `wandb leet %s`, upload with `wandb sync %s`", *quoted)
         return _Mirror(run, info.folder, self.sample_pairs, upload_s)
 
     def _init(
@@ -124,11 +127,11 @@ class Wandb:
             label_disable=True,
             symlink=False,
             use_dot_wandb=False,
-            x_disable_meta=True,  # the command line: it may hold secrets
+            x_disable_meta=True,  # metadata holds the command line, which may hold secrets
             x_disable_machine_info=True,
             x_disable_stats=True,
             x_save_requirements=False,
-            x_transaction_log_flush_interval=1.0,  # seconds; what a killed run keeps, and what `wandb leet` sees of it
+            x_transaction_log_flush_interval=1.0,  # so that a killed run keeps its rows, and `wandb leet` shows them
         )
         run = wandb.init(
             project=self.project,
@@ -139,7 +142,7 @@ class Wandb:
             name=info.name,
             group=info.group,
             job_type=self.job_type or info.variant,
-            tags=self.tags or None,  # which WANDB_TAGS then gives
+            tags=self.tags or None,  # None takes WANDB_TAGS
             config={**info.config, "variant": info.variant, "seed": info.seed, **_choices(info)},
             mode=mode,
             reinit="create_new",
@@ -151,14 +154,14 @@ class Wandb:
 
 
 def check_project(setting: str, name: str) -> str:
-    """The name of a W&B project. Raises: ValueError naming the setting, if W&B would not take it."""
+    """Returns the name of a W&B project. Raises: ValueError naming the setting if W&B would refuse it."""
     if not 0 < len(name) <= 128 or set(name) & set("/\\#?%:"):
         raise ValueError(f"{setting}={name}: expected 1 to 128 characters, none of / \\ # ? % :")
     return name
 
 
 class _Mirror:
-    """A W&B run. Its first failure is one warning; after it the mirror gets nothing but its end."""
+    """A W&B run. Its first failure is logged as one warning; after it the run is only ended."""
 
     def __init__(self, run: wandb.Run, folder: Path, sample_pairs: int, upload_s: float) -> None:
         self._run = run
@@ -172,10 +175,10 @@ class _Mirror:
         return not self._broken and self._try(LOG_S, lambda: self._log(entry, pairs, kept))
 
     def finish(self, status: str, failed: bool, entries: Sequence[Mapping[str, Any]]) -> bool:
-        """Takes `upload_s` and 6 s at most, whatever W&B does."""
+        """Ends the W&B run within `upload_s` and 6 s."""
         summary = {"status": status, **_final(entries)}
         self._try(self._upload_s + SHUT_DOWN_S, lambda: self._end(1 if failed else 0, summary))
-        # W&B's service may have died, and the next run of this process needs one; or it hangs, and would hold our end.
+        # The service may have died, but the next run of this process needs one; or it hangs, and would delay our end.
         if self._broken:
             shut_down(self._service)
         return not self._broken
@@ -195,7 +198,7 @@ class _Mirror:
         row.update(_numbers({name: part for name, part in entry.items() if name != "n"}))
         if rows := _pair_rows(n, pairs, kept, self._sample_pairs):
             row["pairs"] = wandb.Table(columns=list(PAIR_COLUMNS), data=rows)
-        # W&B drops a step that it has: a run killed before it could note that this arrived sends it once more.
+        # A run killed before it could record the arrival sends the step again; W&B drops it.
         self._run.log(row, step=n, commit=True)
 
     def _try(self, seconds: float, action: Callable[[], object]) -> bool:
@@ -205,15 +208,15 @@ class _Mirror:
             return True
         except Exception as error:
             if not self._broken:
-                log.warning("W&B failed (%s); the run goes on without it, journal.jsonl has it all", reason(error))
+                log.warning("W&B failed (%s); the run continues without it, journal.jsonl is complete", reason(error))
             self._broken = True
             return False
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
-    """What the action returns. Raises: TimeoutError after so many seconds; the action is then left to itself.
+    """Returns what an action returns. Raises: TimeoutError after so many seconds; the action then runs on in a thread.
 
-    W&B limits how long the network may take, but not how long its own service may.
+    W&B limits the time of network calls, but not of its own service.
     """
     result: Future[T] = Future()
 
@@ -230,7 +233,7 @@ def within(seconds: float, action: Callable[[], T]) -> T:
 
 
 def _service() -> Popen[bytes] | None:
-    """W&B's service process, if it has one. No public name leads to it."""
+    """Returns W&B's service process, if it runs. It has no public name."""
     with suppress(Exception):
         process = sys.modules["wandb"].setup()._connection._proc._process
         return process if isinstance(process, Popen) else None
@@ -238,7 +241,7 @@ def _service() -> Popen[bytes] | None:
 
 
 def shut_down(service: Popen[bytes] | None = None) -> None:
-    """Ends W&B's service, this one or the one at hand: it may hang, and would then hold the end of this process."""
+    """Ends W&B's service, by default the current one: if it hangs, it keeps this process from ending."""
     import wandb
 
     service = service or _service()
@@ -253,46 +256,36 @@ def _kill(process: Popen[bytes] | None) -> None:
         process.kill()
 
 
-DESIGN = ("init", "filter", "start", "target", "finetune")
-
-
 def _choices(info: RunInfo) -> dict[str, str]:
-    """The options of config groups under names without dots, as what W&B groups and filters by.
+    """Returns the options of config groups, under names without dots, so that W&B can group and filter by them.
 
-    A baseline has no design choices, so that it does not count as a variant that happens to share one.
+    A baseline gets no design choices, so that it is not grouped with the variants that share one.
     """
     baseline = str(info.config.get("baseline") or "none")
-    told = {name: option for name, option in info.choices.items() if baseline == "none" or name not in DESIGN}
-    return {f"choice/{name}": option for name, option in {"baseline": baseline, **told}.items()}
-
-
-PAIR_COLUMNS = ("n", "question", "y1", "y2", "r1", "r2", "kept")
+    chosen = {name: option for name, option in info.choices.items() if baseline == "none" or name not in DESIGN}
+    return {f"choice/{name}": option for name, option in {"baseline": baseline, **chosen}.items()}
 
 
 def _pair_rows(n: int, pairs: Sequence[Pair], kept: Sequence[Pair], count: int) -> list[Iterable[object]]:
-    """At most `count` rows: kept pairs, then others, each drawn evenly from the whole iteration."""
-    chosen = {_key(pair) for pair in kept}
-    first = _spread([pair for pair in pairs if _key(pair) in chosen], count)
-    then = _spread([pair for pair in pairs if _key(pair) not in chosen], count - len(first))
+    """Returns at most `count` rows: kept pairs, then others, each evenly spaced over the iteration."""
+    chosen = {pair.id for pair in kept}
+    first = _spread([pair for pair in pairs if pair.id in chosen], count)
+    then = _spread([pair for pair in pairs if pair.id not in chosen], count - len(first))
     return [
-        [n, pair.question.text, pair.y1.text, pair.y2.text, pair.r1, pair.r2, _key(pair) in chosen]
+        [n, pair.question.text, pair.y1.text, pair.y2.text, pair.r1, pair.r2, pair.id in chosen]
         for pair in [*first, *then]
     ]
 
 
-def _key(pair: Pair) -> tuple[str, int, int, int]:
-    return pair.question.id, pair.i, pair.seen, pair.k
-
-
 def _spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items, evenly spaced, in order."""
+    """Returns at most `count` of the items, evenly spaced, in order."""
     if len(items) <= count:
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of nested dicts, under its path: `("test/corr_acc", 0.5)`."""
+    """Yields every number of nested dicts with its path: `("test/corr_acc", 0.5)`."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name}/")
@@ -301,7 +294,7 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
 
 
 def _final(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the last iteration comes to, as the report names it, and what all iterations took.
+    """Returns the results of the last iteration, named as in the report, and totals over all iterations.
 
     `gain` is the correction accuracy less the initial accuracy; `over_initial` and `over_correction` are the correction
     accuracy less those of M_0.
@@ -324,19 +317,19 @@ def _final(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _previous_id(folder: Path) -> str | None:
-    """The id of the W&B run that an earlier start in this folder began: a continued run goes on in it."""
+    """Returns the id of the W&B run that an earlier start in this folder began; a resumed run continues it."""
     logs = sorted(folder.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
     return logs[-1].stem.removeprefix("run-") if logs else None
 
 
 @contextmanager
 def _home(folder: Path) -> Iterator[None]:
-    """Has W&B keep its caches in the run's folder while this lasts: the home folder may be full, or read-only.
+    """Makes W&B keep its caches in the run's folder: the home folder may be full or read-only.
 
-    A place that the user set is left alone.
+    Folders that the user has set stay.
     """
-    places = {"WANDB_CACHE_DIR": folder / "wandb" / "cache", "WANDB_DATA_DIR": folder / "wandb" / "data"}
-    ours = {name: str(place) for name, place in places.items() if name not in os.environ}
+    folders = {"WANDB_CACHE_DIR": folder / "wandb" / "cache", "WANDB_DATA_DIR": folder / "wandb" / "data"}
+    ours = {name: str(path) for name, path in folders.items() if name not in os.environ}
     os.environ.update(ours)
     try:
         yield
@@ -345,11 +338,7 @@ def _home(folder: Path) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
-
-
 def reason(error: Exception) -> str:
-    """The error in one line, without secrets."""
+    """Returns an error in one line, without secrets."""
     text = scrub(str(error)).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -19,7 +19,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from stasc.errors import NonFiniteError
-from stasc.machine.oom import ran_out
+from stasc.machine.memory import ran_out
 from stasc.models import lengths
 from stasc.prefix_tree import costs, masks, probe
 from stasc.prefix_tree.batch import Example, collate, tree

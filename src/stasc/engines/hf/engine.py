@@ -150,7 +150,7 @@ class HF:
     ) -> list[Completion]:
         """Goes on with answers of one kind, until they end or have to be computed anew."""
         from stasc.engines.hf import decode
-        from stasc.machine.oom import ran_out
+        from stasc.machine.memory import ran_out
         from stasc.models import lengths
 
         prompts, keys, ids = zip(*((row.prompt, row.key, row.ids) for row in some), strict=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from stasc.engines.hf import prefill, shared
-from stasc.machine import cgroup, processor
+from stasc.machine import memory, processor
 
 if TYPE_CHECKING:
     from stasc.models.model import Network
@@ -85,6 +85,6 @@ def free_bytes(device: torch.device, enough: int) -> int:
 def _available() -> int:
     import psutil
 
-    within = cgroup.free_bytes()
+    within = memory.cgroup_free_bytes()
     available = int(psutil.virtual_memory().available)
     return available if within is None else min(available, within)

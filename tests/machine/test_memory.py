@@ -1,4 +1,4 @@
-"""What control groups leave of memory, on folders of the form that Linux shows them in."""
+"""Free memory by cgroup limits, read from folders laid out as on Linux."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stasc.machine import cgroup
+from stasc.machine import memory
 
 
 def group(folder: Path, limit: str, usage: int, version: int, cached: int = 0) -> None:
@@ -20,7 +20,7 @@ def group(folder: Path, limit: str, usage: int, version: int, cached: int = 0) -
 
 def free(tmp_path: Path, lines: str) -> int | None:
     (tmp_path / "self").write_text(lines)
-    return cgroup.free_bytes(tmp_path / "self", tmp_path / "fs")
+    return memory.cgroup_free_bytes(tmp_path / "self", tmp_path / "fs")
 
 
 def test_the_tightest_of_nested_groups_counts_and_cached_files_can_be_had_again(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_where_there_is_no_limit_there_is_none(tmp_path: Path, lines: str) -> No
     assert free(tmp_path, lines) is None
     group(tmp_path / "fs", "max", 300, 2)
     assert free(tmp_path, lines) is None
-    assert cgroup.free_bytes(tmp_path / "nothing") is None
+    assert memory.cgroup_free_bytes(tmp_path / "nothing") is None
 
 
 def test_a_limit_counts_though_nothing_is_said_of_cached_files(tmp_path: Path) -> None:
