@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stasc.report import crossing, effects, wording
+from stasc.report import wording
+from stasc.report.analysis import effects
 from stasc.report.design import Complete
 from stasc.report.records import Interval
+from stasc.report.statistics import crossing
 
 DESIGNS = {"2 levels": (2,), "3 levels": (3,), "2^2": (2, 2), "2^3": (2, 2, 2), "2^4": (2, 2, 2, 2)}
 NOISES = ("independent", "shared", "unequal")
@@ -120,7 +122,7 @@ def _sure(
     tests, families = effects.test(contrasts, tables, resamples=RESAMPLES), [one.family for one in contrasts]
     called = []
     for low, high, p, crossed in zip(tests.means.low, tests.means.high, tests.flips, tests.means.p, strict=True):
-        bounds = [effects.within(Interval(0.0, *pair, "")) for pair in zip(low, high, strict=True)]
+        bounds = [effects.clipped(Interval(0.0, *pair, "")) for pair in zip(low, high, strict=True)]
         adjusted = effects.adjust(families, [*p]), effects.adjust(families, [*crossed])
         called.append([wording.sure(*one, tables.shape[-1]) for one in zip(bounds, *adjusted, strict=True)])
     return tests, np.array(called)

@@ -154,7 +154,7 @@ def test_without_a_login_a_file_is_written_and_written_anew(
 def test_no_other_file_is_replaced(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("seed: 0")
-    with pytest.raises(SystemExit, match=f"error: {file} is there already and is no W&B report"):
+    with pytest.raises(SystemExit, match=f"error: {file} exists and is no W&B report"):
         dashboard.main(["stasc", "--output", str(file)])
     assert file.read_text() == "seed: 0"
 
@@ -190,7 +190,7 @@ def test_a_wandb_that_can_t_be_reached_leaves_the_file(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setattr(dashboard, "SAVE_S", 2)  # W&B itself gives up after 20 s
-    with pytest.raises(SystemExit, match=r"error: W&B did not take the report .*; the file has what it was to get"):
+    with pytest.raises(SystemExit, match=r"error: W&B did not accept the report .*; its specification is in the file"):
         dashboard.main(["stasc"])
     assert capsys.readouterr().out == "written: dashboard-stasc.json\n"
     check((tmp_path / "dashboard-stasc.json").read_bytes())

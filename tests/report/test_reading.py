@@ -10,7 +10,7 @@ import pytest
 from sweeps import ALL16, Made, write_multirun, write_run, write_sweep
 
 from stasc.report import design
-from stasc.report.reading import read
+from stasc.report.data import read
 from stasc.report.records import Factor
 
 SMALL = Made(questions=6, iterations=2, seeds=(0, 1))
@@ -152,7 +152,7 @@ def test_seeds_and_levels_that_only_the_command_knows_are_missed(folder: Path) -
     write_multirun(sweep, ["filter=strict,lenient", "seed=range(2)", "sweep.name=example"])
     found = read(sweep)
     assert [(run.cell, run.seed) for run in found.runs if run.status == "missing"] == [("EIE", 1)]
-    assert found.notes == ("there is no run with filter=lenient, which the sweep asked for",)
+    assert found.notes == ("no run has filter=lenient, which the sweep asked for",)
 
 
 def test_one_choice_changed_at_a_time_is_not_missed_as_a_factorial(folder: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_damaged_line_is_named_and_its_run_alone_left_out(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("file", "old", "new", "told"),
     [
-        ("outcomes.jsonl", '"r2": 1.0', '"r2": 0.0', "outcomes.jsonl was changed after the run had ended"),
+        ("outcomes.jsonl", '"r2": 1.0', '"r2": 0.0', "outcomes.jsonl was changed after the run ended"),
         ("journal.jsonl", '"seed": 0', '"seed": 1', "line 1: does not match its checksum"),
         ("summary.json", '"iterations"', '"iteration"', "summary.json is damaged"),
     ],
@@ -271,7 +271,7 @@ def test_pairs_have_the_reason_why_they_were_dropped_from_schema_2_on(folder: Pa
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run: give multirun/NAME"):
         read(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         read(tmp_path / "nowhere")
 
 

@@ -1,6 +1,6 @@
-"""The report's charts, each one specification: interactive on the page, and SVG and PNG for papers.
+"""The report's charts as Vega-Lite specifications, for the interactive page and as SVG and PNG for papers.
 
-Colours are names that the page's style sheet or a paper's palette fills in, so that a page's theme can change.
+Colours are names that the page's style sheet or a palette for papers defines, so the page can switch its theme.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ VEGA_LITE = "v" + ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 OUTCOMES = {"correction": "final correction accuracy", "gain": "gain: correction minus initial"}
 _BOUNDED = ("value", "low", "high")
 ANSWERS = ("correction", "initial")
-TRANSITIONS = {  # from below: the lower two are the correction accuracy
+TRANSITIONS = {  # from the bottom of the bar; the lower two add up to the correction accuracy
     "right_right": "stays right",
     "wrong_right": "wrong → right",
     "right_wrong": "right → wrong",
     "wrong_wrong": "stays wrong",
 }
-OKABE_ITO = {  # told apart by colour-blind readers
+OKABE_ITO = {  # a palette for colour-blind readers
     "first": "#0072B2",
     "second": "#D55E00",
     "stays-right": "#0072B2",
@@ -41,7 +41,7 @@ TRANSITION_COLOURS = ("stays-right", "improved", "spoiled", "stays-wrong")
 
 
 def specifications(sweep: Sweep, analysis: Analysis) -> dict[str, Spec]:
-    """The charts that there is something to show for, by name."""
+    """Returns the specifications of the charts that have data, by name."""
     made = {
         "effects": _effects([effect for effect in analysis.effects if effect.family == "primary"]),
         "interactions": _effects([effect for effect in analysis.effects if effect.family == "secondary"]),
@@ -54,7 +54,7 @@ def specifications(sweep: Sweep, analysis: Analysis) -> dict[str, Spec]:
 
 
 def config(palette: Mapping[str, str] | None = None) -> Spec:
-    """The look of all charts. Without a palette, the colours are the style sheet's variables, the text's its own."""
+    """Returns the configuration of all charts. Without a palette, colours are variables of the style sheet."""
     colour = palette or {name: f"var(--{name})" for name in OKABE_ITO}
     ink = "#222" if palette else "currentColor"
     faint = {"gridColor": ink, "gridOpacity": 0.12, "domainColor": ink, "domainOpacity": 0.35, "tickColor": ink}
@@ -98,7 +98,7 @@ def save(specs: Mapping[str, Spec], folder: Path) -> dict[str, str]:
 
 
 def library() -> str:
-    """A module's text: vega-embed and all it needs."""
+    """Returns the JavaScript module of vega-embed with its dependencies."""
     return str(vl_convert.javascript_bundle("export {vegaEmbed as default};", vl_version=VEGA_LITE))
 
 
@@ -108,7 +108,7 @@ def _for_paper(spec: Spec) -> Spec:
 
 
 def _effects(effects: Iterable[Effect]) -> alt.FacetChart | None:
-    """A forest plot: estimates, their intervals, and thin those that hold for all at once."""
+    """Returns a forest plot: estimates with their intervals, and thin lines for simultaneous intervals."""
     effects = list(effects)
     if not effects:
         return None
@@ -160,7 +160,7 @@ def _choice(effect: Effect) -> str:
 
 
 def _weight(effect: Effect, effects: Sequence[Effect]) -> float:
-    """The size of the effect on correction accuracy, by which choices are ordered."""
+    """Returns the size of a choice's effect on correction accuracy, by which choices are ordered."""
     same = [one for one in effects if _choice(one) == _choice(effect) and one.outcome == "correction"]
     return max((abs(one.interval.value) for one in same), default=0.0)
 
@@ -171,7 +171,7 @@ def _bounds(interval: Interval) -> Row:
 
 
 def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
-    """Accuracies by iteration: means over seeds with their intervals, and thin the seeds themselves."""
+    """Returns accuracies by iteration: means over seeds with intervals, and thin lines for single seeds."""
     curves = _with_iterations(analysis)
     rows = [
         {"cell": name, "n": cell.n, "answer": answer, "value": interval.value, **_bounds(interval)}
@@ -217,7 +217,7 @@ def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
 
 
 def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
-    """Each choice's effect by iteration."""
+    """Returns each choice's effect by iteration."""
     choices = list(dict.fromkeys(map(_choice, effects)))
     if len({effect.n for effect in effects}) < 2:
         return None
@@ -244,7 +244,7 @@ def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
 
 
 def _transitions(analysis: Analysis) -> alt.FacetChart | None:
-    """What becomes of initial answers, by iteration, in shares of all."""
+    """Returns the shares of the four transitions by iteration."""
     curves = {name: cells for name, cells in analysis.curves.items() if cells}
     rows = [
         {"cell": name, "n": cell.n, "transition": label, "order": order, "share": cell.transitions[key]}
@@ -276,13 +276,13 @@ def _transitions(analysis: Analysis) -> alt.FacetChart | None:
 
 
 def _iterations(ns: set[int]) -> alt.X:
-    """The axis, with at most six whole numbers."""
+    """Returns the axis of iterations, with at most six ticks."""
     step = -(-len(ns) // 6)
     return alt.X("n:Q").title("iteration").axis(values=sorted(ns)[::step], format="d", grid=False)
 
 
 def _with_iterations(analysis: Analysis) -> Mapping[str, Sequence[Any]]:
-    """A point is no curve."""
+    """Returns the curves with more than one point."""
     return {name: cells for name, cells in analysis.curves.items() if len(cells) > 1}
 
 

@@ -1,4 +1,4 @@
-"""Any two variants or baselines, question by question."""
+"""Paired differences between any two variants or baselines."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from itertools import combinations
 
 import numpy as np
 
-from stasc.report import design, statistics
-from stasc.report.cells import Pools, Row, difference
-from stasc.report.crossing import Pool
-from stasc.report.effects import BOUND, within
+from stasc.report import design
+from stasc.report.analysis.cells import Pools, Row, difference
+from stasc.report.analysis.effects import BOUND, clipped
 from stasc.report.records import Difference, Interval
-from stasc.report.statistics import Array
+from stasc.report.statistics import intervals
+from stasc.report.statistics.crossing import Pool
+from stasc.report.statistics.intervals import Array
 
-MOST = 24  # rows of which all pairs are told; of more, those that differ in one setting
+MOST = 24  # with more rows than this, only those that differ in a single setting are paired
 
 
 def groups(questions: Iterable[str]) -> list[str] | None:
-    """What questions are about, as far as their names tell: `countries/BD` of `countries/BD/capital`.
+    """Returns the group of each question, from its name: `countries/BD` of `countries/BD/capital`.
 
-    None if that is the same for all of them, or another for each.
+    Returns: None if all questions share one group, or if each has its own.
     """
     found = [name.rpartition("/")[0] for name in questions]
     return found if 1 < len({*found}) < len(found) else None
@@ -30,7 +31,7 @@ def groups(questions: Iterable[str]) -> list[str] | None:
 def differences(
     rows: Sequence[tuple[Row, int]], clusters: Sequence[str] | None, pools: Pools
 ) -> tuple[Difference, ...]:
-    """Of rows, each at an iteration, all pairs that are measured alike and have a seed in common."""
+    """Compares rows, each at its iteration, in all pairs that are scored alike and have a seed in common."""
     measures = [measure(row) for row, _ in rows]
     found = []
     for i, j in combinations(range(len(rows)), 2):
@@ -42,7 +43,7 @@ def differences(
 
 
 def measure(row: Row) -> dict[str, str]:
-    """What decides which of a row's answers are right."""
+    """Returns the settings that decide which of a row's answers are right."""
     texts = design.texts(row.runs[0].settings)
     return {name: texts[name] for name in design.yardsticks(texts)}
 
@@ -62,15 +63,14 @@ def _difference(
     means = first.mean(axis=1), second.mean(axis=1)
     clustered = None
     if clusters is not None:
-        grouped = statistics.paired(*means, clusters, BOUND)
-        clustered = within(Interval(grouped.value, grouped.low, grouped.high, grouped.method))
-    rho = statistics.paired(*means, bound=BOUND).rho
-    interval = difference(first - second, pool)
-    return Difference(one[0].name, other[0].name, interval, clustered, rho, seeds, outcomes)
+        grouped = intervals.clustered(means[0] - means[1], clusters, BOUND)
+        clustered = clipped(Interval(grouped.value, grouped.low, grouped.high, grouped.method))
+    rho = intervals.correlation(*means)
+    return Difference(one[0].name, other[0].name, difference(first - second, pool), clustered, rho, seeds, outcomes)
 
 
 def _outcome(row: Row, other: Row) -> str:
-    """What of a row is compared: the answers that it is trained to give, and of M_0, the same as of the other row."""
+    """Returns the compared outcome of a row: the answers that training targets, or for M_0, those of the other row."""
     return row.trains or other.trains or "correction"
 
 

@@ -1,6 +1,6 @@
-"""The answers that the page can show, packed: a block per seed and iteration, each read only when it is looked at.
+"""Packs the answers for the page into blocks, one per seed and iteration, which the browser unpacks on demand.
 
-What does not fit is left out, whole blocks at a time, and said.
+Blocks beyond the size limit are left out, and the page names them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from stasc.report.words import listed
 
 Kind = Literal["test", "train"]
 
-PAGE_BYTES = 16_000_000  # of all blocks, as they stand on the page
-TEST_SHARE = 0.8  # of that, at most; training pairs get what is left
-BLOCK_CHARACTERS = 8_000_000  # of a block's answers: what a browser unpacks at once
+PAGE_BYTES = 16_000_000  # of all packed blocks
+TEST_SHARE = 0.8  # of these bytes, at most, for test answers; training pairs get the remainder
+BLOCK_CHARACTERS = 8_000_000  # of the answers in a block, which a browser unpacks at once
 
 
 @dataclass
 class Packed:
-    """`blocks` are gzip in base64, by kind, seed and iteration. `index` is what their numbers stand for."""
+    """Packed answers: `blocks` are gzip in base64, by kind, seed and iteration; `index` resolves their numbers."""
 
     index: dict[str, Any]
     blocks: dict[tuple[Kind, int, int], str] = field(default_factory=dict)
@@ -34,13 +34,13 @@ class Packed:
 
 
 def pack(sweep: Sweep, n: int, budget: int = PAGE_BYTES) -> Packed:
-    """The test answers and training pairs of a sweep. The first seeds come first, and of a seed iteration `n`."""
+    """Packs the test answers and training pairs of a sweep: the first seeds first, and of each seed iteration `n`."""
     runs = [run for run in (*sweep.runs, *sweep.baselines) if run.iterations]
     names = _Numbers()
     packed = Packed({})
-    kept_free = round(budget * (1 - TEST_SHARE))
-    room = budget - _fill(packed, "test", runs, names, n, budget - kept_free)
-    _fill(packed, "train", runs, names, n, room)
+    reserved = round(budget * (1 - TEST_SHARE))
+    left = budget - _fill(packed, "test", runs, names, n, budget - reserved)
+    _fill(packed, "train", runs, names, n, left)
     packed.index = {
         "cells": list(dict.fromkeys(run.cell for run in runs)),
         "questions": [_question(sweep, name) for name in names.questions],
@@ -52,14 +52,14 @@ def pack(sweep: Sweep, n: int, budget: int = PAGE_BYTES) -> Packed:
 
 @dataclass
 class _Numbers:
-    """What blocks name by number, in order of appearance."""
+    """The numbers of questions and reasons in blocks, in order of appearance."""
 
     questions: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
 
 
 def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: int, limit: int) -> int:
-    """Adds blocks until the limit is reached. Returns: the bytes that they take."""
+    """Adds blocks up to the limit. Returns: their size in bytes."""
     cells = list(dict.fromkeys(run.cell for run in runs))
     size, cut = 0, False
     missing: list[tuple[int, int]] = []
@@ -83,13 +83,13 @@ def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: i
 
 
 def _order(iterations: set[int], n: int, kind: Kind) -> list[int]:
-    """The declared iteration and the untrained model first: these are compared."""
+    """Returns the iterations with `n` and the untrained model first: these are compared."""
     rest = sorted(iterations - {n, 0})
     return [one for one in (n, 0, *rest) if one in iterations and (one or kind == "test")]
 
 
 def _frames(kind: Kind, runs: Sequence[Run], cells: Sequence[str]) -> tuple[pd.DataFrame, bool]:
-    """The answers of these runs, question by question, and whether some had to be left out."""
+    """Returns the answers of these runs, and whether some were left out."""
     parts, thinned = [], False
     for run in runs:
         frame = run.outcomes if kind == "test" else run.pairs()
@@ -101,7 +101,7 @@ def _frames(kind: Kind, runs: Sequence[Run], cells: Sequence[str]) -> tuple[pd.D
 
 
 def _thinned(frame: pd.DataFrame, characters: int) -> tuple[pd.DataFrame, bool]:
-    """Of the first questions, as many as an iteration's share of characters has room for."""
+    """Returns the answers to as many of the first questions as fit, and whether these are all."""
     length = frame["y1"].str.len() + frame["y2"].str.len()
     by_question = length.groupby([frame["question"], frame["n"]], sort=False).sum().groupby(level=0, sort=False).max()
     fits = by_question.cumsum() <= characters
@@ -109,7 +109,7 @@ def _thinned(frame: pd.DataFrame, characters: int) -> tuple[pd.DataFrame, bool]:
 
 
 def _block(frames: pd.DataFrame, n: int, names: _Numbers) -> str:
-    """One iteration's answers by columns, each text once."""
+    """Packs one iteration's answers by columns, each distinct text once."""
     if frames.empty or (rows := frames[frames["n"] == n]).empty:
         return ""
     question = _numbered(rows["question"], names.questions)
@@ -132,17 +132,17 @@ def _numbered(names: pd.Series, known: dict[str, int]) -> pd.Series:
 
 
 def _reasons(run: Run, frame: pd.DataFrame) -> pd.Series:
-    """For each pair, why it was kept or not."""
+    """Returns why each pair was kept or not."""
     facts = frame[["r1", "r2", "kept", "dropped"]].fillna({"dropped": ""})
-    told = {
+    texts = {
         (r1, r2, kept, dropped): dropped or reason(run.settings, r1, r2, kept)
         for r1, r2, kept, dropped in facts.drop_duplicates().itertuples(index=False)
     }
-    return pd.Series([told[row] for row in facts.itertuples(index=False, name=None)], index=frame.index, dtype=object)
+    return pd.Series([texts[row] for row in facts.itertuples(index=False, name=None)], index=frame.index, dtype=object)
 
 
 def reason(settings: Mapping[str, Any], r1: float, r2: float, kept: bool) -> str:
-    """Why a pair was kept or not, in the terms of the run's filter."""
+    """Returns why a pair was kept or not, in the terms of the run's filter."""
     chosen = settings.get("filter") or {}
     option = str(chosen.get("_target_", "")).removeprefix("stasc.choices.filter.")
     change = f"r2 − r1 = {r2 - r1:.3g}"
@@ -156,7 +156,7 @@ def reason(settings: Mapping[str, Any], r1: float, r2: float, kept: bool) -> str
     if option == "Strict":
         return f"not better by more than {margin:g}: {change}"
     if r1 < correct_at:
-        return "the first answer is not right" if option == "Maintaining" else f"wrong, and not better: {change}"
+        return "the initial answer is not right" if option == "Maintaining" else f"wrong, and not better: {change}"
     return f"right, and made worse: {change}"
 
 
