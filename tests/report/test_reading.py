@@ -11,7 +11,6 @@ from sweeps import ALL16, Made, write_multirun, write_run, write_sweep
 
 from stasc.report import design
 from stasc.report.data import read
-from stasc.report.records import Factor
 
 SMALL = Made(questions=6, iterations=2, seeds=(0, 1))
 
@@ -26,14 +25,14 @@ def one(folder: Path, name: str) -> Path:
     return next(folder.glob(name))
 
 
-def test_the_choices_of_a_sweep_are_its_factors_with_the_plainer_option_first(folder: Path) -> None:
+def test_the_choices_of_a_sweep_are_its_settings_with_the_plainer_option_first(folder: Path) -> None:
     found = read(write_sweep(folder, Made(factors=ALL16, questions=3, iterations=1, seeds=(0,))))
-    assert found.factors == (
-        Factor("init", "fixed", "evolving"),
-        Factor("filter", "strict", "lenient"),
-        Factor("start", "fixed", "evolving"),
-        Factor("finetune", "full", "lora"),
-    )
+    assert [*found.settings.items()] == [
+        ("init", ("fixed", "evolving")),
+        ("filter", ("strict", "lenient")),
+        ("start", ("fixed", "evolving")),
+        ("finetune", ("full", "lora")),
+    ]
     assert len(found.runs) == len(found.cells) == 16
     assert found.cells["FNE-lora"] == {"init": "fixed", "filter": "lenient", "start": "evolving", "finetune": "lora"}
 
@@ -81,7 +80,7 @@ def test_a_setting_that_was_edited_between_sweeps_is_noted_with_the_choice_it_go
             made = Made(questions=5, iterations=1, edited=(f"finetune.learning_rate={rate}", f"filter.correct_at={1}"))
             write_run(folder, {"filter": name, "start": start}, 0, made)
     sweep = read(folder)
-    assert [factor.name for factor in sweep.factors] == ["filter", "start"]
+    assert [*sweep.settings] == ["filter", "start"]
     assert sweep.notes == ("filter also changes finetune.learning_rate: 1e-05 with lenient, 2e-05 with strict",)
 
 
@@ -95,7 +94,7 @@ def test_a_setting_within_a_choice_that_was_edited_is_noted_with_the_other_choic
         )
         write_run(folder, {"filter": name, "finetune": "lora"}, 0, Made(iterations=1))
     sweep = read(folder)
-    assert [factor.name for factor in sweep.factors] == ["filter", "finetune"]
+    assert [*sweep.settings] == ["filter", "finetune"]
     assert sweep.notes == (
         "filter also changes finetune.learning_rate: 1e-05 with lenient and full, 0.0005 with lenient and lora, "
         "3e-05 with strict and full, 0.0005 with strict and lora",
@@ -107,7 +106,7 @@ def test_a_setting_that_another_one_is_interpolated_into_is_not_noted(folder: Pa
         made = Made(questions=5, iterations=1, edited=(f"filter.correct_at={threshold}",))
         write_run(folder, {"correct_at": threshold}, 0, made)
     sweep = read(folder)
-    assert [factor.name for factor in sweep.factors] == ["correct_at"] and sweep.notes == ()
+    assert [*sweep.settings] == ["correct_at"] and sweep.notes == ()
 
 
 def test_two_choices_that_go_together_are_both_told(folder: Path) -> None:

@@ -138,11 +138,11 @@ def test_with_one_seed_the_interval_is_that_of_a_mean_over_questions() -> None:
 
 
 def test_the_crossed_interval_of_a_small_table_is_as_worked_out_by_hand() -> None:
-    # Means of questions 2, 4, 6, of seeds 3, 5; rest -1, 1, 0 and 1, -1, 0.
+    # Means of questions 2, 4, 6, of seeds 3, 5; residual -1, 1, 0 and 1, -1, 0.
     found = crossed(np.array([[0.0, 4], [4, 4], [5, 7]]))
-    ms_question, ms_seed, ms_rest = 2 * 8 / 2, 3 * 2 / 1, 4 / 2
-    assert found.se == pytest.approx(math.sqrt((ms_question + ms_seed - ms_rest) / 6))
-    assert found.df == pytest.approx(12**2 / (ms_question**2 / 2 + ms_seed**2 / 1 + ms_rest**2 / 2))
+    ms_question, ms_seed, ms_residual = 2 * 8 / 2, 3 * 2 / 1, 4 / 2
+    assert found.se == pytest.approx(math.sqrt((ms_question + ms_seed - ms_residual) / 6))
+    assert found.df == pytest.approx(12**2 / (ms_question**2 / 2 + ms_seed**2 / 1 + ms_residual**2 / 2))
     assert found.se_question == pytest.approx(math.sqrt(8 / 6))
     assert found.se_seed == pytest.approx(math.sqrt(4 / 6))
     assert (found.value, found.high) == pytest.approx((4, 4 + stats.t.ppf(0.975, found.df) * found.se))
@@ -355,11 +355,11 @@ def test_holm_over_three_main_effects_is_rarely_wrong_when_nothing_matters() -> 
 def test_the_contrasts_of_a_factorial_have_the_pooled_mean_squares_on_average() -> None:
     cells = np.random.default_rng(12).normal(size=(8, 20, 3))
     weights = np.stack([*contrasts(standard_order(3)).values()])
-    _, seed, rest = mean_squares(np.einsum("ec,cqs->eqs", weights, cells))
+    _, seed, residual = mean_squares(np.einsum("ec,cqs->eqs", weights, cells))
     pool = pooled_between(cells, "all effects")
     assert pool and pool.times((weights**2).sum(axis=1)).seed == pytest.approx(np.full(7, seed.mean()))
-    assert pool.times((weights**2).sum(axis=1)).rest == pytest.approx(np.full(7, rest.mean()))
-    assert (pool.df_seed, pool.df_rest) == (7 * 2, 7 * 19 * 2)
+    assert pool.times((weights**2).sum(axis=1)).residual == pytest.approx(np.full(7, residual.mean()))
+    assert (pool.df_seed, pool.df_residual) == (7 * 2, 7 * 19 * 2)
 
 
 def test_two_cells_have_no_other_contrast_to_pool_with() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stasc.report.records import Factor, Run
+from stasc.report.records import Run
 from stasc.settings.names import chosen_options
 from stasc.settings.table import deciding
 
@@ -52,7 +53,7 @@ def find(
     """
     flat = [texts(one) for one in settings]
     options = [chosen_options(one, chosen) for one, chosen in zip(settings, choices, strict=True)]
-    groups = [name for name in dict.fromkeys(itertools.chain(*options)) if _differ(one.get(name) for one in options)]
+    groups = [name for name in dict.fromkeys(itertools.chain(*options)) if len({one.get(name) for one in options}) > 1]
     varying = {name: [one.get(name, _NONE) for one in options] for name in groups}
     alone = {}
     for name in dict.fromkeys(itertools.chain(*flat)):
@@ -68,15 +69,12 @@ def find(
             varying[name] = values
             continue
         for other in followed:
-            same = [
-                others[other],
-                *([one.get(leaf, _NONE) for one in flat] for leaf in flat[0] if leaf.startswith(f"{other}.")),
-            ]
+            leaves = [leaf for leaf in flat[0] if leaf.startswith(f"{other}.")]
+            same = [others[other], *([one.get(leaf, _NONE) for one in flat] for leaf in leaves)]
             if values not in same:  # other than by interpolation
-                within = [
-                    f"{level} and {option}" for level, option in zip(others[other], group or (), strict=bool(group))
-                ]
-                notes.append(f"{other} also changes {name}: {_by_level(values, within or others[other])}")
+                both = zip(others[other], group, strict=True) if group else ()
+                within = [f"{level} and {option}" for level, option in both] or others[other]
+                notes.append(f"{other} also changes {name}: {_by_level(values, within)}")
     names = sorted(varying, key=lambda name: [*ORDER, name].index(name))
     levels = {name: tuple(sorted({*varying[name]}, key=lambda level: _rank(name, level))) for name in names}
     of_run = [tuple(varying[name][i] for name in names) for i in range(len(settings))]
@@ -114,19 +112,15 @@ def _follows(values: Sequence[str], other: Sequence[str], group: Sequence[str] |
     return len(pairs) == len({level for level, _ in pairs})
 
 
-def _differ(values: Iterable[object]) -> bool:
-    return len({*values}) > 1
-
-
 def _text(value: object) -> str:
-    """A setting's value, as one would give it."""
+    """Returns a setting's value as typed on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def level(text: str) -> str:
-    """A level as given on the command line, spelt as here."""
+    """Returns a level from the command line in the spelling of `texts`."""
     try:
         return _text(float(text)) if text.strip("+-").lower() not in ("nan", "inf", "infinity") else text
     except ValueError:
@@ -141,11 +135,6 @@ def _rank(setting: str, text: str) -> tuple[int, float, str]:
         return 1, float(text), ""
     except ValueError:
         return 2, 0, text
-
-
-def factors(settings: Mapping[str, Levels]) -> tuple[Factor, ...]:
-    """Returns the settings with two levels."""
-    return tuple(Factor(name, *levels) for name, levels in settings.items() if len(levels) == 2)
 
 
 def names(design: Design, settings: Sequence[Mapping[str, Any]]) -> dict[Levels, str]:
@@ -166,11 +155,9 @@ def names(design: Design, settings: Sequence[Mapping[str, Any]]) -> dict[Levels,
         return variants
     rest = [name for name in design.settings if name not in parts]
     longer = {levels: ", ".join([variant, *_named(design, levels, rest)]) for levels, variant in variants.items()}
-    return (
-        longer
-        if _unique(longer)
-        else {levels: ", ".join(_named(design, levels, [*design.settings])) for levels in variants}
-    )
+    if _unique(longer):
+        return longer
+    return {levels: ", ".join(_named(design, levels, [*design.settings])) for levels in variants}
 
 
 def _unique(names: Mapping[Levels, str]) -> bool:
@@ -232,9 +219,6 @@ def _subsets(settings: Mapping[str, Levels]) -> Iterable[tuple[Levels, ...]]:
         for levels in settings.values()
         if len(levels) <= 12
     ]
-    count = 1
-    for subsets in every:
-        count *= len(subsets)
-    if count > _MOST_SUBSETS or len(every) < len(settings):
+    if math.prod(map(len, every)) > _MOST_SUBSETS or len(every) < len(settings):
         every = [[levels, *((one,) for one in levels)] for levels in settings.values()]
     return itertools.product(*every)

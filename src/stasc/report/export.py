@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,7 @@ SCHEMA = 1  # of report.json
 
 def as_json(analysis: Analysis) -> dict[str, Any]:
     """Returns the content of report.json: the fields of `records.Analysis`, and the schema version."""
-    return {"schema": SCHEMA, **_plain(asdict(analysis))}
-
-
-def _plain(value: Any) -> Any:
-    """Returns the value with its keys as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value
+    return {"schema": SCHEMA, **asdict(analysis)}
 
 
 def tidy(run: Run) -> pd.DataFrame:

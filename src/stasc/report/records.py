@@ -46,26 +46,16 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Factor:
-    """A design choice that the sweep varies at two levels. Its effect is `high` minus `low`."""
-
-    name: str
-    low: str
-    high: str
-
-
-@dataclass(frozen=True)
 class Sweep:
     """All runs of a sweep.
 
-    `settings` are the settings that vary, with their levels; `factors` are those with two levels; `cells` are the
-    expected combinations of levels, by name. `absent` lists requested levels that no run has; `notes` also lists other
+    `settings` are the settings that vary, with their levels; `cells` are the expected combinations of levels, by name.
+    `absent` lists requested levels that no run has; `notes` also lists other
     faults of the folder. `declared` are the seeds of the sweep's first command, None if unknown.
     """
 
     name: str
     folder: Path
-    factors: tuple[Factor, ...]
     settings: Mapping[str, tuple[str, ...]]
     cells: Mapping[str, Mapping[str, str]]
     runs: tuple[Run, ...]

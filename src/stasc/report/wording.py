@@ -133,7 +133,8 @@ def certainty(effects: Sequence[Effect], share: float, draws: int) -> str:
     first, second = effects[0], effects[1]
     if not first.interval.value:
         return ""
-    following = f"second largest effect is that of {second.factors[0]}: {second.label}, {effect_text(second.interval)}."
+    name, label = second.factors[0], second.label.removeprefix(f"{second.factors[0]} ")
+    following = f"second largest effect is that of {name} ({label}): {effect_text(second.interval)}."
     if 1 < first.seeds < FEW_SEEDS:
         return f"The {following}"
     drawn = "questions and seeds" if first.seeds > 1 else "questions"

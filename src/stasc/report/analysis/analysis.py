@@ -22,8 +22,6 @@ from stasc.report.statistics.crossing import Pool
 from stasc.report.statistics.intervals import MIN_CLUSTERS
 from stasc.units import counted
 
-OUTCOMES = ("correction", "gain")
-
 
 def analyse(sweep: Sweep) -> Analysis:
     """Analyses the runs of a sweep, or a single run.
@@ -44,7 +42,7 @@ def analyse(sweep: Sweep) -> Analysis:
     full = design.complete(sweep.settings, sweep.cells, sweep.runs)
     pools = cells.Pools([*variants, *others])
     tables = _Tables(full, {row.name: row for row in variants}, clusters, pools)
-    found = {outcome: tables.factorial(outcome, n) for outcome in OUTCOMES} if full else {}
+    found = {outcome: tables.factorial(outcome, n) for outcome in wording.OUTCOMES} if full else {}
     main = _main(found.get("correction"))
     curves = {
         row.name: tuple(cells.cell(row, i, pools) for i in range(_at(row, n) + 1)) for row in (*variants, *others)
@@ -227,7 +225,7 @@ def _power(found: Estimates | None, main: Sequence[Effect], full: Complete) -> s
     n, seeds = main[0].questions, main[0].seeds
     sizes = ((n, seeds), (2 * n, seeds), (n, 2 * seeds))
     now, questions, more = (crossing.foreseen(parts, *size) for size in sizes)
-    return wording.power(main, len(full.cells), (now, questions, more) if parts.rest else None)
+    return wording.power(main, len(full.cells), (now, questions, more) if parts.residual else None)
 
 
 def _optimistic(curve: Sequence[Cell]) -> Interval:

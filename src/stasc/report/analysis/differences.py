@@ -49,11 +49,7 @@ def measure(row: Row) -> dict[str, str]:
 
 
 def _difference(
-    one: tuple[Row, int],
-    other: tuple[Row, int],
-    seeds: tuple[int, ...],
-    clusters: Sequence[str] | None,
-    pools: Pools,
+    one: tuple[Row, int], other: tuple[Row, int], seeds: tuple[int, ...], clusters: Sequence[str] | None, pools: Pools
 ) -> Difference:
     outcomes = _outcome(one[0], other[0]), _outcome(other[0], one[0])
     pair = [*zip((one, other), outcomes, strict=True)]

@@ -18,10 +18,7 @@ def provenance(sweep: Sweep) -> dict[str, Any]:
     runs = [run for run in (*sweep.runs, *sweep.baselines) if run.folder]
     started = [event for run in runs for event in run.events if event["event"] == "run_started"]
     return {
-        "commands": [
-            *commands(sweep.folder, runs),
-            shlex.join(["python", "-m", "stasc.report", _short(sweep.folder)]),
-        ],
+        "commands": [*commands(sweep.folder, runs), shlex.join(["python", "-m", "stasc.report", _short(sweep.folder)])],
         "runs": {run.name: run.status for run in (*sweep.runs, *sweep.baselines)},
         "versions": _distinct(event.get("versions") for event in started),
         "machines": _distinct(event.get("machine") for event in started),

@@ -54,7 +54,6 @@ def read(folder: Path) -> Sweep:
     return Sweep(
         name=folder.name,
         folder=folder,
-        factors=design.factors(varying.settings),
         settings=varying.settings,
         cells=cells,
         runs=(*runs, *(_missing(cell, seed) for cell, seed in gone)),

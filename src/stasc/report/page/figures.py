@@ -194,23 +194,16 @@ def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
     dash = alt.StrokeDash("answer:N", legend=lines).scale(domain=list(ANSWERS), range=[[1, 0], [5, 4]])
     x = _iterations({cell.n for cells in curves.values() for cell in cells})
     y = alt.Y("value:Q").title("accuracy, %").scale(zero=False)
-    means, seeds = "isValid(datum.value)", "isValid(datum.seeded)"
+    mean, seed = (alt.Chart().transform_filter(f"isValid(datum.{name})") for name in ("value", "seeded"))
     tips = ["cell:N", alt.Tooltip("n:Q", title="iteration"), "answer:N"]
     tips += [alt.Tooltip(f"{name}:Q", format=".1f") for name in _BOUNDED]
     layers = alt.layer(
-        alt.Chart()
-        .transform_filter(means)
-        .mark_area(opacity=0.16)
-        .encode(x, y=alt.Y("low:Q"), y2="high:Q", color=colour),
-        alt.Chart()
-        .transform_filter(seeds)
-        .mark_line(strokeWidth=0.8, opacity=0.45)
-        .encode(x, alt.Y("seeded:Q"), colour, detail=["seed:N", "answer:N"]),
-        alt.Chart().transform_filter(means).mark_line(strokeWidth=2.4).encode(x, y, colour, dash),
-        alt.Chart()
-        .transform_filter(means)
-        .mark_point(filled=True, size=36, opacity=1)
-        .encode(x, y, colour, tooltip=tips),
+        mean.mark_area(opacity=0.16).encode(x, y=alt.Y("low:Q"), y2="high:Q", color=colour),
+        seed.mark_line(strokeWidth=0.8, opacity=0.45).encode(
+            x, alt.Y("seeded:Q"), colour, detail=["seed:N", "answer:N"]
+        ),
+        mean.mark_line(strokeWidth=2.4).encode(x, y, colour, dash),
+        mean.mark_point(filled=True, size=36, opacity=1).encode(x, y, colour, tooltip=tips),
         data=alt.Data(values=rows),
     )
     return _by_cell(layers, list(curves), _curves_text(analysis), height=150)
@@ -221,13 +214,9 @@ def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
     choices = list(dict.fromkeys(map(_choice, effects)))
     if len({effect.n for effect in effects}) < 2:
         return None
-    rows = [
-        {
-            **{"cell": _choice(one).replace("\n", ": "), "n": one.n, "p": p_text(one.p_adjusted)},
-            **{"value": one.interval.value, **_bounds(one.interval)},
-        }
-        for one in effects
-    ]
+    about = [{"cell": _choice(one).replace("\n", ": "), "n": one.n, "p": p_text(one.p_adjusted)} for one in effects]
+    values = [{"value": one.interval.value, **_bounds(one.interval)} for one in effects]
+    rows = [{**first, **second} for first, second in zip(about, values, strict=True)]
     base = alt.Chart().encode(_iterations({effect.n for effect in effects}))
     y = alt.Y("value:Q").title("effect, pp")
     tips = [alt.Tooltip("n:Q", title="iteration"), *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in _BOUNDED)]
@@ -254,7 +243,8 @@ def _transitions(analysis: Analysis) -> alt.FacetChart | None:
     ]
     if not rows:
         return None
-    labels = list(TRANSITIONS.values())
+    labels, share = list(TRANSITIONS.values()), alt.Tooltip("share:Q", format=".1f")
+    tips = ["cell:N", alt.Tooltip("n:O", title="iteration"), "transition:N", share]
     bars = (
         alt.Chart(alt.Data(values=rows))
         .mark_bar()
@@ -263,12 +253,7 @@ def _transitions(analysis: Analysis) -> alt.FacetChart | None:
             alt.Y("share:Q").title("share of test answers, %").scale(domain=[0, 100]).stack("zero"),
             alt.Color("transition:O").title(None).scale(domain=labels).sort(labels),
             order="order:Q",
-            tooltip=[
-                "cell:N",
-                alt.Tooltip("n:O", title="iteration"),
-                "transition:N",
-                alt.Tooltip("share:Q", format=".1f"),
-            ],
+            tooltip=tips,
         )
     )
     text = "Stacked bars: for each variant and iteration, the shares of test answers that " + ", ".join(labels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import math
@@ -34,33 +33,25 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> None:
     drawn = figures.save(specs, folder / FIGURES)
     packed = samples.pack(sweep, analysis.n)
     script = _text("page.js")
-    data = {
-        "charts": specs,
-        "config": figures.config(),
-        "samples": packed.index,
-        "correct_at": correct_at(sweep),
-    }
-    html = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            sweep=sweep,
-            analysis=analysis,
-            summary=summarise(sweep, analysis),
-            style=Markup(_text("style.css")),
-            tables_style=Markup(_tables("dt_bundle.css")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            libraries={"vega": packed_text(figures.library()), "datatables": packed_text(_tables("dt_bundle.js"))},
-            data=Markup(as_json(data)),
-            blocks={"-".join(map(str, name)): block for name, block in packed.blocks.items()},
-            left_out=packed.left_out,
-            drawn={name: base64.b64encode(svg.encode()).decode() for name, svg in drawn.items()},
-            charts={name: spec["description"] for name, spec in specs.items()},
-            methods=sorted({one.method for cell in analysis.cells for one in (cell.correction, cell.gain)}),
-            transitions=figures.TRANSITIONS,
-            outcomes=figures.OUTCOMES,
-        )
+    data = {"charts": specs, "config": figures.config(), "samples": packed.index, "correct_at": correct_at(sweep)}
+    template = _environment().get_template("page.html")
+    html = template.render(
+        sweep=sweep,
+        analysis=analysis,
+        summary=summarise(sweep, analysis),
+        style=Markup(_text("style.css")),
+        tables_style=Markup(_tables("dt_bundle.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        libraries={"vega": samples.zipped(figures.library()), "datatables": samples.zipped(_tables("dt_bundle.js"))},
+        data=Markup(as_json(data)),
+        blocks={"-".join(map(str, name)): block for name, block in packed.blocks.items()},
+        left_out=packed.left_out,
+        drawn={name: base64.b64encode(svg.encode()).decode() for name, svg in drawn.items()},
+        charts={name: spec["description"] for name, spec in specs.items()},
+        methods=sorted({one.method for cell in analysis.cells for one in (cell.correction, cell.gain)}),
+        transitions=figures.TRANSITIONS,
+        outcomes=figures.OUTCOMES,
     )
     durable.write(folder / PAGE, html.encode())
 
@@ -74,10 +65,8 @@ class Summary:
     """
 
     headline: list[tuple[str, bool]]
-    varied: list[tuple[str, list[str]]]
     setting: str
     main: list[list[Effect]]
-    others: list[Effect]
     replicated: bool
     combinations: str
     changes: list[tuple[str, int, Change]]
@@ -88,16 +77,14 @@ class Summary:
 
 def summarise(sweep: Sweep, analysis: Analysis) -> Summary:
     """Collects the texts of the first screen and the notes."""
-    primary = [effect for effect in analysis.effects if effect.family == "primary"]
     by_factor: dict[tuple[str, ...], list[Effect]] = {}
-    for effect in primary:
-        by_factor.setdefault(effect.factors, []).append(effect)
+    for effect in analysis.effects:
+        if effect.family == "primary":
+            by_factor.setdefault(effect.factors, []).append(effect)
     return Summary(
         headline=parted(analysis.headline, analysis.effects),
-        varied=[(name, list(levels)) for name, levels in sweep.settings.items()],
         setting=_setting(sweep, analysis),
         main=sorted(by_factor.values(), key=lambda effects: -abs(effects[0].interval.value)),
-        others=[effect for effect in analysis.effects if effect.family != "primary"],
         replicated=any(len(cell.seeds) > 1 for cell in analysis.cells),
         combinations=_combinations(sweep),
         changes=[
@@ -174,11 +161,6 @@ def correct_at(sweep: Sweep) -> float:
 def as_json(value: Any) -> str:
     """Returns JSON that is safe inside a script element: it cannot end the element."""
     return json.dumps(value, separators=(",", ":"), default=str, allow_nan=False).replace("<", "\\u003c")
-
-
-def packed_text(text: str) -> str:
-    """Returns the text as gzip in base64, which the page's script unpacks."""
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
 def _environment() -> Environment:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,9 +26,14 @@ BLOCK_CHARACTERS = 8_000_000  # of the answers in a block, which a browser unpac
 
 @dataclass
 class Packed:
-    """Packed answers: `blocks` are gzip in base64, by kind, seed and iteration; `index` resolves their numbers."""
+    """Packed answers: `blocks` are gzip in base64, by kind, seed and iteration; `index` resolves their numbers.
 
-    index: dict[str, Any]
+    `questions` and `reasons` number texts in order of appearance.
+    """
+
+    index: dict[str, Any] = field(default_factory=dict)
+    questions: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
     blocks: dict[tuple[Kind, int, int], str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
@@ -36,29 +41,20 @@ class Packed:
 def pack(sweep: Sweep, n: int, budget: int = PAGE_BYTES) -> Packed:
     """Packs the test answers and training pairs of a sweep: the first seeds first, and of each seed iteration `n`."""
     runs = [run for run in (*sweep.runs, *sweep.baselines) if run.iterations]
-    names = _Numbers()
-    packed = Packed({})
+    packed = Packed()
     reserved = round(budget * (1 - TEST_SHARE))
-    left = budget - _fill(packed, "test", runs, names, n, budget - reserved)
-    _fill(packed, "train", runs, names, n, left)
+    left = budget - _fill(packed, "test", runs, n, budget - reserved)
+    _fill(packed, "train", runs, n, left)
     packed.index = {
         "cells": list(dict.fromkeys(run.cell for run in runs)),
-        "questions": [_question(sweep, name) for name in names.questions],
-        "why": list(names.reasons),
+        "questions": [_question(sweep, name) for name in packed.questions],
+        "why": list(packed.reasons),
         "blocks": [list(block) for block in packed.blocks],
     }
     return packed
 
 
-@dataclass
-class _Numbers:
-    """The numbers of questions and reasons in blocks, in order of appearance."""
-
-    questions: dict[str, int] = field(default_factory=dict)
-    reasons: dict[str, int] = field(default_factory=dict)
-
-
-def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: int, limit: int) -> int:
+def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], n: int, limit: int) -> int:
     """Adds blocks up to the limit. Returns: their size in bytes."""
     cells = list(dict.fromkeys(run.cell for run in runs))
     size, cut = 0, False
@@ -68,7 +64,7 @@ def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: i
         frames, thinned = (pd.DataFrame(), False) if missing else _frames(kind, own, cells)
         cut |= thinned
         for one in _order({entry["n"] for run in own for entry in run.iterations}, n, kind):
-            block = "" if missing else _block(frames, one, names)
+            block = "" if missing else _block(frames, one, packed)
             if missing or size + len(block) > limit:
                 missing.append((seed, one))
             elif block:
@@ -76,7 +72,7 @@ def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: i
                 size += len(block)
     what, file = ("test answers", "outcomes.jsonl") if kind == "test" else ("training pairs", "pairs.jsonl")
     if missing:
-        packed.left_out.append(f"{what} of {_places(missing)} (each run's {file} has them)")
+        packed.left_out.append(f"{what} of {_named(missing)} (each run's {file} has them)")
     if cut:
         packed.left_out.append(f"{what} of some questions, in every iteration (each run's {file} has all)")
     return size
@@ -108,11 +104,11 @@ def _thinned(frame: pd.DataFrame, characters: int) -> tuple[pd.DataFrame, bool]:
     return (frame, True) if fits.all() else (frame[frame["question"].isin(fits[fits].index)], False)
 
 
-def _block(frames: pd.DataFrame, n: int, names: _Numbers) -> str:
+def _block(frames: pd.DataFrame, n: int, packed: Packed) -> str:
     """Packs one iteration's answers by columns, each distinct text once."""
     if frames.empty or (rows := frames[frames["n"] == n]).empty:
         return ""
-    question = _numbered(rows["question"], names.questions)
+    question = _numbered(rows["question"], packed.questions)
     rows = rows.assign(question=question).sort_values(["question", "cell"], kind="stable")
     codes, texts = pd.factorize(pd.concat([rows["y1"], rows["y2"]]))
     content: dict[str, Any] = {
@@ -120,9 +116,13 @@ def _block(frames: pd.DataFrame, n: int, names: _Numbers) -> str:
         **{"y1": codes[: len(rows)].tolist(), "y2": codes[len(rows) :].tolist(), "texts": texts.tolist()},
     }
     if "kept" in rows:
-        content |= {"kept": rows["kept"].astype(int).tolist(), "why": _numbered(rows["why"], names.reasons).tolist()}
-    raw = json.dumps(content, separators=(",", ":"), default=str).encode()
-    return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode()
+        content |= {"kept": rows["kept"].astype(int).tolist(), "why": _numbered(rows["why"], packed.reasons).tolist()}
+    return zipped(json.dumps(content, separators=(",", ":"), default=str), 6)
+
+
+def zipped(text: str, level: int = 9) -> str:
+    """Returns the text as gzip in base64, which the page's script unpacks."""
+    return base64.b64encode(gzip.compress(text.encode(), level, mtime=0)).decode()
 
 
 def _numbered(names: pd.Series, known: dict[str, int]) -> pd.Series:
@@ -167,18 +167,9 @@ def _question(sweep: Sweep, name: str) -> dict[str, Any]:
     return {"id": name, "text": question.text, "references": list(question.references[:8])}
 
 
-def _places(missing: Sequence[tuple[int, int]]) -> str:
-    return "; ".join(f"seed {seed}, {_iterations(group)}" for seed, group in _by_seed(missing))
-
-
-def _by_seed(missing: Sequence[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
-    for seed in dict.fromkeys(seed for seed, _ in missing):
-        yield seed, sorted(n for one, n in missing if one == seed)
-
-
-def _iterations(ns: Sequence[int]) -> str:
-    if len(ns) == 1:
-        return f"iteration {ns[0]}"
-    if list(ns) == list(range(ns[0], ns[-1] + 1)):
-        return f"iterations {ns[0]} to {ns[-1]}"
-    return "iterations " + listed([str(n) for n in ns])
+def _named(missing: Sequence[tuple[int, int]]) -> str:
+    """Returns `seed 1, iterations 1, 2 and 3`, for each seed."""
+    by_seed = {seed: sorted(n for one, n in missing if one == seed) for seed, _ in missing}
+    return "; ".join(
+        f"seed {seed}, iteration{'s' if len(ns) > 1 else ''} {listed([*map(str, ns)])}" for seed, ns in by_seed.items()
+    )

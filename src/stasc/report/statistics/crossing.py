@@ -21,28 +21,28 @@ class Components:
 
     question: float
     seed: float
-    rest: float
+    residual: float
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Mean squares of seeds and residuals (`rest`), with their degrees of freedom, pooled over the tables `of`."""
+    """Mean squares of seeds and residuals, with their degrees of freedom, pooled over the tables `of`."""
 
     seed: Array
-    rest: Array
+    residual: Array
     df_seed: float
-    df_rest: float
+    df_residual: float
     of: str
 
     def times(self, squares: Array) -> Pool:
         """Returns the pool for weighted sums of these tables, given each sum's sum of squared weights."""
         times = np.multiply.outer
-        return replace(self, seed=times(self.seed, squares), rest=times(self.rest, squares))
+        return replace(self, seed=times(self.seed, squares), residual=times(self.residual, squares))
 
     def plus(self, other: Pool) -> Pool:
         """Returns the pool for the difference of two tables, one from each pool."""
-        free = min(self.df_seed, other.df_seed), min(self.df_rest, other.df_rest)
-        return Pool(self.seed + other.seed, self.rest + other.rest, *free, self.of)
+        free = min(self.df_seed, other.df_seed), min(self.df_residual, other.df_residual)
+        return Pool(self.seed + other.seed, self.residual + other.residual, *free, self.of)
 
 
 @dataclass(frozen=True)
@@ -98,52 +98,45 @@ def crossed(table: Array, bound: float = 1.0, pool: Pool | None = None) -> Cross
 def crossings(tables: Array, bound: float = 1.0, pool: Pool | None = None) -> Crossings:
     """Returns the means of tables (..., questions, seeds) with intervals for other questions and training runs.
 
-    The variance of a mean is (MS_question + MS_seed - MS_rest) / (n S), at least that of either component alone, with
-    Satterthwaite's degrees of freedom. With one seed, it is that of the questions alone.
+    The variance of a mean is (MS_question + MS_seed - MS_residual) / (n S), at least that of either component alone,
+    with Satterthwaite's degrees of freedom. With one seed, it is that of the questions alone.
 
     A few seeds often underestimate MS_seed, and the interval then covers questions only. With a `pool`, a second
-    interval takes MS_seed and MS_rest from it; the wider interval and the larger p are returned. The pool alone is not
-    enough: runs share stages, so one table may vary more between seeds than others.
+    interval takes MS_seed and MS_residual from it; the wider interval and the larger p are returned. The pool alone is
+    not enough: runs share stages, so one table may vary more between seeds than others.
 
     Args:
         bound: the largest size that an entry could have; it sets the bounds of constant tables.
         pool: mean squares of seeds, from more tables than these.
     """
     n, seeds = tables.shape[-2:]
-    value = tables.mean(axis=(-2, -1))
     constant = is_constant(tables, axis=(-2, -1))
-    question, seed, rest = (np.where(constant, 0.0, one) for one in mean_squares(tables))
+    question, seed, residual = (np.where(constant, 0.0, one) for one in mean_squares(tables))
     if seeds == 1:
-        method = "questions only: conditional on one training run"
-        return _crossings(tables, value, question, np.full(value.shape, n - 1.0), (question, None, rest), bound, method)
-    own = Pool(seed, rest, seeds - 1.0, (n - 1.0) * (seeds - 1), "")
-    total = np.maximum(question + seed - rest, np.maximum(question, seed))
+        df, method = np.full(question.shape, n - 1.0), "questions only: conditional on one training run"
+        return _crossings(tables, question, df, (question, None, residual), bound, method)
+    own = Pool(seed, residual, seeds - 1.0, (n - 1.0) * (seeds - 1), "")
+    total = np.maximum(question + seed - residual, np.maximum(question, seed))
     df, method = _satterthwaite(total, question, own, n), "crossed: questions and seeds"
-    found = _crossings(tables, value, total, df, (question, np.maximum(0.0, seed - rest), rest), bound, method)
+    found = _crossings(tables, total, df, (question, np.maximum(0.0, seed - residual), residual), bound, method)
     if pool is None or n < 2:
         return found
-    excess = np.where(constant, 0.0, np.maximum(0.0, pool.seed - pool.rest))
+    excess = np.where(constant, 0.0, np.maximum(0.0, pool.seed - pool.residual))
     total = question + excess
     df, method = _satterthwaite(total, question, pool, n), f"{method}, seed variance pooled over {pool.of}"
-    return _wider(found, _crossings(tables, value, total, df, (question, excess, rest), bound, method))
+    return _wider(found, _crossings(tables, total, df, (question, excess, residual), bound, method))
 
 
 def _crossings(
-    tables: Array,
-    value: Array,
-    total: Array,
-    df: Array,
-    squares: tuple[Array, Array | None, Array],
-    bound: float,
-    method: str,
+    tables: Array, total: Array, df: Array, squares: tuple[Array, Array | None, Array], bound: float, method: str
 ) -> Crossings:
-    """Builds the result from the variance of an entry's mean and from mean squares: questions, seed excess, rest."""
-    n, seeds = tables.shape[-2:]
-    question, excess, rest = squares
+    """Builds the result from n S times the variance and the mean squares: questions, seed excess, residual."""
+    value, (n, seeds) = tables.mean(axis=(-2, -1)), tables.shape[-2:]
+    question, excess, residual = squares
     se, half, methods = reach(np.sqrt(total / (n * seeds)), df, n, bound, method)
     parts = (question, np.zeros_like(question), np.zeros_like(question))
     if excess is not None:
-        parts = np.maximum(0.0, question - rest) / seeds, excess / n, rest
+        parts = np.maximum(0.0, question - residual) / seeds, excess / n, residual
     low, high = value - half, value + half
     return Crossings(
         value=value,
@@ -174,11 +167,11 @@ def mean_squares(tables: Array) -> tuple[Array, Array, Array]:
     n, seeds = tables.shape[-2:]
     value = tables.mean(axis=(-2, -1), keepdims=True)
     rows, columns = tables.mean(axis=-1, keepdims=True), tables.mean(axis=-2, keepdims=True)
-    question, seed, rest = (
+    question, seed, residual = (
         (part**2).sum(axis=(-2, -1)) for part in (rows - value, columns - value, tables - rows - columns + value)
     )
     free = max(1, n - 1), max(1, seeds - 1)
-    return seeds * question / free[0], n * seed / free[1], rest / (free[0] * free[1])
+    return seeds * question / free[0], n * seed / free[1], residual / (free[0] * free[1])
 
 
 def pooled_within(tables: Sequence[Array], of: str) -> Pool | None:
@@ -191,8 +184,8 @@ def pooled_within(tables: Sequence[Array], of: str) -> Pool | None:
         return None
     free = [table.shape[-1] - 1.0 for table in tables]
     squares = [mean_squares(table) for table in tables]
-    seed, rest = (np.average([one[i] for one in squares], axis=0, weights=free) for i in (1, 2))
-    return Pool(seed, rest, sum(free), sum(free) * max(1, tables[0].shape[-2] - 1), of)
+    seed, residual = (np.average([one[i] for one in squares], axis=0, weights=free) for i in (1, 2))
+    return Pool(seed, residual, sum(free), sum(free) * max(1, tables[0].shape[-2] - 1), of)
 
 
 def pooled_between(tables: Array, of: str) -> Pool | None:
@@ -204,18 +197,19 @@ def pooled_between(tables: Array, of: str) -> Pool | None:
     cells, n, seeds = tables.shape[-3:]
     if cells < 3 or seeds < 2:
         return None
-    _, seed, rest = mean_squares(tables - tables.mean(axis=-3, keepdims=True))
+    _, seed, residual = mean_squares(tables - tables.mean(axis=-3, keepdims=True))
     free = (cells - 1.0) * (seeds - 1)
-    return Pool(seed.sum(axis=-1) / (cells - 1), rest.sum(axis=-1) / (cells - 1), free, free * max(1, n - 1), of)
+    return Pool(seed.sum(axis=-1) / (cells - 1), residual.sum(axis=-1) / (cells - 1), free, free * max(1, n - 1), of)
 
 
 def foreseen(parts: Components, n: int, seeds: int) -> float:
     """Returns the standard error that the mean over `n` questions and `seeds` seeds would have."""
-    return math.sqrt(parts.question / n + parts.seed / seeds + parts.rest / (n * seeds))
+    return math.sqrt(parts.question / n + parts.seed / seeds + parts.residual / (n * seeds))
 
 
 def _satterthwaite(total: Array, question: Array, seeds: Pool, n: int) -> Array:
     """Returns the degrees of freedom of a sum of mean squares, at least those of the one with the fewest."""
-    spread = question**2 / max(1, n - 1) + seeds.seed**2 / seeds.df_seed + seeds.rest**2 / max(1.0, seeds.df_rest)
+    spread = question**2 / max(1, n - 1) + seeds.seed**2 / seeds.df_seed
+    spread += seeds.residual**2 / max(1.0, seeds.df_residual)
     least = min(seeds.df_seed, max(1, n - 1))
     return np.maximum(least, total**2 / np.where(spread > 0, spread, math.inf))
