@@ -1,4 +1,4 @@
-"""Made-up sweeps and analyses for the page, in memory: their numbers agree with nothing but themselves."""
+"""Synthetic sweeps and analyses for the page, in memory. The numbers are not computed from the answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(
     text: str = "",
     train: int = 6,
 ) -> tuple[Sweep, Analysis]:
-    """A sweep and what might have been computed from it. `text` ends every question, answer and name of a question."""
+    """Returns a sweep with an analysis. `text` ends every question, answer and question id."""
     varied = dict([*FACTORS.items()][:factors])
     grid = [dict(zip(varied, levels, strict=True)) for levels in itertools.product(*varied.values())]
     cells = {"-".join(level[:2] for level in levels.values()) or "EIE": levels for levels in grid}
@@ -60,7 +60,7 @@ def _run(cell: str, seed: int, i: int, n: int, questions: int, words: int, text:
     outcomes = _answers(draw, "test", range(n + 1), questions, words, text)
     pairs = _answers(draw, "train", range(1, n + 1), train, words, text)
     pairs["kept"] = pairs["r2"] > pairs["r1"]
-    pairs["dropped"] = None  # as of schema 1
+    pairs["dropped"] = None  # as in schema 1
     iterations = [
         {"n": k, "test": {"init_acc": 0.4 + 0.03 * k + 0.01 * seed, "corr_acc": 0.35 + 0.07 * k - 0.01 * seed}}
         for k in range(n + 1)
@@ -87,14 +87,14 @@ def _answers(
 
 
 def interval(value: float, half: float = 3.0) -> Interval:
-    """Symmetric about a value."""
+    """Returns an interval that is symmetric about a value."""
     return Interval(value, value - half, value + half, "questions and seeds crossed")
 
 
 def effect(
     factors: tuple[str, ...], outcome: str, value: float, label: str, questions: int, seeds: int, n: int = 3
 ) -> Effect:
-    """An effect of this size."""
+    """Returns an effect of this size."""
     sentence = f"{label}: {value:+.1f} pp [{value - 3:+.1f}, {value + 3:+.1f}], adjusted p 0.031, {seeds} seeds"
     return Effect(
         **{"factors": factors, "label": label, "outcome": outcome, "n": n, "interval": interval(value)},

@@ -1,4 +1,4 @@
-"""What a sweep comes to: effects, rows, notes, and the files and text that say so."""
+"""The analysis of a sweep: effects, cells, notes, and the files and text of the report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def effects(analysis: Analysis, outcome: str = "correction") -> dict[str, Effect
 
 
 def answers(run: Path) -> dict[tuple[int, str], tuple[float, float]]:
-    """Mean initial and correction accuracy by iteration and question, in plain Python."""
+    """Returns mean initial and correction accuracy by iteration and question, in plain Python."""
     found: dict[tuple[int, str], list[tuple[bool, bool]]] = {}
     for line in (run / "outcomes.jsonl").read_text().splitlines():
         row = json.loads(line)

@@ -1,4 +1,4 @@
-"""The report's page: it opens from disk without a network, shows what was found, and no answer can act in it."""
+"""The report's page: it opens from disk without a network, shows the results, and never runs text of an answer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page on which every text that comes from outside would like to run a script."""
+    """A page on which every text from outside tries to run a script."""
     folder = tmp_path_factory.mktemp("nasty")
     sweep, analysis = made(factors=1, seeds=(0, 1), n=1, questions=3, text=NASTY)
     cells = {f"{name}{NASTY}": levels for name, levels in sweep.cells.items()}
@@ -54,7 +54,7 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Scripts(HTMLParser):
-    """The start tags of a page, and what its scripts hold."""
+    """The start tags of a page, and the text of its scripts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def test_options_that_no_run_has_are_told_on_the_first_screen(written: Path) -> 
 
 
 def with_settings(sweep: Sweep, *several: dict[str, Any]) -> Sweep:
-    """With these settings for its first runs, and none for the others."""
+    """Returns the sweep with these settings for its first runs, and none for the others."""
     empty: dict[str, Any] = {}
     settings = [*several, *[empty] * (len(sweep.runs) - len(several))]
     return replace(sweep, runs=tuple(replace(run, settings=one) for run, one in zip(sweep.runs, settings, strict=True)))
@@ -324,7 +324,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Any]:
-    """Opens a page without a network, waits until it is ready, and in the end wants no complaint to have been made."""
+    """Opens a page without a network, waits until it is ready, and finally checks that the browser logged nothing."""
     opened, complaints = [], []
 
     def visit(folder: Path, width: int = 1280, scheme: str = "light") -> Any:

@@ -1,4 +1,4 @@
-"""What a sweep varies, and which of its runs are there, read from its folder."""
+"""Reading a sweep's folder: the settings that vary, and the runs that exist or are missing."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_the_parts_of_a_standard_error_add_up_and_it_is_no_less_than_either(seed
 
 
 def table_variances(one: np.ndarray) -> tuple[float, float]:
-    """Of the mean, if only questions, or only seeds, were drawn."""
+    """Returns the variance of the mean if only questions, or only seeds, were random."""
     return tuple(float(stats.sem(one.mean(axis=axis)) ** 2) for axis in (1, 0))  # type: ignore[return-value]
 
 
@@ -334,7 +334,7 @@ def test_the_crossed_interval_covers_the_truth_as_often_as_it_says(seeds: int, s
 
 
 def accuracy_differences(rng: np.random.Generator, n: int, seeds: int, seed_sd: float) -> np.ndarray:
-    """Of two variants without a true difference: right or wrong answers to the same questions, in several runs."""
+    """Draws differences of two variants without a true difference: answers to the same questions in several runs."""
     easy = rng.beta(1, 1, (n, 1))
     drift = rng.normal(0, seed_sd, (2, 1, seeds))
     return np.subtract(*(rng.random((2, n, seeds)) < np.clip(easy + drift, 0, 1)).astype(float))
@@ -373,7 +373,7 @@ def test_two_cells_have_no_other_contrast_to_pool_with() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 def test_the_wider_of_own_and_pooled_interval_counts_and_the_larger_p(spread: float) -> None:
-    """Seeds of the same mean, or far apart, and a pool in which they differ moderately."""
+    """Seeds have the same mean, or differ widely; the pool has a moderate variance."""
     rng = np.random.default_rng(14)
     one = rng.normal(size=(50, 3))
     one += 0.3 + spread * np.array([-1, 0, 1]) - one.mean(axis=0)

@@ -93,20 +93,11 @@ def cells_table(analysis: Analysis) -> Table:
     columns += ["wrong→\nright", "right→\nwrong", "kept", "steps"]
     table = _table("accuracies in % with 95 % intervals, at the last iteration", "variant", *columns)
     for cell in analysis.cells:
-        _add(
-            table,
-            cell.name,
-            str(cell.n),
-            str(len(cell.seeds)),
-            interval_text(cell.initial),
-            interval_text(cell.correction),
-            number(cell.gain.value, signed=True),
-            number(cell.over_correction.value, signed=True),
-            f"{cell.transitions['wrong_right']:.1f}",
-            f"{cell.transitions['right_wrong']:.1f}",
-            f"{cell.kept:.0f}",
-            f"{cell.steps:.0f}",
-        )
+        accuracies = [interval_text(one) for one in (cell.initial, cell.correction)]
+        gains = [number(one.value, signed=True) for one in (cell.gain, cell.over_correction)]
+        changes = [number(cell.transitions[name]) for name in ("wrong_right", "right_wrong")]
+        spent = [number(one, digits=0) for one in (cell.kept, cell.steps)]
+        _add(table, cell.name, str(cell.n), str(len(cell.seeds)), *accuracies, *gains, *changes, *spent)
     return table
 
 

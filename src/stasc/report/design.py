@@ -22,7 +22,7 @@ ORDER = {
     "start": ("fixed", "evolving"),
     "finetune": ("full", "lora", "qlora"),
 }
-YARDSTICKS = ("reward", "correct_at", "reward_errors")  # settings that decide what counts as right
+SCORING = ("reward", "correct_at", "reward_errors")  # settings that decide what counts as right
 _NONE = "-"  # the level of a setting that a run does not have
 _MOST_SUBSETS = 4096  # subsets of levels tried for a complete design
 
@@ -87,9 +87,9 @@ def _by_level(values: Sequence[str], other: Sequence[str]) -> str:
     return ", ".join(f"{value} with {level}" for level, value in sorted(found))
 
 
-def yardsticks(settings: Iterable[str]) -> list[str]:
+def scoring(settings: Iterable[str]) -> list[str]:
     """Returns the settings that decide what counts as right, so that accuracies at two levels are not comparable."""
-    return [name for name in settings if name.partition(".")[0] in YARDSTICKS]
+    return [name for name in settings if name.partition(".")[0] in SCORING]
 
 
 def texts(settings: Mapping[str, Any]) -> dict[str, str]:

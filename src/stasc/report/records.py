@@ -50,8 +50,8 @@ class Sweep:
     """All runs of a sweep.
 
     `settings` are the settings that vary, with their levels; `cells` are the expected combinations of levels, by name.
-    `absent` lists requested levels that no run has; `notes` also lists other
-    faults of the folder. `declared` are the seeds of the sweep's first command, None if unknown.
+    `absent` lists requested levels that no run has; `notes` also lists other faults of the folder. `declared` are the
+    seeds of the sweep's first command, None if unknown.
     """
 
     name: str

@@ -158,7 +158,7 @@ class _Tables:
             differing = [name for name in one.levels if one.levels[name] != other.levels[name]]
             seeds = [run.seed for run in one.runs if run.seed in {run.seed for run in other.runs}]
             within = self.full and {one.name, other.name} <= {*self.full.cells}
-            if len(differing) == 1 and seeds and not within and not design.yardsticks(differing):
+            if len(differing) == 1 and seeds and not within and not design.scoring(differing):
                 label = f"{other.name} instead of {one.name}"
                 contrast = Contrast((differing[0],), label, np.array([-1.0, 1.0]), "exploratory")
                 pool = self.pools.within(one, "correction", n)
@@ -194,7 +194,7 @@ def _main(found: Estimates | None) -> list[Effect]:
 def _headline(
     sweep: Sweep, full: Complete | None, main: Sequence[Effect], found: Estimates | None, at_end: Sequence[Cell]
 ) -> str:
-    unlike = design.yardsticks(sweep.settings)
+    unlike = design.scoring(sweep.settings)
     if main and found and full:
         crossing = [effect for effect in found.effects if effect.family == "secondary"]
         held = [f"{name}={levels[0]}" for name, levels in full.settings.items() if len(levels) == 1]

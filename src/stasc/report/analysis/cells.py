@@ -58,7 +58,7 @@ class Row:
 def row(
     name: str, levels: Mapping[str, str], kind: str, runs: Sequence[Run], questions: pd.Index, n: int
 ) -> Row | None:
-    """Returns the row of these runs, or None if none is complete."""
+    """Returns the row of a variant or baseline, or None if no run is complete."""
     done = sorted((run for run in runs if run.complete), key=lambda run: run.seed)
     return Row(name, levels, kind, tuple(done), tuple(score(run, questions, n) for run in done)) if done else None
 

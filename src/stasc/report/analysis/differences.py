@@ -6,15 +6,12 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
-import numpy as np
-
 from stasc.report import design
 from stasc.report.analysis.cells import Pools, Row, difference
 from stasc.report.analysis.effects import BOUND, clipped
 from stasc.report.records import Difference, Interval
 from stasc.report.statistics import intervals
 from stasc.report.statistics.crossing import Pool
-from stasc.report.statistics.intervals import Array
 
 MOST = 24  # with more rows than this, only those that differ in a single setting are paired
 
@@ -45,7 +42,7 @@ def differences(
 def measure(row: Row) -> dict[str, str]:
     """Returns the settings that decide which of a row's answers are right."""
     texts = design.texts(row.runs[0].settings)
-    return {name: texts[name] for name in design.yardsticks(texts)}
+    return {name: texts[name] for name in design.scoring(texts)}
 
 
 def _difference(
@@ -53,7 +50,7 @@ def _difference(
 ) -> Difference:
     outcomes = _outcome(one[0], other[0]), _outcome(other[0], one[0])
     pair = [*zip((one, other), outcomes, strict=True)]
-    first, second = (_of(row, row.table(outcome, n), seeds) for (row, n), outcome in pair)
+    first, second = (row.table(outcome, n)[:, [run.seed in seeds for run in row.runs]] for (row, n), outcome in pair)
     known = [pool for (row, n), outcome in pair if (pool := pools.within(row, outcome, n))]
     pool = functools.reduce(Pool.plus, known) if known else None
     means = first.mean(axis=1), second.mean(axis=1)
@@ -68,10 +65,6 @@ def _difference(
 def _outcome(row: Row, other: Row) -> str:
     """Returns the compared outcome of a row: the answers that training targets, or for M_0, those of the other row."""
     return row.trains or other.trains or "correction"
-
-
-def _of(row: Row, table: Array, seeds: tuple[int, ...]) -> Array:
-    return table[:, np.array([run.seed in seeds for run in row.runs])]
 
 
 def _neighbours(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

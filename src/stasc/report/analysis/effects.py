@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from stasc.report.design import Complete, yardsticks
+from stasc.report.design import Complete, scoring
 from stasc.report.records import Effect, Interval
 from stasc.report.statistics import crossing, intervals, resampling
 from stasc.report.statistics.crossing import Crossings, Pool
@@ -46,7 +46,7 @@ def factorial(design: Complete) -> list[Contrast]:
     A setting that decides what counts as right has no effect: it changes the measure.
     """
     names = list(design.settings)
-    unlike = yardsticks(names)
+    unlike = scoring(names)
     two = [i for i, name in enumerate(names) if len(design.settings[name]) == 2 and name not in unlike]
     if not two:
         return []
@@ -69,7 +69,7 @@ def label_of(setting: str, low: str, high: str) -> str:
 def pairwise(design: Complete) -> list[Contrast]:
     """Returns all pairs of levels of settings with three or more, averaged over the levels of the others."""
     found = []
-    unlike = yardsticks(design.settings)
+    unlike = scoring(design.settings)
     for i, (name, levels) in enumerate(design.settings.items()):
         for low, high in combinations(levels, 2) if len(levels) > 2 and name not in unlike else ():
             chosen = [(cell[i] == high) - (cell[i] == low) for cell in design.cells.values()]

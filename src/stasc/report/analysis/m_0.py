@@ -10,7 +10,6 @@ import numpy as np
 from stasc.report import design
 from stasc.report.analysis.cells import Row
 from stasc.report.analysis.differences import measure
-from stasc.report.analysis.scores import Scores
 from stasc.report.design import Levels
 from stasc.report.records import Interval
 from stasc.report.statistics import intervals
@@ -33,7 +32,7 @@ class Kind:
 
 
 def kinds(rows: Sequence[Row], settings: Mapping[str, Levels]) -> list[Kind]:
-    """Groups variants by their M_0. Two models of M_0 differ in both their settings and their answers."""
+    """Groups variants by their M_0. Two M_0 are different only if both their settings and their answers differ."""
     found: list[list[Row]] = []
     for row in rows:
         same = next((kind for kind in found if _is_of(row, kind)), None)
@@ -98,11 +97,10 @@ def _agree(kind: Sequence[Row], row: Row) -> bool:
     """Returns whether M_0 gave the same answers with every seed that both have."""
     known = {run.seed: one for other in kind for run, one in zip(other.runs, other.scores, strict=True)}
     both = [(known[run.seed], one) for run, one in zip(row.runs, row.scores, strict=True) if run.seed in known]
-    return bool(both) and all(_same(one, other) for one, other in both)
-
-
-def _same(one: Scores, other: Scores) -> bool:
-    return np.array_equal(one.initial[0], other.initial[0]) and np.array_equal(one.correction[0], other.correction[0])
+    tables = [
+        (getattr(one, name)[0], getattr(other, name)[0]) for one, other in both for name in ("initial", "correction")
+    ]
+    return bool(both) and all(np.array_equal(*pair) for pair in tables)
 
 
 def _name(kind: Sequence[Row], found: Sequence[Sequence[Row]], settings: Mapping[str, Levels]) -> str:

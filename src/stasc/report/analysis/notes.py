@@ -162,7 +162,7 @@ def measured(sweep: Sweep) -> list[str]:
     return [
         f"{name} decides which answers count as right, so accuracies with {listed(sweep.settings[name])} are different "
         "measures: its effect is not estimated, and variants that differ in it are not ranked"
-        for name in design.yardsticks(sweep.settings)
+        for name in design.scoring(sweep.settings)
     ]
 
 

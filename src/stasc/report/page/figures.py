@@ -64,13 +64,8 @@ def config(palette: Mapping[str, str] | None = None) -> Spec:
         "view": {"stroke": None},
         "axis": {**faint, "tickOpacity": 0.35, "labelColor": ink, "titleColor": ink, "labelFontSize": 12}
         | {"titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8, "labelLimit": 260},
-        "header": {
-            "labelColor": ink,
-            "labelFontSize": 13,
-            "labelFontWeight": 600,
-            "labelPadding": 6,
-            "titleColor": ink,
-        },
+        "header": {"labelColor": ink, "labelFontSize": 13, "labelFontWeight": 600}
+        | {"labelPadding": 6, "titleColor": ink},
         "legend": {"labelColor": ink, "titleColor": ink, "orient": "top", "labelFontSize": 12, "symbolStrokeWidth": 2.5}
         | {"symbolSize": 130, "labelLimit": 220, "columnPadding": 18},
         "text": {"color": ink, "fontSize": 12},
