@@ -1,4 +1,4 @@
-"""Made-up sweeps and analyses for the page, in memory: their numbers agree with nothing but themselves."""
+"""Synthetic sweeps and analyses for the page, in memory. The numbers are not computed from the answers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from stasc.records import Question
-from stasc.report.records import Analysis, Cell, Change, Difference, Effect, Factor, Interval, Run, Sweep
+from stasc.report.records import Analysis, Cell, Change, Difference, Effect, Interval, Run, Sweep
 
-FACTORS = (
-    Factor("init", "fixed", "evolving"),
-    Factor("filter", "strict", "lenient"),
-    Factor("start", "fixed", "evolving"),
-    Factor("finetune", "full", "lora"),
-)
+FACTORS = {
+    "init": ("fixed", "evolving"),
+    "filter": ("strict", "lenient"),
+    "start": ("fixed", "evolving"),
+    "finetune": ("full", "lora"),
+}
 WORDS = np.array(
     [f"{a}{b}{c}" for a, b, c in itertools.product(("ka", "lo", "mi", "nu"), ("r", "st", "v"), ("en", "a"))]
 )
@@ -39,12 +39,9 @@ def made(
     text: str = "",
     train: int = 6,
 ) -> tuple[Sweep, Analysis]:
-    """A sweep and what might have been computed from it. `text` ends every question, answer and name of a question."""
-    chosen = FACTORS[:factors]
-    grid = [
-        dict(zip((one.name for one in chosen), levels, strict=True))
-        for levels in itertools.product(*((one.low, one.high) for one in chosen))
-    ]
+    """Returns a sweep with an analysis. `text` ends every question, answer and question id."""
+    varied = dict([*FACTORS.items()][:factors])
+    grid = [dict(zip(varied, levels, strict=True)) for levels in itertools.product(*varied.values())]
     cells = {"-".join(level[:2] for level in levels.values()) or "EIE": levels for levels in grid}
     asked = {
         name: Question(name, f"What is the capital of country {name}?{text}", (f"city {name}{text}", "or another"))
@@ -54,9 +51,8 @@ def made(
         _run(cell, seed, i, n, questions, words, text, train)
         for i, (cell, seed) in enumerate(itertools.product(cells, seeds))
     )
-    varied = {one.name: (one.low, one.high) for one in chosen}
-    sweep = Sweep("made-up", Path("multirun/made-up"), chosen, varied, cells, runs, (), (), asked)
-    return sweep, _analysis(chosen, cells, seeds, n, questions)
+    sweep = Sweep("made-up", Path("multirun/made-up"), varied, cells, runs, (), (), asked)
+    return sweep, _analysis(varied, cells, seeds, n, questions)
 
 
 def _run(cell: str, seed: int, i: int, n: int, questions: int, words: int, text: str, train: int) -> Run:
@@ -64,7 +60,7 @@ def _run(cell: str, seed: int, i: int, n: int, questions: int, words: int, text:
     outcomes = _answers(draw, "test", range(n + 1), questions, words, text)
     pairs = _answers(draw, "train", range(1, n + 1), train, words, text)
     pairs["kept"] = pairs["r2"] > pairs["r1"]
-    pairs["dropped"] = None  # as of schema 1
+    pairs["dropped"] = None  # as in schema 1
     iterations = [
         {"n": k, "test": {"init_acc": 0.4 + 0.03 * k + 0.01 * seed, "corr_acc": 0.35 + 0.07 * k - 0.01 * seed}}
         for k in range(n + 1)
@@ -91,14 +87,14 @@ def _answers(
 
 
 def interval(value: float, half: float = 3.0) -> Interval:
-    """Symmetric about a value."""
+    """Returns an interval that is symmetric about a value."""
     return Interval(value, value - half, value + half, "questions and seeds crossed")
 
 
 def effect(
     factors: tuple[str, ...], outcome: str, value: float, label: str, questions: int, seeds: int, n: int = 3
 ) -> Effect:
-    """An effect of this size."""
+    """Returns an effect of this size."""
     sentence = f"{label}: {value:+.1f} pp [{value - 3:+.1f}, {value + 3:+.1f}], adjusted p 0.031, {seeds} seeds"
     return Effect(
         **{"factors": factors, "label": label, "outcome": outcome, "n": n, "interval": interval(value)},
@@ -118,22 +114,26 @@ def effect(
 
 
 def _analysis(
-    factors: Sequence[Factor], cells: Mapping[str, Mapping[str, str]], seeds: Sequence[int], n: int, questions: int
+    factors: Mapping[str, tuple[str, str]],
+    cells: Mapping[str, Mapping[str, str]],
+    seeds: Sequence[int],
+    n: int,
+    questions: int,
 ) -> Analysis:
     values = itertools.cycle((5.2, -1.4, 0.6, -3.3, 2.2))
     effects = [
         effect(
-            tuple(one.name for one in several),
+            several,
             outcome,
             next(values),
-            f"{one.high} instead of {one.low}" if len(several) == 1 else " × ".join(one.name for one in several),
+            f"{high} instead of {low}" if len(several) == 1 else " × ".join(several),
             questions,
             len(seeds),
         )
         for outcome in ("correction", "gain")
         for size in range(1, len(factors) + 1)
         for several in itertools.combinations(factors, size)
-        for one in several[:1]
+        for low, high in [factors[several[0]]]
     ]
     curves = {
         cell: tuple(_cell(cell, levels, k, 40 + i + 4 * k, seeds, questions) for k in range(n + 1))
@@ -157,8 +157,8 @@ def _analysis(
         certainty="It is fairly sure that init matters most: its interval is apart from the others'.",
         power="With 3 seeds and 20 questions, this design detects effects of 4.4 pp or more with probability 0.8.",
         trajectories=tuple(
-            effect((one.name,), "correction", k + 1.0, f"{one.high} instead of {one.low}", questions, len(seeds), k)
-            for one in factors
+            effect((name,), "correction", k + 1.0, f"{high} instead of {low}", questions, len(seeds), k)
+            for name, (low, high) in factors.items()
             for k in range(1, n + 1)
         ),
         **{

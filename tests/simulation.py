@@ -1,7 +1,7 @@
-"""How often the report's intervals hold the truth, and how often it calls a choice sure when nothing matters.
+"""Simulates the coverage of the report's intervals, and how often it calls a choice sure when nothing matters.
 
-Made-up sweeps without any true effect go through the report's own estimates: `python tests/simulation.py` does this for
-all designs and prints the table, which takes half an hour on one core; a part of it is among the tests.
+Synthetic sweeps without any true effect go through the report's own estimates. `python tests/simulation.py` prints a
+table for all designs, which takes half an hour on one core; the tests cover a part of it.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stasc.report import crossing, effects, wording
+from stasc.report import wording
+from stasc.report.analysis import effects
 from stasc.report.design import Complete
 from stasc.report.records import Interval
+from stasc.report.statistics import crossing
 
 DESIGNS = {"2 levels": (2,), "3 levels": (3,), "2^2": (2, 2), "2^3": (2, 2, 2), "2^4": (2, 2, 2, 2)}
 NOISES = ("independent", "shared", "unequal")
 COVERAGE = (0.935, 0.985)
 FALSE_SURE = 0.05
 RESAMPLES = 399  # sign flips: enough for a level of 0.05
-AT_ONCE = 100  # sweeps: what they need is counted in tens of megabytes
-SHARED_NOISE = 0.5  # how often variants answer a question by the same draw, as they see the same sampling noise
+AT_ONCE = 100  # sweeps, which take tens of megabytes
+SHARED_NOISE = 0.5  # the share of answers that variants draw alike, as they share sampling noise
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A made-up sweep. `sd` is that of training runs' accuracy, in percentage points.
+    """A synthetic sweep. `sd` is the standard deviation of training runs' accuracy, in percentage points.
 
-    Runs' noise is independent; or half of its variance is shared by the runs of a level of the first factor, with one
-    factor by all runs of a seed, as runs that share stages do; or it is three times as large in some variants.
+    `noise` is `independent`; or `shared`: runs at a level of the first factor (with one factor, all runs of a seed)
+    share half of its variance, like runs that share stages; or `unequal`: three times as large in some variants.
     """
 
     design: str
@@ -45,7 +47,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Result:
-    """Shares of sweeps: `coverage` by effect, `cells` by variant; `sure` and `crossing` have any false effect."""
+    """Coverage by effect and by variant (`cells`), and shares of sweeps with a false effect or interaction."""
 
     setting: Setting
     sweeps: int
@@ -55,7 +57,7 @@ class Result:
     crossing: float
 
     def misses(self) -> list[str]:
-        """The bounds that do not hold, allowing nothing for how few sweeps there were."""
+        """Returns the bounds that do not hold, without a tolerance for the number of sweeps."""
         low, high = COVERAGE
         return [
             told
@@ -77,14 +79,14 @@ def settings(
     questions: Sequence[int] = (50, 200),
     noises: Sequence[str] = NOISES,
 ) -> Iterator[Setting]:
-    """All combinations. Runs that do not differ have one kind of noise."""
+    """Yields all combinations. Runs without variation have one kind of noise."""
     for design, n, count, sd, noise in itertools.product(designs, questions, seeds, sds, noises):
         if sd or noise == "independent":
             yield Setting(design, count, sd, n, noise)
 
 
 def simulate(setting: Setting, sweeps: int, seed: int = 0) -> Result:
-    """Sends sweeps without a true effect through the report."""
+    """Analyses sweeps without a true effect."""
     random = np.random.default_rng((seed, *repr(setting).encode()))
     contrasts = _contrasts(setting)
     covered, held, called = [], [], []
@@ -102,7 +104,7 @@ def simulate(setting: Setting, sweeps: int, seed: int = 0) -> Result:
 
 
 def stopping(setting: Setting, sweeps: int, seed: int = 0) -> float:
-    """How often a main effect is falsely called sure, if seeds are added, from two on, until one is."""
+    """Returns how often a main effect is falsely called sure if seeds are added, from two on, until one is."""
     random = np.random.default_rng((seed, *repr(setting).encode()))
     contrasts = [one for one in _contrasts(setting) if one.family != "secondary"]
     found = []
@@ -116,11 +118,11 @@ def stopping(setting: Setting, sweeps: int, seed: int = 0) -> float:
 def _sure(
     contrasts: Sequence[effects.Contrast], tables: NDArray[np.float64]
 ) -> tuple[effects.Tests, NDArray[np.bool_]]:
-    """What the report finds in sweeps, and which effects it calls sure, (sweeps, effects)."""
+    """Returns the report's tests of sweeps, and which effects it calls sure, (sweeps, effects)."""
     tests, families = effects.test(contrasts, tables, resamples=RESAMPLES), [one.family for one in contrasts]
     called = []
     for low, high, p, crossed in zip(tests.means.low, tests.means.high, tests.flips, tests.means.p, strict=True):
-        bounds = [effects.within(Interval(0.0, *pair, "")) for pair in zip(low, high, strict=True)]
+        bounds = [effects.clipped(Interval(0.0, *pair, "")) for pair in zip(low, high, strict=True)]
         adjusted = effects.adjust(families, [*p]), effects.adjust(families, [*crossed])
         called.append([wording.sure(*one, tables.shape[-1]) for one in zip(bounds, *adjusted, strict=True)])
     return tests, np.array(called)
@@ -138,7 +140,7 @@ def _complete(setting: Setting) -> Complete:
 
 
 def _answers(random: np.random.Generator, setting: Setting, sweeps: int) -> NDArray[np.float64]:
-    """Which answers are right, (sweeps, variants, questions, seeds): half of each variant's, in the long run."""
+    """Draws which answers are right, (sweeps, variants, questions, seeds), with an expected accuracy of one half."""
     sizes, n, seeds = DESIGNS[setting.design], setting.questions, setting.seeds
     count = math.prod(sizes)
     first = np.arange(count) // (count // sizes[0])  # the level of the first factor
@@ -157,7 +159,7 @@ def _answers(random: np.random.Generator, setting: Setting, sweeps: int) -> NDAr
 
 
 def line(found: Result) -> str:
-    """A row of the table."""
+    """Returns a row of the table."""
     one = found.setting
     return (
         f"{one.design:<8} {one.questions:>3} {one.seeds:>2} {one.sd:>3g} {one.noise:<11} "
@@ -172,7 +174,7 @@ HEAD = "design     n  S  sd noise       mean  min   cell   sure  inter  bounds t
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sweeps", type=int, default=2000, help="made-up sweeps for each row")
+    parser.add_argument("--sweeps", type=int, default=2000, help="synthetic sweeps per row")
     parser.add_argument("--designs", nargs="+", choices=DESIGNS, default=[*DESIGNS])
     given = parser.parse_args()
     print(HEAD)

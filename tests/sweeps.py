@@ -1,4 +1,4 @@
-"""Made-up sweeps on disk, in the files that real runs write: their settings, journals, summaries and outcomes."""
+"""Synthetic sweeps on disk, in the files of real runs: settings, journals, summaries and outcomes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MACHINE = {
 
 
 def accuracies(levels: Levels, n: int) -> tuple[float, float]:
-    """How often initial answers and corrections are right: lenient filters cost 8 points, fixed starts 3."""
+    """Returns the accuracies of initial answers and corrections: lenient filters cost 8 points, fixed starts 3."""
     slope = 1.0 if levels.get("filter") != "lenient" else 0.5
     slope *= 1.0 if levels.get("start") != "fixed" else 0.8
     return 0.42 + 0.04 * slope * n, 0.36 + 0.07 * slope * n
@@ -49,11 +49,10 @@ def accuracies(levels: Levels, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Made:
-    """What a made-up sweep holds. `settings` are further overrides, `right` the accuracies of a variant's M_n.
+    """A synthetic sweep. `settings` are further overrides, `right` returns the accuracies of a variant's M_n.
 
-    `edited` are settings as well, which conf/ itself had at the time. Of several `facts`, each is asked of each thing.
-
-    A baseline's run has levels such as `{"baseline": "gold", "variant": "gold"}`.
+    `edited` are settings that conf/ itself had at the time. `facts` is the number of questions about each subject. A
+    baseline's run has levels such as `{"baseline": "gold", "variant": "gold"}`.
     """
 
     factors: Mapping[str, Sequence[str]] = field(default_factory=lambda: PAPER8)
@@ -66,13 +65,13 @@ class Made:
     facts: int = 1
     right: Callable[[Levels, int], tuple[float, float]] = accuracies
     train_questions: int = 4
-    seed_sd: float = 0.1  # of a training run's ability, in standard deviations of the questions' difficulty
+    seed_sd: float = 0.1  # of training runs' ability, in standard deviations of question difficulty
     answer: str = "The answer to {question} is {word}, as everybody knows."
-    data: str = "made"  # begins the questions' names
+    data: str = "made"  # the start of the questions' ids
 
 
 def write_sweep(root: Path, made: Made | None = None, name: str = "example") -> Path:
-    """Writes every run of a sweep, as `multirun/NAME` has them. Returns: its folder."""
+    """Writes every run of a sweep, as in `multirun/NAME`. Returns: its folder."""
     made, folder = made or Made(), root / name
     grid = [dict(zip(made.factors, levels, strict=True)) for levels in itertools.product(*made.factors.values())]
     for levels, seed in itertools.product(grid, made.seeds):
@@ -83,7 +82,7 @@ def write_sweep(root: Path, made: Made | None = None, name: str = "example") -> 
 
 
 def write_multirun(folder: Path, task: Sequence[str]) -> None:
-    """What Hydra leaves beside the jobs of a sweep: the command's overrides."""
+    """Writes the multirun.yaml that Hydra leaves beside the jobs of a sweep, with the command's overrides."""
     content = {"hydra": {"overrides": {"hydra": ["hydra.mode=MULTIRUN"], "task": [*task]}, "sweeper": {"params": None}}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "multirun.yaml").write_text(yaml.safe_dump(content))
@@ -132,7 +131,7 @@ def write_run(
 
 
 def rewards(levels: Levels, seed: int, n: int, made: Made) -> np.ndarray:
-    """Whether the answers of M_n are right, (questions, samples, 2). Variants see the same noise, as real ones do."""
+    """Returns whether the answers of M_n are right, (questions, samples, 2). Variants share noise, as real ones do."""
     easy = np.random.default_rng(0).normal(size=(made.questions, 1, 1))
     noise = np.random.default_rng((1, seed)).normal(size=(made.questions, made.samples, 1))
     skill = np.random.default_rng((2, seed, *"-".join(levels.values()).encode())).normal() * made.seed_sd * (n > 0)
@@ -142,7 +141,7 @@ def rewards(levels: Levels, seed: int, n: int, made: Made) -> np.ndarray:
 
 
 def settings(levels: Levels, seed: int, made: Made) -> dict[str, Any]:
-    """The settings as composed, as far as the report reads them."""
+    """Returns the composed settings, as far as the report reads them."""
     groups = tuple((name, level) for name, level in levels.items() if name in _chosen())
     config = copy.deepcopy(_composed(groups))
     single = [f"{name}={level}" for name, level in levels.items() if name not in _chosen()]
@@ -162,7 +161,7 @@ def _value(text: str) -> Any:
 
 @cache
 def _composed(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """conf/ with these options, by its plain rules: Hydra takes seconds for what tests need by the dozen."""
+    """Composes conf/ with these options by simple rules, because Hydra takes seconds for dozens of runs."""
     config = dict(_file("config"))
     options = {**_chosen(), **dict(groups)}
     config |= {name: _option(name, option) for name, option in options.items()}
@@ -173,7 +172,7 @@ def _composed(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 
 def _resolved(value: Any, config: dict[str, Any]) -> Any:
-    """With `${group.setting}` put in."""
+    """Returns the value with `${group.setting}` resolved."""
     if isinstance(value, dict):
         return {name: _resolved(inner, config) for name, inner in value.items()}
     if not isinstance(value, str):
@@ -186,10 +185,10 @@ def _resolved(value: Any, config: dict[str, Any]) -> Any:
 
 @cache
 def _chosen() -> dict[str, str]:
-    """The default options of the groups that have one."""
+    """Returns the default options of the groups that have one."""
     entries = [entry for entry in _file("config")["defaults"] if isinstance(entry, dict)]
     pairs = [(name, option) for entry in entries for name, option in entry.items()]
-    whole = ("baseline", "experiment")  # these set what is in others
+    whole = ("baseline", "experiment")  # these set values in other groups
     return {name: option for name, option in pairs if name not in whole and not name.startswith("override")}
 
 
@@ -229,7 +228,7 @@ def _iteration(levels: Levels, seed: int, n: int, made: Made) -> Iteration[None]
 
 
 def _filter(config: dict[str, Any]) -> Strict | Lenient | None:
-    """The filter of the settings, if it is one of these two."""
+    """Returns the filter of the settings, if it is one of these two."""
     kind = {"stasc.choices.filter.Strict": Strict, "stasc.choices.filter.Lenient": Lenient}.get(
         config["filter"]["_target_"]
     )
@@ -243,7 +242,7 @@ def _splits(made: Made) -> list[Split]:
 
 
 def _asked(made: Made) -> list[str]:
-    """The names of the test questions."""
+    """Returns the ids of the test questions."""
     if made.facts == 1:
         return [f"{made.data}/{q}" for q in range(made.questions)]
     return [f"{made.data}/{q // made.facts}/{q % made.facts}" for q in range(made.questions)]

@@ -1,4 +1,4 @@
-"""The dashboard: what it shows is what runs log, and W&B gets it, or a file does."""
+"""The dashboard: it shows metrics that runs log, and goes to W&B or to a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 
 
 def written(folder: Path, *options: str) -> dict[str, Any]:
-    """The specification that the command writes."""
+    """Runs the command. Returns: the specification that it writes."""
     file = folder / "dashboard.json"
     dashboard.main(["stasc", "--output", str(file), *options])
     spec: dict[str, Any] = json.loads(file.read_text())
@@ -39,7 +39,7 @@ def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def shown(spec: dict[str, Any]) -> dict[str, set[str]]:
-    """All names of what is logged, by where W&B looks for them: as it writes them into a specification."""
+    """Returns all metric names in a specification, by where W&B looks them up."""
     names: dict[str, set[str]] = {"history": set(), "summary": set(), "config": set(), "table": set()}
     accessors = [name for grid in grids(spec) for one in grid["runSets"] for name in one["runFeed"]["columnOrder"]]
     for panel in panels(spec):
@@ -154,7 +154,7 @@ def test_without_a_login_a_file_is_written_and_written_anew(
 def test_no_other_file_is_replaced(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("seed: 0")
-    with pytest.raises(SystemExit, match=f"error: {file} is there already and is no W&B report"):
+    with pytest.raises(SystemExit, match=f"error: {file} exists and is no W&B report"):
         dashboard.main(["stasc", "--output", str(file)])
     assert file.read_text() == "seed: 0"
 
@@ -190,14 +190,14 @@ def test_a_wandb_that_can_t_be_reached_leaves_the_file(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setattr(dashboard, "SAVE_S", 2)  # W&B itself gives up after 20 s
-    with pytest.raises(SystemExit, match=r"error: W&B did not take the report .*; the file has what it was to get"):
+    with pytest.raises(SystemExit, match=r"error: W&B did not accept the report .*; its specification is in the file"):
         dashboard.main(["stasc"])
     assert capsys.readouterr().out == "written: dashboard-stasc.json\n"
     check((tmp_path / "dashboard-stasc.json").read_bytes())
 
 
 class Asked(BaseHTTPRequestHandler):
-    """Plays a W&B where the user has no project yet, and keeps the reports that it gets."""
+    """A fake W&B server whose user has no project yet. It keeps the reports that it receives."""
 
     reports: list[dict[str, Any]]
 
@@ -236,7 +236,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 @pytest.mark.slow
 def test_who_is_logged_in_gets_a_report_of_the_same_specification(server: ThreadingHTTPServer, tmp_path: Path) -> None:
-    """The whole command, to a W&B that is played."""
+    """Runs the whole command against a fake W&B server."""
     environment = {**os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "k" * 40}
     ran = subprocess.run(
         [sys.executable, "-m", "stasc.dashboard", "stasc", "--group", "ablation"],
@@ -253,7 +253,7 @@ def test_who_is_logged_in_gets_a_report_of_the_same_specification(server: Thread
 
 
 def without_ids(spec: Any) -> Any:
-    """A part of a specification without the names that the library makes up each time."""
+    """Returns a part of a specification without the random ids of the library."""
     if isinstance(spec, dict):
         return {name: without_ids(part) for name, part in spec.items() if name not in ("id", "__id__")}
     return [without_ids(part) for part in spec] if isinstance(spec, list) else spec

@@ -1,4 +1,4 @@
-"""What a sweep comes to: effects, rows, notes, and the files and text that say so."""
+"""The analysis of a sweep: effects, cells, notes, and the files and text of the report."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ import pytest
 from rich.console import Console
 from sweeps import ALL16, Made, write_run, write_sweep
 
-from stasc.report import export, provenance, wording
+from stasc.report import export, wording
 from stasc.report.__main__ import main, show
 from stasc.report.analysis import analyse
-from stasc.report.reading import read
+from stasc.report.data import provenance, read
 from stasc.report.records import Analysis, Effect, Interval
 
 SMALL = Made(questions=30, iterations=2, seeds=(0, 1))
@@ -40,7 +40,7 @@ def effects(analysis: Analysis, outcome: str = "correction") -> dict[str, Effect
 
 
 def answers(run: Path) -> dict[tuple[int, str], tuple[float, float]]:
-    """Mean initial and correction accuracy by iteration and question, in plain Python."""
+    """Returns mean initial and correction accuracy by iteration and question, in plain Python."""
     found: dict[tuple[int, str], list[tuple[bool, bool]]] = {}
     for line in (run / "outcomes.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -112,16 +112,17 @@ def test_a_choice_that_matters_is_the_headline_with_all_that_goes_with_it(folder
     assert found.headline.startswith("filter matters most for final correction accuracy: lenient instead of strict: -")
     for part in (f"{effect.interval.low:+.1f}", f"{effect.interval.high:+.1f}", "3 seeds, 60 questions", "adjusted p"):
         assert part in found.headline
-    assert found.certainty.startswith("Next is ")
+    assert found.certainty.startswith("The second largest effect is that of ")
     assert "8 variants, 3 seeds, 60 questions" in found.power
-    assert "twice the seeds" in found.power
+    assert "with twice the seeds" in found.power
 
 
 def test_where_nothing_matters_the_headline_says_so(folder: Path) -> None:
     made = Made(questions=60, iterations=1, seeds=(0, 1, 2), right=lambda levels, n: (0.5, 0.5), seed_sd=0.3)
     found = report(write_sweep(folder, made))
     assert not any((effect.interval.low or 0) > 0 for effect in found.effects if effect.family == "primary")
-    assert "not surely" in found.headline or found.headline.startswith("No choice's effect on ")
+    unsure = ("but not after adjusting", "but new runs may differ", "No choice's effect on ")
+    assert any(text in found.headline for text in unsure)
 
 
 def test_one_choice_changed_at_a_time_is_not_told_as_a_factorial(folder: Path) -> None:
@@ -131,7 +132,7 @@ def test_one_choice_changed_at_a_time_is_not_told_as_a_factorial(folder: Path) -
         for seed in made.seeds:
             write_run(folder / "one", {**base, **change}, seed, made)
     found = report(folder / "one")
-    assert found.headline.startswith("With ") and " alone: " in found.headline and "most" not in found.headline
+    assert found.headline.startswith("Runs with ") and " only: " in found.headline and "most" not in found.headline
     assert all(one.simultaneous.low is None for one in found.comparisons)
 
 
@@ -168,7 +169,7 @@ def made_effect(name: str, value: float, half: float, p: float, crossed: float) 
 def test_the_headline_names_the_choice_that_is_sure_though_another_estimate_is_larger() -> None:
     told = wording.headline([made_effect("init", 5.1, 12, 0.4, 0.4), made_effect("filter", -5, 3, 0.01, 0.01)])
     assert told.startswith("filter matters for final correction accuracy: filter label: -5.0 pp [-8.0, -2.0]")
-    assert "The largest estimate can't be told from 0: init label: +5.1 pp" in told
+    assert "The largest estimate is not distinguishable from 0: init label: +5.1 pp" in told
 
 
 def test_a_choice_matters_only_if_seeds_counted_as_samples_allow_it() -> None:
@@ -177,17 +178,19 @@ def test_a_choice_matters_only_if_seeds_counted_as_samples_allow_it() -> None:
     assert wording.headline([sure, other]).startswith("init matters most for final correction accuracy: ")
     for first in (unsure, made_effect("init", 5, 6, 0.01, 0.2)):
         told = wording.headline([first, other])
-        assert "among these training runs, not surely in others: init label" in told
-        assert "adjusted p 0.01 for these training runs and 0.2 for others" in told
+        assert "in these training runs, but new runs may differ: init label" in told
+        assert "adjusted p 0.01 over questions, 0.2 over questions and seeds" in told
 
 
 def test_an_interaction_larger_than_every_effect_is_told_with_the_answer() -> None:
     main_effects = [made_effect("init", 5, 3, 0.01, 0.01), made_effect("filter", 0, 3, 0.9, 0.9)]
     crossing = replace(made_effect("init × filter", 22, 5, 0.01, 0.01), factors=("init", "filter"))
     told = wording.headline(main_effects, [crossing])
-    assert "But init and filter depend on each other: init × filter label: +22.0 pp" in told
+    assert "But the effects of init and filter depend on each other: init × filter label: +22.0 pp" in told
     apart = replace(made_effect("filter × start", 22, 5, 0.01, 0.01), factors=("filter", "start"))
-    assert "But filter and start depend on each other: filter × start label" in wording.headline(main_effects, [apart])
+    assert "But the effects of filter and start depend on each other: filter × start label" in wording.headline(
+        main_effects, [apart]
+    )
     weak = made_effect("init × filter", 4, 3, 0.01, 0.01)
     assert "depends" not in wording.headline(main_effects, [weak])
 
@@ -196,7 +199,7 @@ def test_an_interaction_that_is_surer_than_the_largest_effect_is_told_with_the_a
     main_effects = [made_effect("init", 18, 14, 0.01, 0.2), made_effect("filter", 0, 3, 0.9, 0.9)]
     crossing = replace(made_effect("init × filter", 10, 3, 0.01, 0.01), factors=("init", "filter"))
     told = wording.headline(main_effects, [crossing])
-    assert "But init and filter depend on each other: init × filter label" in told
+    assert "But the effects of init and filter depend on each other: init × filter label" in told
 
 
 def test_a_small_interaction_is_not_told_beside_a_larger_effect_that_is_sure() -> None:
@@ -205,14 +208,18 @@ def test_a_small_interaction_is_not_told_beside_a_larger_effect_that_is_sure() -
     assert "depend" not in wording.headline(main_effects, [crossing])
 
 
-def test_seeds_that_were_not_seen_to_differ_are_told_if_they_are_few() -> None:
+def test_a_seed_variance_of_zero_is_called_unreliable_if_seeds_are_few() -> None:
     for spread, seeds, told in ((0.0, 3, True), (0.0, 5, False), (1.0, 3, False)):
         sentence = wording.sentence(replace(made_effect("init", 5, 3, 0.01, 0.01), se_seed=spread, seeds=seeds))
-        assert ("not seen to differ between seeds" in sentence) == told
+        assert ("seed variance is estimated as 0" in sentence) == told
 
 
 def test_how_often_an_effect_is_the_largest_is_left_to_many_seeds_or_one() -> None:
-    for seeds, share, told in ((1, 0.5, "in 50.0 % of"), (3, 1.0, "Next is"), (5, 1.0, "in more than 99.9 % of")):
+    for seeds, share, told in (
+        (1, 0.5, "in 50.0 % of"),
+        (3, 1.0, "The second largest effect is that of"),
+        (5, 1.0, "in more than 99.9 % of"),
+    ):
         pair = [replace(made_effect(name, 5, 3, 0.01, 0.01), seeds=seeds) for name in ("init", "filter")]
         assert told in wording.certainty(pair, share, 10_000)
 
@@ -256,10 +263,10 @@ def test_failed_missing_and_unfinished_cells_are_named_and_the_rest_is_reported(
     write_run(sweep, {"init": "fixed", "filter": "lenient", "start": "evolving"}, 1, made, status="running", until=1)
     found = report(sweep)
     notes = "\n".join(found.notes)
-    assert "FIE, seed 1, failed, after iteration 1 (iteration 1: FloatingPointError: the loss is nan)" in notes
-    assert "FNE, seed 1, is not finished, after iteration 1" in notes
-    assert "ENE, seed 1, is missing: the sweep has no such run" in notes
-    assert "effects are of seeds 0 and 2, which all 8 variants have; left out: 1" in notes
+    assert "FIE, seed 1: failed, last finished iteration 1 (iteration 1: FloatingPointError: the loss is nan)" in notes
+    assert "FNE, seed 1: unfinished, last finished iteration 1" in notes
+    assert "ENE, seed 1: missing from the sweep" in notes
+    assert "effects use seeds 0 and 2, which all 8 variants have; excluded: 1" in notes
     assert {effect.seeds for effect in found.effects} == {2}
     assert {cell.name: cell.seeds for cell in found.cells}["EIE"] == (0, 1, 2)
     assert {cell.name: cell.seeds for cell in found.cells}["FIE"] == (0, 2)
@@ -271,7 +278,7 @@ def test_a_variant_that_failed_with_all_seeds_takes_its_level_with_it(folder: Pa
         shutil.rmtree(run)
     found = report(sweep)
     assert len([effect for effect in found.effects if effect.outcome == "correction"]) == 1
-    assert any("which leaves the most runs" in note for note in found.notes)
+    assert any("only, the largest complete design" in note for note in found.notes)
     assert len(found.cells) == 4  # all variants with a complete run, and zero-shot
     assert [effect.label for effect in found.comparisons] == ["EIE instead of EIF"]
 
@@ -286,7 +293,7 @@ def test_a_run_that_stopped_as_nothing_was_kept_counts_with_its_last_model(folde
     expected = mean([y2 for (n, _), (_, y2) in answers(run).items() if n == 1])
     at_end = next(cell for cell in found.cells if cell.name == "EIE")
     assert (at_end.n, at_end.correction.value) == (3, pytest.approx(100 * expected))
-    assert any("EIE, seed 0, stopped after iteration 1, as nothing was kept" in note for note in found.notes)
+    assert any("EIE, seed 0: stopped after iteration 1 because nothing was kept" in note for note in found.notes)
 
 
 def test_a_setting_of_three_levels_is_compared_pair_by_pair(folder: Path) -> None:
@@ -322,7 +329,7 @@ def test_runs_of_other_lengths_are_compared_where_all_are(folder: Path) -> None:
     write_run(folder, {"filter": "lenient"}, 0, Made(questions=10, iterations=2))
     found = report(folder)
     assert found.n == 2
-    assert "runs have 2, 3 iterations: all are compared at n = 2" in found.notes
+    assert "runs have 2 and 3 iterations; all are compared at n = 2" in found.notes
 
 
 def test_baselines_are_rows_beside_the_variants(folder: Path) -> None:
@@ -395,13 +402,13 @@ def test_few_seeds_of_the_only_variant_are_told_to_say_little(folder: Path) -> N
 
 def test_seeds_that_the_first_command_did_not_declare_are_told(folder: Path) -> None:
     sweep = write_sweep(folder, Made(factors=FILTERS, questions=20, iterations=1, seeds=(0, 1, 4, 5)))
-    assert "hold if the number of seeds was fixed beforehand" in report(sweep).declared
+    assert "assume that the number of seeds was fixed in advance" in report(sweep).declared
     assert not any("came later" in note for note in report(sweep).notes), "of an earlier version, nobody knows"
     for seeds, told in (([0, 1, 4, 5], False), ([0, 1], True)):
         (sweep / "declared.json").write_text(json.dumps({"schema": 1, "seeds": seeds, "swept": {}}))
         found = report(sweep)
         assert f"first command declared {len(seeds)} seeds" in found.declared
-        assert any("declared, which was 2 seeds: seeds 4 and 5 came later" in note for note in found.notes) == told
+        assert any("declared 2 seeds; seeds 4 and 5 came later" in note for note in found.notes) == told
     (sweep / "declared.json").write_text("[")
     assert any("declared.json is damaged" in note for note in report(sweep).notes)
 
@@ -470,8 +477,8 @@ def test_what_counts_as_right_is_no_choice_to_rank(folder: Path) -> None:
     )
     found = report(write_sweep(folder, made))
     assert {effect.factors for effect in found.effects} == {("filter",)}
-    assert "reward also decides which answers are right" in found.headline
-    assert any(note.startswith("reward also decides which answers are right") for note in found.notes)
+    assert "reward decides which answers count as right" in found.headline
+    assert any(note.startswith("reward decides which answers count as right") for note in found.notes)
     assert not any("exact_match" in one.first and "in_accuracy" in one.second for one in found.differences)
     assert not any("in_accuracy" in one.first and "exact_match" in one.second for one in found.differences)
     assert len([cell for cell in found.cells if cell.name.startswith("zero-shot, reward=")]) == 2
@@ -480,7 +487,7 @@ def test_what_counts_as_right_is_no_choice_to_rank(folder: Path) -> None:
 def test_a_sweep_of_rewards_alone_has_no_highest_variant(folder: Path) -> None:
     made = Made(factors={"reward": ("in_accuracy", "exact_match", "f1")}, questions=20, iterations=1, seeds=(0,))
     found = report(write_sweep(folder, made))
-    assert found.headline.startswith("reward also decides which answers are right")
+    assert found.headline.startswith("reward decides which answers count as right")
     assert (found.effects, found.comparisons) == ((), ())
     assert [(one.first, one.second) for one in found.differences] == [
         (f"EIE, reward={name}", f"zero-shot, reward={name}") for name in ("exact_match", "f1", "in_accuracy")
@@ -517,7 +524,7 @@ def test_any_two_variants_are_compared_question_by_question(folder: Path) -> Non
 
 def test_too_few_groups_of_questions_are_told(folder: Path) -> None:
     found = report(write_sweep(folder, Made(factors=FILTERS, questions=30, facts=10, iterations=1, seeds=(0,))))
-    assert any("3 groups" in note and "too few to allow for" in note for note in found.notes)
+    assert any("3 groups" in note and "too few to cluster by" in note for note in found.notes)
     assert all(effect.se_clustered is None for effect in found.effects)
 
 
@@ -525,15 +532,19 @@ def test_a_single_run_says_what_its_corrections_change_and_when_that_is_too_litt
     run = write_run(folder, {}, 0, Made(questions=30, iterations=1, right=lambda levels, n: (0.5, 0.5)))
     found = report(run)
     assert not found.cells[0].changes[0].can_reach
-    assert "0 answers mended and 0 spoiled, too few for any test to reach p < .05" in found.certainty
+    assert (
+        "0 answers changed from wrong to right and 0 from right to wrong (too few changes for p < .05)"
+        in found.certainty
+    )
 
 
 def test_two_seeds_are_told_to_say_little_and_twice_as_many_are_never_worse(folder: Path) -> None:
     for seed in range(3):
         found = report(write_sweep(folder / str(seed), Made(questions=40, iterations=1, seeds=(seed, seed + 10))))
-        assert "Two seeds hardly say how much training runs differ" in found.power
+        assert "Two seeds are too few to estimate how much training runs differ" in found.power
         told = re.search(
-            r"is ([\d.]+) pp; twice the questions would make it ([\d.]+) pp, twice the seeds ([\d.]+)", found.power
+            r"is ([\d.]+) pp; it would be ([\d.]+) pp with twice the questions and ([\d.]+) pp with twice the seeds",
+            found.power,
         )
         assert told
         now, questions, seeds = map(float, told.groups())
@@ -549,7 +560,7 @@ def test_how_many_questions_an_effect_takes_is_told(folder: Path) -> None:
     variance = statistics.variance([100 * (b - a) for a, b in zip(first, second, strict=True)])
     needed = math.ceil((1.959964 + 0.841621) ** 2 * variance / 25)
     assert effects(found)["filter"].needed["5"] == needed
-    assert f"5 pp about {float(f'{needed:.2g}'):,.0f}" in found.power
+    assert f"about {float(f'{needed:.2g}'):,.0f} for 5 pp" in found.power
 
 
 def test_the_vote_of_all_answers_has_an_interval(folder: Path) -> None:
@@ -574,7 +585,7 @@ def test_votes_of_other_sizes_have_names_of_their_own(folder: Path) -> None:
         (run / "summary.json").write_text(edited)
     found = report(folder)
     assert [*found.ceilings] == ["vote@2 or 3", "vote@4", "pass@1", "pass@2", "pass@4"]
-    assert any("the majority of 2 or 3 initial answers" in note for note in found.notes)
+    assert any("the majority vote of 2 or 3 initial answers" in note for note in found.notes)
 
 
 def test_two_baselines_that_vote_are_told_apart(folder: Path) -> None:
@@ -589,7 +600,7 @@ def test_runs_that_are_missing_with_the_same_seeds_are_one_note(folder: Path) ->
     sweep = write_sweep(folder, SMALL)
     for run in (*sweep.glob("FIE-seed1-*"), *sweep.glob("FNE-seed1-*")):
         shutil.rmtree(run)
-    assert "FIE and FNE, seed 1, are missing: the sweep has no such runs" in report(sweep).notes
+    assert "FIE and FNE, seed 1: missing from the sweep" in report(sweep).notes
 
 
 def test_nothing_that_is_printed_commands_the_terminal(folder: Path) -> None:
@@ -632,7 +643,7 @@ def test_without_its_extra_the_command_names_it(folder: Path) -> None:
 def test_where_nothing_differs_no_choice_is_called_the_largest(folder: Path) -> None:
     same = Made(questions=20, iterations=1, seeds=(0, 1), right=lambda levels, n: (0.0, 0.0))
     found = report(write_sweep(folder, same))
-    assert found.headline.startswith("No choice made a difference to final correction accuracy")
+    assert found.headline.startswith("No choice changed final correction accuracy")
     assert found.certainty == ""
 
 
@@ -674,7 +685,7 @@ def test_runs_that_stopped_alike_are_told_together(folder: Path) -> None:
                 until=1,
             )
     told = [note for note in report(sweep).notes if "nothing was kept" in note]
-    assert len(told) == 1 and told[0].startswith("EIE and ENE, seeds 0 and 1, stopped after iteration 1")
+    assert len(told) == 1 and told[0].startswith("EIE and ENE, seeds 0 and 1: stopped after iteration 1")
 
 
 def test_provenance_names_versions_commits_and_commands_and_no_path(folder: Path) -> None:

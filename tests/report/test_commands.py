@@ -10,7 +10,7 @@ import yaml
 from sweeps import Made, write_multirun, write_run, write_sweep
 
 from stasc.report.commands import commands, products
-from stasc.report.reading import read
+from stasc.report.data import read
 
 SMALL = Made(factors={"filter": ("strict", "lenient")}, questions=5, iterations=1, seeds=(0, 1))
 ABLATION = {"seed": "0,1,2", "filter": "strict,lenient"}

@@ -1,4 +1,4 @@
-"""The finished example in multirun/: what its report says is what its outcomes say, by a computation of its own."""
+"""The finished example in multirun/: an independent computation from its outcomes gives its report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def outcomes() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def last(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Of the variants, at the last iteration."""
+    """The variants' outcomes at the last iteration."""
     return outcomes[(outcomes.iteration == 3) & outcomes.baseline.isna()]
 
 
@@ -155,9 +155,9 @@ def test_the_readme_tells_what_the_report_does(report: Any) -> None:
     keep, both = effects[("filter",), "correction"], effects[("init", "filter"), "correction"]
     assert f"costs {-keep['interval']['value']:.1f} points" in readme
     assert f"[{-keep['interval']['high']:.1f}, {-keep['interval']['low']:.1f}]" in readme
-    assert f"{keep['p_crossed_adjusted']:.3f} for others" in readme
+    assert f"{keep['p_crossed_adjusted']:.3f} over questions and seeds" in readme
     assert f"{-both['raw']:.1f} points more" in readme
-    assert f"{both['p_crossed_adjusted']:.3f} for others" in readme
+    assert f"{both['p_crossed_adjusted']:.3f} over questions and seeds" in readme
     (apart,) = (one for one in report["differences"] if (one["first"], one["second"]) == ("EIE", "star"))
     value, low, high = (apart["interval"][key] for key in ("value", "low", "high"))
     assert f"({value:+.1f} [{low:.1f}, {high:.1f}])" in readme
@@ -168,7 +168,7 @@ def test_the_readme_tells_what_the_report_does(report: Any) -> None:
 
 
 def contrast(last: pd.DataFrame, factors: tuple[str, ...], outcome: str) -> NDArray[np.float64]:
-    """The effect for each question and seed, in percentage points (Q, S)."""
+    """Returns the effect for each question and seed, in percentage points (Q, S)."""
     signs = {cell: np.prod([1 if level[name] else -1 for name in factors]) for cell, level in VARIANTS.items()}
     total: Any = 0
     for cell, sign in signs.items():
@@ -183,7 +183,7 @@ def table(rows: pd.DataFrame, column: str) -> NDArray[np.float64]:
 
 
 def trained(outcomes: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The variants and baselines that were trained, at the last iteration."""
+    """Returns the trained variants and baselines at the last iteration."""
     return [(str(name), rows) for name, rows in outcomes[outcomes.iteration == 3].groupby("cell")]
 
 
@@ -202,21 +202,21 @@ def squares(table_QS: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def within(tables: list[NDArray[np.float64]]) -> Pool:
-    """Mean squares of seeds and of the rest within several tables of one size."""
+    """Returns mean squares of seeds and residuals within several tables of one size."""
     n, seeds = tables[0].shape
     _, of_s, of_qs = np.mean([squares(one) for one in tables], axis=0)
     return of_s, of_qs, len(tables) * (seeds - 1), len(tables) * (n - 1) * (seeds - 1)
 
 
 def between(last: pd.DataFrame, outcome: str) -> Pool:
-    """The same over all seven main effects and interactions."""
+    """Returns the same over all seven main effects and interactions."""
     return within([contrast(last, factors, outcome) for size in (1, 2, 3) for factors in combinations(PLUS, size)])
 
 
 def crossed(table_QS: NDArray[np.float64], pool: Pool) -> tuple[float, float, float]:
-    """The 95 % interval and the p-value of the mean with questions and seeds both random.
+    """Returns the 95 % interval and the p-value of the mean with questions and seeds both random.
 
-    By mean squares and Satterthwaite's df, of the table's own and of pooled seeds: the wider, and the larger.
+    Mean squares and Satterthwaite's df of the table itself and of pooled seeds: the wider interval, the larger p.
     """
     n, seeds = table_QS.shape
     mean, (ms_q, ms_s, ms_qs) = table_QS.mean(), squares(table_QS)

@@ -1,4 +1,4 @@
-"""The report's page: it opens from disk without a network, shows what was found, and no answer can act in it."""
+"""The report's page: it opens from disk without a network, shows the results, and never runs text of an answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from pages import made
 from playwright import sync_api as playwright
 from skips import NO_CHROMIUM
 
-from stasc.report import figures, page, samples, words
+from stasc.report import words
+from stasc.report.page import figures, samples
+from stasc.report.page import html as page
 from stasc.report.records import Analysis, Interval, Sweep
 
 NASTY = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">{{7*7}}'\"&lt;"
@@ -36,7 +38,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page on which every text that comes from outside would like to run a script."""
+    """A page on which every text from outside tries to run a script."""
     folder = tmp_path_factory.mktemp("nasty")
     sweep, analysis = made(factors=1, seeds=(0, 1), n=1, questions=3, text=NASTY)
     cells = {f"{name}{NASTY}": levels for name, levels in sweep.cells.items()}
@@ -52,7 +54,7 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Scripts(HTMLParser):
-    """The start tags of a page, and what its scripts hold."""
+    """The start tags of a page, and the text of its scripts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -101,17 +103,15 @@ def test_figures_for_papers_have_colours_that_colour_blind_readers_tell_apart(wr
 
 def test_options_that_no_run_has_are_told_on_the_first_screen(written: Path) -> None:
     sweep, analysis = made()
-    whole = page.tell(sweep, analysis)
-    assert (whole.incomplete, whole.combinations) == ([], "in every combination, each with 3 seeds")
-    told = page.tell(replace(sweep, absent=("there is no run with filter=lenient",)), analysis)
-    assert told.incomplete == ["there is no run with filter=lenient"]
-    assert told.combinations == (
-        "to be run in every combination, each with 3 seeds; not all of these runs are complete"
-    )
+    whole = page.summarise(sweep, analysis)
+    assert (whole.incomplete, whole.combinations) == ([], "in every combination, with 3 seeds each")
+    told = page.summarise(replace(sweep, absent=("no run has filter=lenient",)), analysis)
+    assert told.incomplete == ["no run has filter=lenient"]
+    assert told.combinations == "planned in every combination, with 3 seeds each; some of these runs are incomplete"
 
 
 def with_settings(sweep: Sweep, *several: dict[str, Any]) -> Sweep:
-    """With these settings for its first runs, and none for the others."""
+    """Returns the sweep with these settings for its first runs, and none for the others."""
     empty: dict[str, Any] = {}
     settings = [*several, *[empty] * (len(sweep.runs) - len(several))]
     return replace(sweep, runs=tuple(replace(run, settings=one) for run, one in zip(sweep.runs, settings, strict=True)))
@@ -120,10 +120,14 @@ def with_settings(sweep: Sweep, *several: dict[str, Any]) -> Sweep:
 def test_the_lead_names_the_model_if_there_is_one_and_teaching_if_there_was_any() -> None:
     sweep, analysis = made()
     one, other = {"model": {"path": "hub/one"}}, {"model": {"path": "hub/other"}}
-    assert page.tell(with_settings(sweep, one, one), analysis).setting.startswith("one was taught for 3 iterations")
-    assert page.tell(with_settings(sweep, one, other), analysis).setting.startswith("Each of several models was taught")
-    told = page.tell(with_settings(sweep, one), replace(analysis, n=0)).setting
-    assert told.startswith("one, without training, answered ") and "taught" not in told
+    assert page.summarise(with_settings(sweep, one, one), analysis).setting.startswith(
+        "one was trained for 3 iterations"
+    )
+    assert page.summarise(with_settings(sweep, one, other), analysis).setting.startswith(
+        "Each of several models was trained"
+    )
+    told = page.summarise(with_settings(sweep, one), replace(analysis, n=0)).setting
+    assert told.startswith("one, without training, answered ") and "trained" not in told
 
 
 def test_a_folder_of_baselines_alone_has_its_settings_from_them() -> None:
@@ -211,7 +215,7 @@ def test_a_block_too_large_for_a_browser_has_the_first_questions_only(monkeypatc
         ("Lenient", 1.0, 1.0, True, "right, and still right"),
         ("Lenient", 0.0, 0.0, False, "wrong, and not better: r2 − r1 = 0"),
         ("Lenient", 1.0, 0.0, False, "right, and made worse: r2 − r1 = -1"),
-        ("Maintaining", 0.0, 1.0, False, "the first answer is not right"),
+        ("Maintaining", 0.0, 1.0, False, "the initial answer is not right"),
         ("Maintaining", 1.0, 1.0, True, "right, and still right"),
     ],
 )
@@ -237,7 +241,7 @@ def test_incomplete_runs_are_named_on_the_first_screen(tmp_path: Path) -> None:
     runs = (replace(sweep.runs[0], status="failed"), *sweep.runs[1:])
     page.write(replace(sweep, runs=runs), analysis, tmp_path)
     html = (tmp_path / "report.html").read_text()
-    assert "1 run not complete:" in html
+    assert "1 run incomplete:" in html
     assert html.index(f"failed: {runs[0].name}") < html.index('id="effects"')
 
 
@@ -246,16 +250,16 @@ def test_many_incomplete_runs_are_counted_on_the_first_screen(tmp_path: Path) ->
     runs = (*(replace(run, status="missing") for run in sweep.runs[:7]), *sweep.runs[7:])
     page.write(replace(sweep, runs=runs), analysis, tmp_path)
     html = (tmp_path / "report.html").read_text()
-    assert "7 runs not complete:</b> missing: 7." in html
+    assert "7 runs incomplete:</b> missing: 7." in html
 
 
 def test_every_run_and_every_two_variants_have_a_line(written: Path) -> None:
     html = (written / "report.html").read_text()
     labels = {
-        label: html[html.index(f'aria-label="{label}') :] for label in ("What corrections mend", "Differences between")
+        label: html[html.index(f'aria-label="{label}') :] for label in ("Changes by corrections", "Differences between")
     }
     rows = {label: text[: text.index("</table>")].count('<th scope="row">') for label, text in labels.items()}
-    assert rows == {"What corrections mend": 8 * 3, "Differences between": 8 * 7 / 2}
+    assert rows == {"Changes by corrections": 8 * 3, "Differences between": 8 * 7 / 2}
 
 
 def test_seeds_that_have_not_run_yet_are_no_samples(tmp_path: Path) -> None:
@@ -263,7 +267,7 @@ def test_seeds_that_have_not_run_yet_are_no_samples(tmp_path: Path) -> None:
     analysis = replace(analysis, cells=tuple(replace(cell, seeds=(0,)) for cell in analysis.cells))
     page.write(sweep, analysis, tmp_path)
     html = (tmp_path / "report.html").read_text()
-    assert "Each variant has run with one seed" in html and "thin lines the seeds" not in html
+    assert "Each variant has one seed" in html and "thin lines are single seeds" not in html
 
 
 def test_the_headline_s_claims_stand_apart_from_what_they_rest_on() -> None:
@@ -320,7 +324,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Any]:
-    """Opens a page without a network, waits until it is ready, and in the end wants no complaint to have been made."""
+    """Opens a page without a network, waits until it is ready, and finally checks that the browser logged nothing."""
     opened, complaints = [], []
 
     def visit(folder: Path, width: int = 1280, scheme: str = "light") -> Any:
@@ -343,8 +347,8 @@ def visit(browser: Any) -> Iterator[Any]:
 
 
 def found(shown: Any, count: int | str) -> None:
-    """Waits until the browser of answers has found so many pairs."""
-    shown.locator("#found", has_text=re.compile(rf"^{count} of")).wait_for()
+    """Waits until the list of answers has found this many pairs."""
+    shown.locator("#found", has_text=re.compile(rf"^{count} pairs match")).wait_for()
 
 
 def to_samples(shown: Any) -> None:
@@ -479,7 +483,7 @@ def test_a_large_sweep_is_a_page_that_opens_at_once(visit: Any, tmp_path: Path) 
     assert shown.evaluate("performance.now()") < 3000  # milliseconds since it began to open; it is ready
     to_samples(shown)
     found(shown, "8,000")
-    assert "Left out here" in shown.locator("#left-out").inner_text()
+    assert "Left out to keep the page small" in shown.locator("#left-out").inner_text()
 
 
 def large() -> tuple[Sweep, Analysis]:

@@ -1,4 +1,4 @@
-"""What a sweep varies, and which of its runs are there, read from its folder."""
+"""Reading a sweep's folder: the settings that vary, and the runs that exist or are missing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from sweeps import ALL16, Made, write_multirun, write_run, write_sweep
 
 from stasc.report import design
-from stasc.report.reading import read
-from stasc.report.records import Factor
+from stasc.report.data import read
 
 SMALL = Made(questions=6, iterations=2, seeds=(0, 1))
 
@@ -26,14 +25,14 @@ def one(folder: Path, name: str) -> Path:
     return next(folder.glob(name))
 
 
-def test_the_choices_of_a_sweep_are_its_factors_with_the_plainer_option_first(folder: Path) -> None:
+def test_the_choices_of_a_sweep_are_its_settings_with_the_plainer_option_first(folder: Path) -> None:
     found = read(write_sweep(folder, Made(factors=ALL16, questions=3, iterations=1, seeds=(0,))))
-    assert found.factors == (
-        Factor("init", "fixed", "evolving"),
-        Factor("filter", "strict", "lenient"),
-        Factor("start", "fixed", "evolving"),
-        Factor("finetune", "full", "lora"),
-    )
+    assert [*found.settings.items()] == [
+        ("init", ("fixed", "evolving")),
+        ("filter", ("strict", "lenient")),
+        ("start", ("fixed", "evolving")),
+        ("finetune", ("full", "lora")),
+    ]
     assert len(found.runs) == len(found.cells) == 16
     assert found.cells["FNE-lora"] == {"init": "fixed", "filter": "lenient", "start": "evolving", "finetune": "lora"}
 
@@ -81,7 +80,7 @@ def test_a_setting_that_was_edited_between_sweeps_is_noted_with_the_choice_it_go
             made = Made(questions=5, iterations=1, edited=(f"finetune.learning_rate={rate}", f"filter.correct_at={1}"))
             write_run(folder, {"filter": name, "start": start}, 0, made)
     sweep = read(folder)
-    assert [factor.name for factor in sweep.factors] == ["filter", "start"]
+    assert [*sweep.settings] == ["filter", "start"]
     assert sweep.notes == ("filter also changes finetune.learning_rate: 1e-05 with lenient, 2e-05 with strict",)
 
 
@@ -95,7 +94,7 @@ def test_a_setting_within_a_choice_that_was_edited_is_noted_with_the_other_choic
         )
         write_run(folder, {"filter": name, "finetune": "lora"}, 0, Made(iterations=1))
     sweep = read(folder)
-    assert [factor.name for factor in sweep.factors] == ["filter", "finetune"]
+    assert [*sweep.settings] == ["filter", "finetune"]
     assert sweep.notes == (
         "filter also changes finetune.learning_rate: 1e-05 with lenient and full, 0.0005 with lenient and lora, "
         "3e-05 with strict and full, 0.0005 with strict and lora",
@@ -107,7 +106,7 @@ def test_a_setting_that_another_one_is_interpolated_into_is_not_noted(folder: Pa
         made = Made(questions=5, iterations=1, edited=(f"filter.correct_at={threshold}",))
         write_run(folder, {"correct_at": threshold}, 0, made)
     sweep = read(folder)
-    assert [factor.name for factor in sweep.factors] == ["correct_at"] and sweep.notes == ()
+    assert [*sweep.settings] == ["correct_at"] and sweep.notes == ()
 
 
 def test_two_choices_that_go_together_are_both_told(folder: Path) -> None:
@@ -152,7 +151,7 @@ def test_seeds_and_levels_that_only_the_command_knows_are_missed(folder: Path) -
     write_multirun(sweep, ["filter=strict,lenient", "seed=range(2)", "sweep.name=example"])
     found = read(sweep)
     assert [(run.cell, run.seed) for run in found.runs if run.status == "missing"] == [("EIE", 1)]
-    assert found.notes == ("there is no run with filter=lenient, which the sweep asked for",)
+    assert found.notes == ("no run has filter=lenient, which the sweep asked for",)
 
 
 def test_one_choice_changed_at_a_time_is_not_missed_as_a_factorial(folder: Path) -> None:
@@ -182,7 +181,7 @@ def test_a_damaged_line_is_named_and_its_run_alone_left_out(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("file", "old", "new", "told"),
     [
-        ("outcomes.jsonl", '"r2": 1.0', '"r2": 0.0', "outcomes.jsonl was changed after the run had ended"),
+        ("outcomes.jsonl", '"r2": 1.0', '"r2": 0.0', "outcomes.jsonl was changed after the run ended"),
         ("journal.jsonl", '"seed": 0', '"seed": 1', "line 1: does not match its checksum"),
         ("summary.json", '"iterations"', '"iteration"', "summary.json is damaged"),
     ],
@@ -271,7 +270,7 @@ def test_pairs_have_the_reason_why_they_were_dropped_from_schema_2_on(folder: Pa
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no run: give multirun/NAME"):
         read(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         read(tmp_path / "nowhere")
 
 

@@ -1,4 +1,4 @@
-"""Sweeps in which nothing matters: how often intervals hold the truth, and how often the report is falsely sure."""
+"""Coverage of the report's intervals, and its false positives, in sweeps without a true effect."""
 
 from __future__ import annotations
 

@@ -14,18 +14,26 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as mcnemar_table
 from statsmodels.stats.multitest import multipletests
 
-from stasc.report import resampling, statistics
-from stasc.report.crossing import (
+from stasc.report.statistics import intervals, resampling
+from stasc.report.statistics.crossing import (
     Components,
     Pool,
-    components,
     crossed,
     foreseen,
     mean_squares,
     pooled_between,
     pooled_within,
 )
-from stasc.report.statistics import Mean, contrasts, mcnemar, paired, pass_at_k, proportion, questions_needed
+from stasc.report.statistics.intervals import (
+    clustered,
+    contrasts,
+    correlation,
+    mcnemar,
+    p_values,
+    pass_at_k,
+    proportion,
+    questions_needed,
+)
 
 DARWIN = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48], float)  # maize, crossed minus selfed
 PILOT_PLANT = np.array([60, 72, 54, 68, 52, 83, 45, 80], float)  # Box, Hunter and Hunter: T, C, K in standard order
@@ -130,11 +138,11 @@ def test_with_one_seed_the_interval_is_that_of_a_mean_over_questions() -> None:
 
 
 def test_the_crossed_interval_of_a_small_table_is_as_worked_out_by_hand() -> None:
-    # Means of questions 2, 4, 6, of seeds 3, 5; rest -1, 1, 0 and 1, -1, 0.
+    # Means of questions 2, 4, 6, of seeds 3, 5; residual -1, 1, 0 and 1, -1, 0.
     found = crossed(np.array([[0.0, 4], [4, 4], [5, 7]]))
-    ms_question, ms_seed, ms_rest = 2 * 8 / 2, 3 * 2 / 1, 4 / 2
-    assert found.se == pytest.approx(math.sqrt((ms_question + ms_seed - ms_rest) / 6))
-    assert found.df == pytest.approx(12**2 / (ms_question**2 / 2 + ms_seed**2 / 1 + ms_rest**2 / 2))
+    ms_question, ms_seed, ms_residual = 2 * 8 / 2, 3 * 2 / 1, 4 / 2
+    assert found.se == pytest.approx(math.sqrt((ms_question + ms_seed - ms_residual) / 6))
+    assert found.df == pytest.approx(12**2 / (ms_question**2 / 2 + ms_seed**2 / 1 + ms_residual**2 / 2))
     assert found.se_question == pytest.approx(math.sqrt(8 / 6))
     assert found.se_seed == pytest.approx(math.sqrt(4 / 6))
     assert (found.value, found.high) == pytest.approx((4, 4 + stats.t.ppf(0.975, found.df) * found.se))
@@ -153,7 +161,7 @@ def test_the_parts_of_a_standard_error_add_up_and_it_is_no_less_than_either(seed
 
 
 def table_variances(one: np.ndarray) -> tuple[float, float]:
-    """Of the mean, if only questions, or only seeds, were drawn."""
+    """Returns the variance of the mean if only questions, or only seeds, were random."""
     return tuple(float(stats.sem(one.mean(axis=axis)) ** 2) for axis in (1, 0))  # type: ignore[return-value]
 
 
@@ -171,13 +179,13 @@ def test_a_p_value_of_constant_data_is_that_of_the_rule_of_three(seeds: int) -> 
     assert crossed(np.full((10, seeds), 0.5)).p == pytest.approx(math.exp(-5))  # of ten, none under 1 - x: e^(-10 x)
     assert crossed(np.full((10, seeds), 0.3)).p == pytest.approx(0.05, abs=1e-3)  # its interval ends at 0
     assert crossed(np.zeros((10, seeds))).p == 1
-    assert paired(np.full(10, 0.7), np.full(10, 0.2)).p == pytest.approx(math.exp(-5))
+    assert clustered(np.full(10, 0.7) - np.full(10, 0.2), 2 * [*range(5)]).p == pytest.approx(math.exp(-5))
     assert crossed(np.full((1, seeds), 0.5)).p == 1
 
 
 def test_no_p_value_is_zero() -> None:
     assert crossed(np.ones((2000, 1))).p > 0
-    assert Mean(1.0, 1e-9, 500.0, 1.0, 1.0, "").p > 0
+    assert p_values(*map(np.array, (1.0, 1e-9, 500.0, 1.0))) > 0
     assert mcnemar(5000, 0, 5000).p > 0
 
 
@@ -190,9 +198,9 @@ def test_a_paired_difference_is_more_certain_by_its_correlation() -> None:
     rng = np.random.default_rng(0)
     first = rng.normal(size=50)
     second = first + 0.3 * rng.normal(size=50)
-    found = paired(first, second)
+    found = crossed((first - second)[:, None])
     assert found.se == pytest.approx(stats.sem(first - second))
-    assert found.rho == pytest.approx(stats.pearsonr(first, second).statistic)
+    assert correlation(first, second) == pytest.approx(stats.pearsonr(first, second).statistic)
 
 
 def test_clustered_differences_agree_with_statsmodels() -> None:
@@ -201,7 +209,7 @@ def test_clustered_differences_agree_with_statsmodels() -> None:
     difference = rng.normal(size=45) + rng.normal(size=9)[clusters]
     settings = {"groups": clusters, "use_correction": False}
     oracle = sm.OLS(difference, np.ones(45)).fit(cov_type="cluster", cov_kwds=settings)
-    found = paired(difference, np.zeros(45), [f"passage {one}" for one in clusters])
+    found = clustered(difference, [f"passage {one}" for one in clusters])
     assert found.se == pytest.approx(float(oracle.bse[0]))
     assert found.df == 8
 
@@ -209,13 +217,13 @@ def test_clustered_differences_agree_with_statsmodels() -> None:
 def test_clusters_of_one_size_are_their_means() -> None:
     difference = np.random.default_rng(2).normal(size=60)
     means = difference.reshape(12, 5).mean(axis=1)
-    found = paired(difference, np.zeros(60), np.repeat(np.arange(12), 5).tolist())
+    found = clustered(difference, np.repeat(np.arange(12), 5).tolist())
     assert found.se == pytest.approx(means.std(ddof=0) / math.sqrt(12))
 
 
 def test_fewer_than_five_clusters_are_refused_in_words() -> None:
     with pytest.raises(ValueError, match=r"4 clusters of questions: .* at least 5"):
-        paired(np.arange(8.0), np.zeros(8), [0, 0, 1, 1, 2, 2, 3, 3])
+        clustered(np.arange(8.0), [0, 0, 1, 1, 2, 2, 3, 3])
 
 
 def test_the_bootstrap_of_one_seed_has_the_standard_error_of_a_mean() -> None:
@@ -288,7 +296,7 @@ def test_questions_needed_for_three_points(sigma2: float, samples: int, n: int) 
 
 def test_the_detectable_effect_is_found_four_times_in_five() -> None:
     rng, n = np.random.default_rng(9), 40
-    effect = statistics.detectable(1 / math.sqrt(n), n - 1)
+    effect = intervals.detectable(1 / math.sqrt(n), n - 1)
     found = [stats.ttest_1samp(rng.normal(effect, 1, n), 0).pvalue < 0.05 for _ in range(4000)]
     assert np.mean(found) == pytest.approx(0.8, abs=0.02)
 
@@ -300,7 +308,7 @@ def test_a_foreseen_standard_error_is_that_of_its_parts() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_more_questions_or_seeds_are_never_foreseen_to_be_worse(seed: int) -> None:
     one = table(np.random.default_rng(seed), n=40, seeds=2)
-    parts = components(one)
+    parts = crossed(one).parts
     now = foreseen(parts, 40, 2)
     assert now >= crossed(one).se * (1 - 1e-9)
     assert foreseen(parts, 80, 2) <= now and foreseen(parts, 40, 4) <= now
@@ -326,7 +334,7 @@ def test_the_crossed_interval_covers_the_truth_as_often_as_it_says(seeds: int, s
 
 
 def accuracy_differences(rng: np.random.Generator, n: int, seeds: int, seed_sd: float) -> np.ndarray:
-    """Of two variants without a true difference: right or wrong answers to the same questions, in several runs."""
+    """Draws differences of two variants without a true difference: answers to the same questions in several runs."""
     easy = rng.beta(1, 1, (n, 1))
     drift = rng.normal(0, seed_sd, (2, 1, seeds))
     return np.subtract(*(rng.random((2, n, seeds)) < np.clip(easy + drift, 0, 1)).astype(float))
@@ -347,11 +355,11 @@ def test_holm_over_three_main_effects_is_rarely_wrong_when_nothing_matters() -> 
 def test_the_contrasts_of_a_factorial_have_the_pooled_mean_squares_on_average() -> None:
     cells = np.random.default_rng(12).normal(size=(8, 20, 3))
     weights = np.stack([*contrasts(standard_order(3)).values()])
-    _, seed, rest = mean_squares(np.einsum("ec,cqs->eqs", weights, cells))
+    _, seed, residual = mean_squares(np.einsum("ec,cqs->eqs", weights, cells))
     pool = pooled_between(cells, "all effects")
     assert pool and pool.times((weights**2).sum(axis=1)).seed == pytest.approx(np.full(7, seed.mean()))
-    assert pool.times((weights**2).sum(axis=1)).rest == pytest.approx(np.full(7, rest.mean()))
-    assert (pool.df_seed, pool.df_rest) == (7 * 2, 7 * 19 * 2)
+    assert pool.times((weights**2).sum(axis=1)).residual == pytest.approx(np.full(7, residual.mean()))
+    assert (pool.df_seed, pool.df_residual) == (7 * 2, 7 * 19 * 2)
 
 
 def test_two_cells_have_no_other_contrast_to_pool_with() -> None:
@@ -365,7 +373,7 @@ def test_two_cells_have_no_other_contrast_to_pool_with() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 def test_the_wider_of_own_and_pooled_interval_counts_and_the_larger_p(spread: float) -> None:
-    """Seeds of the same mean, or far apart, and a pool in which they differ moderately."""
+    """Seeds have the same mean, or differ widely; the pool has a moderate variance."""
     rng = np.random.default_rng(14)
     one = rng.normal(size=(50, 3))
     one += 0.3 + spread * np.array([-1, 0, 1]) - one.mean(axis=0)

@@ -1,1 +1,1 @@
-"""A W&B report on a project's runs. `python -m stasc.dashboard` makes it; nothing else imports this package."""
+"""A W&B report on a project's runs: the command `python -m stasc.dashboard`, which no other package imports."""

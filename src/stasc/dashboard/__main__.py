@@ -1,4 +1,4 @@
-"""`python -m stasc.dashboard PROJECT`: a report in W&B on the project's runs, or without W&B, its specification."""
+"""`python -m stasc.dashboard PROJECT`: makes a W&B report on a project's runs, or without W&B, its specification."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stasc.tracking.wandb import check_project, reason, shut_down, within
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
 
-SAVE_S = 120  # W&B gives up after 20 s, several times
+SAVE_S = 120  # W&B itself times out after 20 s, several times in a row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line. Exits with status 1 if W&B was to get the report, and did not."""
+    """Runs the command line. Exits with status 1 if W&B does not accept the report."""
     outlive_readers()
     args = _parser().parse_args(arguments)
     path = args.output or Path(f"dashboard-{args.group or args.project}.json")
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _write(path, args)
         elif not _logged_in():
             _write(path, args)
-            print("W&B is offline, or you are not logged in: after `wandb login`, the same command makes the report")
+            print("W&B is offline, or you are not logged in: run `wandb login`, then the same command makes the report")
         else:
             _save(path, args)
     except ModuleNotFoundError as error:
@@ -52,7 +52,7 @@ def _report(args: argparse.Namespace, entity: str) -> Report:
 
 
 def _save(path: Path, args: argparse.Namespace) -> None:
-    """Saves the report in W&B, or writes its specification where W&B can't be reached."""
+    """Saves the report in W&B, or writes its specification if W&B fails."""
 
     def save() -> str:
         import wandb
@@ -60,13 +60,13 @@ def _save(path: Path, args: argparse.Namespace) -> None:
         entity = args.entity or wandb.Api().default_entity or ""
         return str(_report(args, entity).save().url)
 
-    _report(args, "")  # what is wrong with it, or missing, has nothing to do with W&B
+    _report(args, "")  # so that faults in the report itself are not blamed on W&B
     try:
         url = within(SAVE_S, save)
     except Exception as error:
         shut_down()
         _write(path, args)
-        sys.exit(f"error: W&B did not take the report ({reason(error)}); the file has what it was to get")
+        sys.exit(f"error: W&B did not accept the report ({reason(error)}); its specification is in the file")
     print(f"W&B report: {url}")
 
 
@@ -80,7 +80,7 @@ def _write(path: Path, args: argparse.Namespace) -> None:
 
 
 def _check_file(path: Path) -> None:
-    """Checks that nothing but an earlier specification would be replaced. Raises: ValueError, OSError."""
+    """Checks that the file is new or an earlier specification. Raises: ValueError, OSError."""
     from stasc.dashboard.specification import check
 
     try:
@@ -88,7 +88,7 @@ def _check_file(path: Path) -> None:
     except FileNotFoundError:
         return
     except ValueError as error:
-        raise ValueError(f"{path} is there already and is {error}: give another --output, or remove it") from error
+        raise ValueError(f"{path} exists and is {error}: give another --output, or remove it") from error
 
 
 def _logged_in() -> bool:
@@ -101,8 +101,8 @@ def _logged_in() -> bool:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m stasc.dashboard",
-        description="Make a report in W&B of a project's runs: curves by variant, what each choice comes to, samples. "
-        "Each call makes a new one. Where W&B is offline or can't be reached, its specification is written instead.",
+        description="Make a W&B report on a project's runs: curves by variant, accuracy by choice, samples. Each call "
+        "makes a new report. If W&B is offline or unreachable, its specification is written to a file instead.",
     )
     parser.add_argument("project", metavar="PROJECT", help="W&B project, as in tracking.project")
     entity = os.environ.get("WANDB_ENTITY") or None
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="FILE",
-        help="write the specification to this file and leave W&B alone (default, if need be: dashboard-NAME.json)",
+        help="write the specification to this file and do not use W&B (fallback without W&B: dashboard-NAME.json)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Every plot of the dashboard, defined once, under the names that `stasc.tracking.wandb` gives to what runs log."""
+"""The plots of the dashboard, on the metrics that `stasc.tracking.wandb` logs."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ OUTCOMES = {"final/corr_acc": "correction accuracy", "final/gain": "gain, correc
 TRANSITIONS = tuple(f"test/{name}" for name in ("right_right", "right_wrong", "wrong_right", "wrong_wrong"))
 RESULTS = ("n", "init_acc", "corr_acc", "gain", "over_initial", "over_correction", "vote_acc", "pass_acc")
 VARIANT = "JobType"
-BAND: Literal["minmax"] = "minmax"  # of a few seeds, that is more honest than a standard error
-MOST = 100  # lines or bars; W&B's own limit is 10
-WIDTH = 24  # of a row, in W&B's units
+BAND: Literal["minmax"] = "minmax"  # with a few seeds, the range is more honest than a standard error
+MOST = 100  # lines or bars; W&B's default is 10
+WIDTH = 24  # of a row, in W&B's grid units
 
 
 def report(project: str, entity: str, group: str | None) -> wr.Report:
-    """The dashboard of a project's runs, or of those of one sweep."""
-    told = f"The runs of the sweep {group}." if group else "All runs of this project; --group NAME shows one sweep."
+    """Returns the dashboard of a project's runs, or of one sweep's."""
+    scope = f"The runs of the sweep {group}." if group else "All runs of this project; --group NAME shows one sweep."
     return wr.Report(
         project=project,
         entity=entity,
         title=f"STaSC {group or 'all runs'}",
-        description=f"{told} Made by python -m stasc.dashboard.",
+        description=f"{scope} Made by python -m stasc.dashboard.",
         width="fluid",
         blocks=[
             wr.H2("Accuracy on held-out questions, by variant"),
-            wr.P("Lines are means over seeds, bands reach from the lowest seed to the highest. Iteration 0 is M_0."),
+            wr.P("Lines are means over seeds; bands span the lowest to the highest seed. Iteration 0 is M_0."),
             _grid(group, _accuracy()),
-            wr.H2("What each choice comes to, at the last iteration"),
+            wr.H2("Accuracy by choice, at the last iteration"),
             wr.P(
                 [
-                    "A bar is the mean over all variants and seeds with that option, its line from the lowest run to "
-                    "the highest. Baselines have no option (-). Whether a difference is more than chance: ",
+                    "A bar is the mean over all variants and seeds with that option; its line spans the lowest to the "
+                    "highest run. Baselines have no option (-). For intervals and tests, run ",
                     wr.InlineCode("python -m stasc.report"),
                 ]
             ),
             _grid(group, *_effects(), table=True),
-            wr.H2("What corrections change"),
+            wr.H2("Transitions from initial answers to corrections"),
             _grid(group, _transitions()),
             wr.H2("Training"),
             _grid(group, _training()),
             wr.H2("Samples"),
-            wr.P("Training pairs of each run's last iteration, those that the filter kept first."),
+            wr.P("Training pairs of each run's last iteration, kept pairs first."),
             _grid(group, [wr.WeavePanelSummaryTable(table_name="pairs")], height=16),
         ],
     )
@@ -61,8 +61,8 @@ def _accuracy() -> list[wr.LinePlot]:
 
 def _effects() -> list[list[Panel]]:
     bars: list[list[Panel]] = [
-        [_bars(f"{choice}: {told}", [name], wr.Config(f"choice/{choice}")) for choice in CHOICES]
-        for name, told in OUTCOMES.items()
+        [_bars(f"{choice}: {outcome}", [name], wr.Config(f"choice/{choice}")) for choice in CHOICES]
+        for name, outcome in OUTCOMES.items()
     ]
     columns: dict[wr.Config | wr.SummaryMetric, str] = {
         **{wr.Config(f"choice/{choice}"): choice for choice in CHOICES},
@@ -70,14 +70,14 @@ def _effects() -> list[list[Panel]]:
         **{wr.SummaryMetric(name): name.partition("/")[2] for name in ("total/kept", *OUTCOMES)},
     }
     lines = [wr.ParallelCoordinatesPlotColumn(metric, display_name=name) for metric, name in columns.items()]
-    return [*bars, [wr.ParallelCoordinatesPlot(title="From choices to accuracy, a line a run", columns=lines)]]
+    return [*bars, [wr.ParallelCoordinatesPlot(title="Choices and accuracy, one line per run", columns=lines)]]
 
 
 def _transitions() -> list[Panel]:
     return [
-        _curve("Wrong, then right", "test/wrong_right"),
-        _curve("Right, then wrong", "test/right_wrong"),
-        _bars("All four, at the last iteration", TRANSITIONS, VARIANT),
+        _curve("Wrong → right", "test/wrong_right"),
+        _curve("Right → wrong", "test/right_wrong"),
+        _bars("All transitions, at the last iteration", TRANSITIONS, VARIANT),
     ]
 
 
@@ -117,7 +117,7 @@ def _bars(title: str, metrics: Sequence[str], by: str | wr.Config) -> wr.BarPlot
 
 
 def _grid(group: str | None, *rows: Sequence[Panel], table: bool = False, height: int = 8) -> wr.PanelGrid:
-    """Rows of plots, each as wide as the report, and below them the table of runs, if it is asked for."""
+    """Returns rows of plots, each as wide as the report, with the table of runs below if `table` is set."""
     for y, row in enumerate(rows):
         width = WIDTH // len(row)
         for x, panel in enumerate(row):

@@ -1,4 +1,4 @@
-"""`python -m stasc.report FOLDER`: what a sweep, or a run, comes to, as text and as files."""
+"""`python -m stasc.report FOLDER`: reports on a sweep, or on a run, as text and as files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stasc.machine.stdio import outlive_readers
 from stasc.report.records import Analysis, Sweep
 from stasc.report.words import interval_text, number, p_text, plain
 
-WIDE = 1000  # columns: what is no terminal is not 80 columns wide
+WIDE = 1000  # columns of output that does not go to a terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads, computes, prints, writes."""
+    """Reads the folder, analyses it, writes the files and prints the result."""
     outlive_readers()
     parser = argparse.ArgumentParser(prog="python -m stasc.report", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="multirun/NAME, or the folder of a run")
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from stasc.report import export
         from stasc.report.analysis import analyse
-        from stasc.report.reading import read
+        from stasc.report.data import read
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error.name} is not installed; pip install 'stasc[report]'")
     try:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _page(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
-    """Writes report.html. Returns: its name, or nothing where what draws it is not installed."""
+    """Writes report.html. Returns: its name, or nothing if a library for charts is not installed."""
     try:
         from stasc.report import page
     except ModuleNotFoundError as error:
@@ -55,17 +55,17 @@ def _page(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
 
 
 def show(analysis: Analysis, out: Console) -> None:
-    """Prints the answer, the choices' effects, the variants, and what was left out."""
+    """Prints the headline, the effects, the variants and the notes."""
     out = out if out.is_terminal else Console(file=out.file, width=WIDE)
     _say(out, analysis.headline, analysis.certainty, analysis.power)
     if analysis.effects:
         out.print(effects_table(analysis))
     out.print(cells_table(analysis))
     for name, ceiling in analysis.ceilings.items():
-        _say(out, f"{name}: {interval_text(ceiling)} %")
+        _say(out, f"{name}: {interval_text(ceiling, unit='%')}")
     for name, floor in analysis.noise_floor.items():
         reach = number(floor.high or 0.0)
-        _say(out, f"The same {name} under other noise: {reach} pp apart at most, in 95 % of pairs of seeds.")
+        _say(out, f"Sampling noise of {name}: two seeds differ by at most {reach} pp in 95 % of cases.")
     _say(out, *(f"Note: {note}." for note in analysis.notes))
 
 
@@ -76,10 +76,9 @@ def _say(out: Console, *texts: str) -> None:
 
 
 def effects_table(analysis: Analysis) -> Table:
-    """The choices' effects, and below them the interactions, on both outcomes."""
-    table = _table(f"effects at n = {analysis.n}, in pp with 95 % intervals", "effect")
-    for name in ("correction", "adjusted p", "gain", "adjusted p"):
-        table.add_column(name, justify="right")
+    """Returns the main effects, and below them the interactions, on both outcomes."""
+    columns = ("correction", "adjusted p", "gain", "adjusted p")
+    table = _table(f"effects at n = {analysis.n}, in pp with 95 % intervals; p over questions", "effect", *columns)
     gains = {effect.factors: effect for effect in analysis.effects if effect.outcome == "gain"}
     for effect in (effect for effect in analysis.effects if effect.outcome == "correction"):
         gain = gains[effect.factors]
@@ -89,42 +88,24 @@ def effects_table(analysis: Analysis) -> Table:
 
 
 def cells_table(analysis: Analysis) -> Table:
-    """The variants and baselines, one a row."""
-    table = _table("accuracies in % with 95 % intervals, at the last iteration", "variant")
-    for name in (
-        "n",
-        "seeds",
-        "initial",
-        "correction",
-        "gain",
-        "over M_0's\ncorrection",
-        "wrong→\nright",
-        "right→\nwrong",
-    ):
-        table.add_column(name, justify="right")
-    for name in ("kept", "steps"):
-        table.add_column(name, justify="right")
+    """Returns the variants and baselines, one per row."""
+    columns = ["n", "seeds", "initial", "correction", "gain", "over M_0's\ncorrection"]
+    columns += ["wrong→\nright", "right→\nwrong", "kept", "steps"]
+    table = _table("accuracies in % with 95 % intervals, at the last iteration", "variant", *columns)
     for cell in analysis.cells:
-        _add(
-            table,
-            cell.name,
-            str(cell.n),
-            str(len(cell.seeds)),
-            interval_text(cell.initial),
-            interval_text(cell.correction),
-            number(cell.gain.value, signed=True),
-            number(cell.over_correction.value, signed=True),
-            f"{cell.transitions['wrong_right']:.1f}",
-            f"{cell.transitions['right_wrong']:.1f}",
-            f"{cell.kept:.0f}",
-            f"{cell.steps:.0f}",
-        )
+        accuracies = [interval_text(one) for one in (cell.initial, cell.correction)]
+        gains = [number(one.value, signed=True) for one in (cell.gain, cell.over_correction)]
+        changes = [number(cell.transitions[name]) for name in ("wrong_right", "right_wrong")]
+        spent = [number(one, digits=0) for one in (cell.kept, cell.steps)]
+        _add(table, cell.name, str(cell.n), str(len(cell.seeds)), *accuracies, *gains, *changes, *spent)
     return table
 
 
-def _table(title: str, first: str) -> Table:
+def _table(title: str, first: str, *others: str) -> Table:
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False)
     table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right")
     return table
 
 

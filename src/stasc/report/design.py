@@ -1,36 +1,37 @@
-"""What a sweep varies: settings with their levels, the combinations of these, and which runs belong to which."""
+"""Finds the design of a sweep: which settings vary, at which levels, and which runs form a complete design."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stasc.report.records import Factor, Run
+from stasc.report.records import Run
 from stasc.settings.names import chosen_options
 from stasc.settings.table import deciding
 
 Levels = tuple[str, ...]
 
-REPLICATES = ("seed", "iterations")  # how often, and how long: not what is compared
+REPLICATES = ("seed", "iterations")  # number and length of runs, which are not compared
 ORDER = {
     "init": ("fixed", "evolving"),
     "filter": ("strict", "maintaining", "lenient"),
     "start": ("fixed", "evolving"),
     "finetune": ("full", "lora", "qlora"),
 }
-YARDSTICKS = ("reward", "correct_at", "reward_errors")  # these decide what counts as right
+SCORING = ("reward", "correct_at", "reward_errors")  # settings that decide what counts as right
 _NONE = "-"  # the level of a setting that a run does not have
-_MOST_SUBSETS = 4096  # of levels that are tried for a complete design
+_MOST_SUBSETS = 4096  # subsets of levels tried for a complete design
 
 
 @dataclass(frozen=True)
 class Design:
-    """The settings that vary, and each run's levels of them, in the same order.
+    """The settings that vary, and the levels of each run in the same order.
 
-    `notes` name the settings that vary with one of these and so are part of what it does.
+    `notes` name settings that vary together with one of these, and so are confounded with it.
     """
 
     settings: Mapping[str, Levels]
@@ -41,14 +42,18 @@ class Design:
 def find(
     settings: Sequence[Mapping[str, Any]], choices: Sequence[Mapping[str, str]], given: Iterable[str] = ()
 ) -> Design:
-    """What varies among runs, of which `settings` are as composed and `choices` the options of config groups.
+    """Finds the settings that vary among runs.
 
-    A group of which several options were chosen is one setting; what is in it counts apart only where runs of the same
-    option differ in it. A setting that follows from another one does not count, unless it was `given` by name.
+    A config group with several options is one setting; a setting inside it varies only if runs of the same option
+    differ in it. A setting that follows from another one does not vary, unless it was `given` by name.
+
+    Args:
+        settings: of each run, as composed.
+        choices: of each run, the options of its config groups.
     """
     flat = [texts(one) for one in settings]
     options = [chosen_options(one, chosen) for one, chosen in zip(settings, choices, strict=True)]
-    groups = [name for name in dict.fromkeys(itertools.chain(*options)) if _differ(one.get(name) for one in options)]
+    groups = [name for name in dict.fromkeys(itertools.chain(*options)) if len({one.get(name) for one in options}) > 1]
     varying = {name: [one.get(name, _NONE) for one in options] for name in groups}
     alone = {}
     for name in dict.fromkeys(itertools.chain(*flat)):
@@ -64,15 +69,12 @@ def find(
             varying[name] = values
             continue
         for other in followed:
-            same = [
-                others[other],
-                *([one.get(leaf, _NONE) for one in flat] for leaf in flat[0] if leaf.startswith(f"{other}.")),
-            ]
-            if values not in same:  # by interpolation
-                within = [
-                    f"{level} and {option}" for level, option in zip(others[other], group or (), strict=bool(group))
-                ]
-                notes.append(f"{other} also changes {name}: {_by_level(values, within or others[other])}")
+            leaves = [leaf for leaf in flat[0] if leaf.startswith(f"{other}.")]
+            same = [others[other], *([one.get(leaf, _NONE) for one in flat] for leaf in leaves)]
+            if values not in same:  # other than by interpolation
+                both = zip(others[other], group, strict=True) if group else ()
+                within = [f"{level} and {option}" for level, option in both] or others[other]
+                notes.append(f"{other} also changes {name}: {_by_level(values, within)}")
     names = sorted(varying, key=lambda name: [*ORDER, name].index(name))
     levels = {name: tuple(sorted({*varying[name]}, key=lambda level: _rank(name, level))) for name in names}
     of_run = [tuple(varying[name][i] for name in names) for i in range(len(settings))]
@@ -80,23 +82,23 @@ def find(
 
 
 def _by_level(values: Sequence[str], other: Sequence[str]) -> str:
-    """`1e-05 with lenient, 2e-05 with strict`."""
+    """Returns `1e-05 with lenient, 2e-05 with strict`."""
     found = {(level, value) for value, level in zip(values, other, strict=True) if value != _NONE}
     return ", ".join(f"{value} with {level}" for level, value in sorted(found))
 
 
-def yardsticks(settings: Iterable[str]) -> list[str]:
-    """Those of the settings that decide what counts as right: accuracies under two of their levels do not compare."""
-    return [name for name in settings if name.partition(".")[0] in YARDSTICKS]
+def scoring(settings: Iterable[str]) -> list[str]:
+    """Returns the settings that decide what counts as right, so that accuracies at two levels are not comparable."""
+    return [name for name in settings if name.partition(".")[0] in SCORING]
 
 
 def texts(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The settings that decide results, as one would give them."""
+    """Returns the settings that decide results, with their values as typed on the command line."""
     return {name: _text(value) for name, value in deciding(settings).items()}
 
 
 def _splits(values: Sequence[str], group: Sequence[str] | None) -> bool:
-    """Whether runs differ in a setting, other than by not having it; of a group that varies, those of one option."""
+    """Returns whether runs that have a setting differ in it; within a group that varies, runs of the same option."""
     of_option: dict[str, set[str]] = {}
     for value, option in zip(values, group or [""] * len(values), strict=True):
         of_option.setdefault(option, set()).add(value)
@@ -104,25 +106,21 @@ def _splits(values: Sequence[str], group: Sequence[str] | None) -> bool:
 
 
 def _follows(values: Sequence[str], other: Sequence[str], group: Sequence[str] | None) -> bool:
-    """Whether the other setting's level tells the value, wherever there is one; in a group that varies, by option."""
+    """Returns whether the level of the other setting, with the group's option if that varies, determines the value."""
     levels = [*zip(other, group or other, strict=True)]
     pairs = {(level, value) for value, level in zip(values, levels, strict=True) if value != _NONE}
     return len(pairs) == len({level for level, _ in pairs})
 
 
-def _differ(values: Iterable[object]) -> bool:
-    return len({*values}) > 1
-
-
 def _text(value: object) -> str:
-    """A setting's value, as one would give it."""
+    """Returns a setting's value as typed on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def level(text: str) -> str:
-    """A level as given on the command line, spelt as here."""
+    """Returns a level from the command line in the spelling of `texts`."""
     try:
         return _text(float(text)) if text.strip("+-").lower() not in ("nan", "inf", "infinity") else text
     except ValueError:
@@ -130,7 +128,7 @@ def level(text: str) -> str:
 
 
 def _rank(setting: str, text: str) -> tuple[int, float, str]:
-    """Where a level stands: as the choices' names have it, numbers by size, or by name."""
+    """Returns the sort key of a level: known options in `ORDER`, then numbers by size, then names."""
     if text in ORDER.get(setting, ()):
         return 0, ORDER[setting].index(text), ""
     try:
@@ -139,15 +137,10 @@ def _rank(setting: str, text: str) -> tuple[int, float, str]:
         return 2, 0, text
 
 
-def factors(settings: Mapping[str, Levels]) -> tuple[Factor, ...]:
-    """The settings of two levels."""
-    return tuple(Factor(name, *levels) for name, levels in settings.items() if len(levels) == 2)
-
-
 def names(design: Design, settings: Sequence[Mapping[str, Any]]) -> dict[Levels, str]:
-    """A name for every combination of levels: the variant's, and what it does not tell.
+    """Names every combination of levels by its variant, and by other settings if variants are ambiguous.
 
-    Combinations without a run are named as the variant would be, if runs tell the letters of all its choices.
+    Combinations without a run get the variant's name if other runs show the letters of all its choices.
     """
     parts = {"init": "letter", "filter": "letter", "start": "letter", "finetune": "suffix"}
     letters: dict[tuple[str, str], str] = {}
@@ -161,20 +154,18 @@ def names(design: Design, settings: Sequence[Mapping[str, Any]]) -> dict[Levels,
     if _unique(variants):
         return variants
     rest = [name for name in design.settings if name not in parts]
-    longer = {levels: ", ".join([variant, *_told(design, levels, rest)]) for levels, variant in variants.items()}
-    return (
-        longer
-        if _unique(longer)
-        else {levels: ", ".join(_told(design, levels, [*design.settings])) for levels in variants}
-    )
+    longer = {levels: ", ".join([variant, *_named(design, levels, rest)]) for levels, variant in variants.items()}
+    if _unique(longer):
+        return longer
+    return {levels: ", ".join(_named(design, levels, [*design.settings])) for levels in variants}
 
 
 def _unique(names: Mapping[Levels, str]) -> bool:
     return len({*names.values()}) == len(names)
 
 
-def _told(design: Design, levels: Levels, settings: Sequence[str]) -> list[str]:
-    """`learning_rate=1e-05` and the like, with as much of the settings' names as it takes."""
+def _named(design: Design, levels: Levels, settings: Sequence[str]) -> list[str]:
+    """Returns texts such as `learning_rate=1e-05`, with the last part of a setting's name if that is unambiguous."""
     last = {name: name.rpartition(".")[2] for name in settings}
     count = Counter(last.values())
     text = dict(zip(design.settings, levels, strict=True))
@@ -183,9 +174,9 @@ def _told(design: Design, levels: Levels, settings: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Complete:
-    """A full design of which every run is complete: levels of the settings that vary in it, and seeds.
+    """A full factorial design in which every run is complete.
 
-    `runs` are by cell and seed, `cells` give each cell's levels, in the order of all combinations.
+    `cells` maps cells to their levels, in the order of all combinations; `runs` are by cell and seed.
     """
 
     settings: Mapping[str, Levels]
@@ -197,40 +188,37 @@ class Complete:
 def complete(
     settings: Mapping[str, Levels], cells: Mapping[str, Mapping[str, str]], runs: Sequence[Run]
 ) -> Complete | None:
-    """The largest full design among runs that are complete; of equals, the one in which more settings vary.
+    """Returns the full factorial with the most complete runs, or None if no run is complete.
 
-    A seed belongs to it if all its cells have it. None if no run is complete.
+    Ties go to the design in which more settings vary. A seed counts if all cells have it.
     """
-    there: dict[Levels, tuple[str, dict[int, Run]]] = {}
+    present: dict[Levels, tuple[str, dict[int, Run]]] = {}
     for run in runs:
         if run.complete:
             levels = tuple(cells[run.cell][name] for name in settings)
-            there.setdefault(levels, (run.cell, {}))[1].setdefault(run.seed, run)
+            present.setdefault(levels, (run.cell, {}))[1].setdefault(run.seed, run)
     best: tuple[tuple[int, int, int], Complete] | None = None
     for chosen in _subsets(settings):
         grid = [*itertools.product(*chosen)]
-        if not all(levels in there for levels in grid):
+        if not all(levels in present for levels in grid):
             continue
-        seeds = sorted(set.intersection(*({*there[levels][1]} for levels in grid)))
+        seeds = sorted(set.intersection(*({*present[levels][1]} for levels in grid)))
         varying = sum(len(levels) > 1 for levels in chosen)
         score = len(grid) * len(seeds), varying, len(seeds)
         if seeds and (best is None or score > best[0]):
-            found = {(there[levels][0], seed): there[levels][1][seed] for levels in grid for seed in seeds}
+            found = {(present[levels][0], seed): present[levels][1][seed] for levels in grid for seed in seeds}
             kept = dict(zip(settings, chosen, strict=True))
-            best = score, Complete(kept, {there[levels][0]: levels for levels in grid}, tuple(seeds), found)
+            best = score, Complete(kept, {present[levels][0]: levels for levels in grid}, tuple(seeds), found)
     return best[1] if best else None
 
 
 def _subsets(settings: Mapping[str, Levels]) -> Iterable[tuple[Levels, ...]]:
-    """Choices of levels for all settings: every subset, or if these are too many, all levels or a single one."""
+    """Yields choices of levels for all settings: every subset, or if there are too many, all levels or a single one."""
     every = [
         [chosen for size in range(len(levels), 0, -1) for chosen in itertools.combinations(levels, size)]
         for levels in settings.values()
         if len(levels) <= 12
     ]
-    count = 1
-    for subsets in every:
-        count *= len(subsets)
-    if count > _MOST_SUBSETS or len(every) < len(settings):
+    if math.prod(map(len, every)) > _MOST_SUBSETS or len(every) < len(settings):
         every = [[levels, *((one,) for one in levels)] for levels in settings.values()]
     return itertools.product(*every)

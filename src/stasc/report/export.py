@@ -1,9 +1,8 @@
-"""The report's numbers as files: report.json, and all outcomes of a sweep in one table."""
+"""Writes report.json, and the outcomes of a sweep as one table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,28 +10,19 @@ from typing import Any
 import pandas as pd
 
 from stasc.machine import durable
-from stasc.report.files import is_run
+from stasc.report.data.files import is_run
 from stasc.report.records import Analysis, Run, Sweep
 
 SCHEMA = 1  # of report.json
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:
-    """What report.json holds: the fields of `records.Analysis`, and the version of this form."""
-    return {"schema": SCHEMA, **_plain(asdict(analysis))}
-
-
-def _plain(value: Any) -> Any:
-    """Keys as text. Raises: ValueError for a number that JSON has not."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value
+    """Returns the content of report.json: the fields of `records.Analysis`, and the schema version."""
+    return {"schema": SCHEMA, **asdict(analysis)}
 
 
 def tidy(run: Run) -> pd.DataFrame:
-    """A line for each pair of a run's test answers: whether each was right, and their rewards."""
+    """Returns a table with a row for each pair of a run's test answers: whether each is right, and their rewards."""
     outcomes, correct_at = run.outcomes, float(run.settings["correct_at"])
     voted = {"vote": outcomes["vote"]} if "vote" in outcomes and outcomes["vote"].notna().any() else {}
     return pd.DataFrame(
@@ -54,11 +44,11 @@ def tidy(run: Run) -> pd.DataFrame:
 
 
 def write(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
-    """Writes report.json and, of a sweep, outcomes.jsonl, which a run has anyway. Returns: the files' names."""
+    """Writes report.json and, for a sweep, outcomes.jsonl. Returns: the names of the files."""
     content = json.dumps(as_json(analysis), indent=1, ensure_ascii=False, allow_nan=False)
     durable.write(folder / "report.json", content.encode() + b"\n")
     if is_run(folder):
-        return ["report.json"]
+        return ["report.json"]  # a run has an outcomes.jsonl of its own
     runs = [run for run in (*sweep.runs, *sweep.baselines) if len(run.outcomes)]
     durable.write(folder / "outcomes.jsonl", b"".join(map(_lines, runs)))
     return ["report.json", "outcomes.jsonl"]
@@ -66,4 +56,4 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
 
 def _lines(run: Run) -> bytes:
     lines = str(tidy(run).to_json(orient="records", lines=True, double_precision=6))
-    return lines.replace("\\/", "/").encode()  # which pandas escapes
+    return lines.replace("\\/", "/").encode()  # pandas escapes slashes

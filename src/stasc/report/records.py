@@ -1,6 +1,6 @@
-"""What the report's modules hand to each other: runs as they were read, and what was computed from them.
+"""Records of the report: runs as read from their folders, and the results computed from them.
 
-Accuracies, rewards and their differences are in percentage points (pp) wherever a field's name says nothing else.
+Accuracies, rewards and their differences are in percentage points (pp) unless a field says otherwise.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder.
+    """A run, as read from its folder.
 
-    `status` is that of summary.json, `unfinished` where there is none to be read, `damaged` where what it tells of is
-    not there, `missing` where the sweep has no such folder. `settings` are as composed, `iterations` as in
-    summary.json. `pairs` reads pairs.jsonl anew, as the pairs of all runs may be more than memory holds.
+    `status` is that of summary.json, `unfinished` without a readable one, `damaged` if the files contradict it, or
+    `missing` without a folder. `settings` are as composed, `iterations` as in summary.json. `pairs` reads pairs.jsonl
+    on each call, because the pairs of all runs may exceed memory.
     """
 
     name: str
@@ -33,39 +33,29 @@ class Run:
     error: str
     settings: Mapping[str, Any]
     iterations: Sequence[Mapping[str, Any]]
-    outcomes: pd.DataFrame  # n, question (its id), sample, y1, y2, r1, r2, vote, vote_all (of majorities, or NaN)
-    pairs: Callable[[], pd.DataFrame]  # n, question (its id), i, seen, k, y1, y2, r1, r2, kept, dropped
+    outcomes: pd.DataFrame  # n, question (id), sample, y1, y2, r1, r2, vote, vote_all (rewards of majorities, or NaN)
+    pairs: Callable[[], pd.DataFrame]  # n, question (id), i, seen, k, y1, y2, r1, r2, kept, dropped
     events: Sequence[Mapping[str, Any]]  # of the journal
-    overrides: Sequence[str] | None = None  # of this job; None if Hydra did not leave them
-    params: Mapping[str, str] = field(default_factory=dict)  # what its experiment sweeps, unless told otherwise
+    overrides: Sequence[str] | None = None  # of this job; None if Hydra left none
+    params: Mapping[str, str] = field(default_factory=dict)  # what its experiment sweeps by default
 
     @property
     def complete(self) -> bool:
-        """Whether it did all that it was to do."""
+        """Whether the run did everything it was asked for."""
         return self.status in ("finished", "stopped_empty")
-
-
-@dataclass(frozen=True)
-class Factor:
-    """A design choice that the sweep varies, with its two levels: effects are `high` minus `low`."""
-
-    name: str
-    low: str
-    high: str
 
 
 @dataclass(frozen=True)
 class Sweep:
     """All runs of a sweep.
 
-    `cells` are the combinations of levels that there are or should be, by name; `settings` are all settings that vary,
-    with their levels, and `factors` those with two. `absent` says which levels were asked for that no run has, `notes`
-    also what else was wrong with the folder. `declared` are the seeds of the sweep's first command, None if unknown.
+    `settings` are the settings that vary, with their levels; `cells` are the expected combinations of levels, by name.
+    `absent` lists requested levels that no run has; `notes` also lists other faults of the folder. `declared` are the
+    seeds of the sweep's first command, None if unknown.
     """
 
     name: str
     folder: Path
-    factors: tuple[Factor, ...]
     settings: Mapping[str, tuple[str, ...]]
     cells: Mapping[str, Mapping[str, str]]
     runs: tuple[Run, ...]
@@ -78,7 +68,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval, and how that was computed. The bounds are None where none can be given."""
+    """An estimate with its 95 % interval and the method. `low` and `high` are None if the data allow no interval."""
 
     value: float
     low: float | None
@@ -88,14 +78,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a choice, or an interaction of choices, does to an outcome at the declared iteration, in pp.
+    """The effect of a choice, or an interaction of choices, on an outcome at one iteration, in pp.
 
     `label` is short: `lenient instead of strict`, or `filter × start`. `raw` is the difference of differences of an
     interaction of two. `bootstrap` checks `interval`; `agree` says whether their widths differ by at most a fifth.
-    `simultaneous` holds for all effects on the outcome at once. `p` is of sign flips over questions, and so
-    conditional on these training runs; `p_crossed` counts seeds as well, as `interval` does. `se_clustered` is
-    `se_question` with groups of questions taken as samples, None where they have no groups. `needed` says how many
-    questions tell so many pp from 0, with power 0.8, as far as questions go.
+    `simultaneous` holds for all effects on the outcome jointly. `p` is a sign-flip test over questions, conditional on
+    these training runs; `p_crossed` treats questions and seeds as random, as `interval` does. `se_clustered` is
+    `se_question` clustered by groups of questions, None without groups. `needed` maps effects in pp to the number of
+    questions that detect them with power 0.8, for these training runs.
     """
 
     factors: tuple[str, ...]
@@ -126,22 +116,22 @@ class Effect:
 
 @dataclass(frozen=True)
 class Change:
-    """What corrections make of a run's initial answers, one to each question: McNemar's exact test."""
+    """The change from a run's initial answers to its corrections, one per question, with McNemar's exact test."""
 
     better: int
     worse: int
     difference: Interval
     p: float
-    can_reach: bool  # whether p < .05 was possible with so few answers that change
+    can_reach: bool  # whether p < .05 was possible with this number of changed answers
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The first minus the second of two variants or baselines, by question, in what each is trained to give.
+    """The first minus the second of two variants or baselines, paired by question, in the answers that each trains.
 
-    `outcomes` says which answers these are: `correction`, or `initial` of a baseline that trains initial answers.
-    `rho` is how alike they are question by question: pairing leaves 1 - rho of the variance. `clustered` takes groups
-    of questions as samples, and so is conditional on these training runs; None where questions have no groups.
+    `outcomes` names these answers: `correction`, or `initial` for a baseline that trains initial answers. `rho` is the
+    correlation over questions: pairing leaves about 1 - rho of the variance. `clustered` treats groups of questions as
+    the samples, conditional on these training runs; None without groups.
     """
 
     first: str
@@ -155,10 +145,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cell:
-    """A variant, or a baseline, at one iteration, over its seeds.
+    """A variant or baseline at one iteration, over its seeds.
 
-    A self-consistency baseline's correction is the majority's answer, its initial answer the first of those that vote.
-    `over_initial` and `over_correction` are what is `reached` minus M_0's initial and correction accuracy.
+    For a self-consistency baseline, the correction is the majority answer and the initial answer is the first vote.
+    `over_initial` and `over_correction` are `reached` minus M_0's initial and correction accuracy.
     """
 
     name: str
@@ -171,42 +161,42 @@ class Cell:
     over_initial: Interval
     over_correction: Interval
     transitions: Mapping[str, float]  # right_right, right_wrong, wrong_right, wrong_wrong, in %
-    changes: Mapping[int, Change]  # by seed; none where questions have several samples
+    changes: Mapping[int, Change]  # by seed; empty if questions have several samples
     questions: int
     seeds: tuple[int, ...]
     samples: int
-    pairs: float  # the rest are means over seeds, of all iterations until n
+    pairs: float  # this and the fields up to `reused` are means over seeds, summed over iterations up to n
     kept: float
     steps: float
     tokens: float
-    seconds: float  # of computing, as if nothing had been reused
-    reused: float  # stages that came from the store
-    trains: str = "correction"  # or `initial`: the answers that it is trained to give
+    seconds: float  # of computation, including what was reused
+    reused: float  # stages that were cache hits
+    trains: str = "correction"  # or `initial`: the answers that training targets
 
     @property
     def reached(self) -> Interval:
-        """The accuracy of the answers that it is trained to give."""
+        """The accuracy of the answers that training targets."""
         return self.initial if self.trains == "initial" else self.correction
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that the page shows as numbers; report.json is this."""
+    """All results of a report, as report.json holds them."""
 
     name: str
-    declared: str  # which iteration counts, and that it was chosen beforehand
+    declared: str  # the iteration and the tests that were chosen in advance
     n: int
     headline: str
-    certainty: str  # how sure it is which choice matters most; empty with fewer than two choices
-    power: str  # what the design could have detected, and what would help; empty without choices
+    certainty: str  # of the largest effect; empty with fewer than two choices
+    power: str  # which effects the design detects; empty without choices
     effects: tuple[Effect, ...]
-    trajectories: tuple[Effect, ...]  # choices' effects on correction at every n, exploratory
-    comparisons: tuple[Effect, ...]  # pairs of levels or of cells, where the design is no full factorial of two levels
-    differences: tuple[Difference, ...]  # any two variants and baselines that are measured alike
-    cells: tuple[Cell, ...]  # at the declared iteration, baselines last
+    trajectories: tuple[Effect, ...]  # main effects on correction at every n, exploratory
+    comparisons: tuple[Effect, ...]  # pairs of levels or cells, outside a full factorial of two levels
+    differences: tuple[Difference, ...]  # all pairs of variants and baselines that are scored alike
+    cells: tuple[Cell, ...]  # at the last iteration, baselines last
     curves: Mapping[str, tuple[Cell, ...]]  # by variant and baseline, n = 0 first
     optimistic: Mapping[str, Interval]  # by variant: the best iteration on the test questions, of correction accuracy
-    ceilings: Mapping[str, Interval]  # of a self-consistency baseline: majority vote and pass@k, by name
-    noise_floor: Mapping[str, Interval]  # the same M_0 under other noise; by M_0, where variants have several
-    notes: tuple[str, ...]  # failed, missing and unfinished cells, and what was left out for them
+    ceilings: Mapping[str, Interval]  # majority votes and pass@k of a self-consistency baseline
+    noise_floor: Mapping[str, Interval]  # of M_0 under other sampling noise; by M_0 if there are several
+    notes: tuple[str, ...]  # incomplete and missing runs, exclusions, caveats
     provenance: Mapping[str, Any]  # versions, hardware, commit, commands

@@ -1,4 +1,4 @@
-"""What is said in sentences. None says `significant`: an estimate has its interval, its p, its seeds and questions."""
+"""The report's sentences. None says `significant`: estimates come with interval, p-values, seeds and questions."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from stasc.report.records import Cell, Effect, Interval
 from stasc.report.words import interval_text, listed, number, p_text
 from stasc.units import counted
 
-FEW_SEEDS = 5  # fewer hardly tell how much training runs differ
-LEVEL = 0.05  # of p-values, adjusted
+FEW_SEEDS = 5  # fewer are too few to estimate how much training runs differ
+LEVEL = 0.05  # of adjusted p-values
 OUTCOMES = {"correction": "final correction accuracy", "gain": "correction gain"}
 
 
 def effect_text(interval: Interval) -> str:
-    """`-3.1 pp [-5.9, -0.4]`."""
+    """Returns `-3.1 pp [-5.9, -0.4]`."""
     text = interval_text(interval, signed=True, unit="pp")
     return text if interval.low is not None else f"{text} (no interval)"
 
 
 def size_text(effect: Effect) -> str:
-    """How much there is of what: `3 seeds, 162 questions`."""
+    """Returns the sample sizes: `3 seeds, 162 questions`."""
     each = f", {effect.samples} samples each" if effect.samples > 1 else ""
     return f"{counted(effect.seeds, 'seed')}, {counted(effect.questions, 'question')}{each}"
 
@@ -30,155 +30,155 @@ def excludes_zero(interval: Interval) -> bool:
 
 
 def sentence(effect: Effect) -> str:
-    """What an effect is, in one sentence."""
+    """Describes an effect in one sentence, without its full stop."""
     raw = f" (difference of differences {number(effect.raw, signed=True)} pp)" if effect.raw is not None else ""
-    told = f"{effect.label}: {effect_text(effect.interval)}{raw}"
-    if effect.outcome == "gain":
-        told += " of correction gain"
-    told += f", adjusted p {p_text(effect.p_adjusted)}"
+    of = " of correction gain" if effect.outcome == "gain" else ""
+    text = f"{effect.label}: {effect_text(effect.interval)}{raw}{of}, adjusted p {p_text(effect.p_adjusted)}"
     if effect.seeds == 1:
-        return f"{told}, {size_text(effect)}; conditional on one training run of each variant"
-    told += f" for these training runs and {p_text(effect.p_crossed_adjusted)} for others, {size_text(effect)}"
+        return f"{text} over questions, {size_text(effect)}; conditional on one training run of each variant"
+    text += f" over questions, {p_text(effect.p_crossed_adjusted)} over questions and seeds, {size_text(effect)}"
     if not effect.se_seed and effect.seeds < FEW_SEEDS:
-        return f"{told}; it was not seen to differ between seeds, which {effect.seeds} of them hardly tell"
-    return told
+        return f"{text}; the seed variance is estimated as 0, but {effect.seeds} seeds are too few to rely on that"
+    return text
 
 
 def surely(effect: Effect) -> bool:
-    """Whether an effect can be told from 0, by its interval and by p-values adjusted for the number of choices.
-
-    With several seeds, one of these p-values counts them as samples, as the interval does.
-    """
+    """Returns whether an effect is distinguishable from 0, as `sure` defines it."""
     return sure(effect.interval, effect.p_adjusted, effect.p_crossed_adjusted, effect.seeds)
 
 
 def sure(interval: Interval, p: float, p_crossed: float, seeds: int) -> bool:
-    """The rule by which an effect is called sure."""
-    counted_seeds = seeds == 1 or p_crossed < LEVEL
-    return excludes_zero(interval) and p < LEVEL and counted_seeds
+    """Returns whether the interval excludes 0 and both adjusted p-values are below 0.05.
+
+    `p` treats questions as random, `p_crossed` questions and seeds; with one seed, only `p` counts.
+    """
+    return excludes_zero(interval) and p < LEVEL and (seeds == 1 or p_crossed < LEVEL)
 
 
 def headline(effects: Sequence[Effect], interactions: Sequence[Effect] = (), held: Sequence[str] = ()) -> str:
-    """The answer, from the choices' effects on final correction accuracy, the largest first.
+    """Answers which choice matters.
 
-    `held` are settings of which the design has one level only, though the sweep has others.
+    Args:
+        effects: main effects on final correction accuracy, the largest first.
+        held: settings with a single level in the analysed design, though the sweep varies them.
     """
-    only = f"With {' and '.join(held)} alone: " if held else ""
     crossing = [effect for effect in interactions if surely(effect)]
     strongest = max(crossing, key=lambda effect: abs(effect.interval.value), default=None)
     sure = next((effect for effect in effects if surely(effect)), None)
-    told = only + _main(effects, sure)
+    text = (f"Runs with {listed(held)} only: " if held else "") + _main(effects, sure)
     if strongest and (sure is None or abs(strongest.interval.value) > abs(sure.interval.value)):
-        return f"{told} But {listed(strongest.factors)} depend on each other: {sentence(strongest)}."
-    return told
+        return f"{text} But the effects of {listed(strongest.factors)} depend on each other: {sentence(strongest)}."
+    return text
 
 
 def _main(effects: Sequence[Effect], sure: Effect | None) -> str:
-    """About the first of the effects, and about the first that is sure."""
+    """Describes the largest effect, and the largest one that is sure."""
     first, found = effects[0], f"{sentence(effects[0])}."
     choice, outcome = first.factors[0], OUTCOMES["correction"]
     most = " most" if len(effects) > 1 else ""
-    among = " among these training runs" if first.seeds == 1 else ""
+    among = " in these training runs" if first.seeds == 1 else ""
     if sure is first:
         return f"{choice} matters{most} for {outcome}{among}: {found}"
     if sure:
         return (
-            f"{sure.factors[0]} matters for {outcome}{among}: {sentence(sure)}. The largest estimate can't be told "
-            f"from 0: {found}"
+            f"{sure.factors[0]} matters for {outcome}{among}: {sentence(sure)}. The largest estimate is not "
+            f"distinguishable from 0: {found}"
         )
     if excludes_zero(first.interval) and first.p_adjusted >= LEVEL:
-        return f"{choice} may matter{most} for {outcome}{among}, not surely once all choices are allowed for: {found}"
+        return f"{choice} may matter{most} for {outcome}{among}, but not after adjusting for all choices: {found}"
     if first.p_adjusted < LEVEL:
-        return f"{choice} matters{most} for {outcome} among these training runs, not surely in others: {found}"
+        return f"{choice} matters{most} for {outcome} in these training runs, but new runs may differ: {found}"
     if not first.interval.value:
-        return f"No choice made a difference to {outcome}{among}: {found}"
-    return f"No choice's effect on {outcome} can be told from 0{among}. The largest estimate: {found}"
+        return f"No choice changed {outcome}{among}: {found}"
+    return f"No choice's effect on {outcome} is distinguishable from 0{among}. The largest estimate: {found}"
 
 
 def fixed(declared: Sequence[int] | None) -> str:
-    """That the number of seeds is fixed beforehand, why, and what it was then."""
-    told = f" This sweep's first command declared {counted(len(declared), 'seed')}." if declared else ""
+    """Explains that the number of seeds must be fixed in advance, and how many were declared."""
+    seeds = f" This sweep's first command declared {counted(len(declared), 'seed')}." if declared else ""
     return (
-        "They hold if the number of seeds was fixed beforehand: adding seeds until a choice looks sure finds effects "
-        f"that are not there.{told}"
+        "These results assume that the number of seeds was fixed in advance: adding seeds until an effect appears "
+        f"produces false positives.{seeds}"
     )
 
 
 def unranked(settings: Sequence[str]) -> str:
-    """Why variants that differ in these settings are not compared."""
-    does, them = ("decides", "it") if len(settings) == 1 else ("decide", "them")
+    """Explains why variants that differ in these settings are not compared."""
+    decide, them = ("decides", "it") if len(settings) == 1 else ("decide", "them")
     return (
-        f"{listed(settings)} also {does} which answers are right, so variants that differ in {them} are measured "
+        f"{listed(settings)} {decide} which answers count as right, so variants that differ in {them} are scored "
         "differently and not ranked."
     )
 
 
 def highest(cell: Cell, variants: int) -> str:
-    """What the variant of the highest accuracy reaches, or the only one, in the answers that it is trained to give."""
+    """Describes the accuracy of the best variant, or the only one, in the answers that training targets."""
     sizes = f"{counted(cell.questions, 'question')}, {counted(len(cell.seeds), 'seed')}"
     answers = "initial answers" if cell.trains == "initial" else "corrections"
-    reached = f"{answers} are {interval_text(cell.reached)} % right"
+    reached = f"{answers} are {interval_text(cell.reached, unit='%')} right"
     if not cell.n:
         return f"{cell.name}, without training: {reached}, {sizes}."
     return (
-        f"{cell.name}{', the highest of the variants,' if variants > 1 else ''} after {counted(cell.n, 'iteration')}: "
+        f"{cell.name}{', the most accurate variant,' if variants > 1 else ''} after {counted(cell.n, 'iteration')}: "
         f"{reached}, {effect_text(cell.over_correction)} over M_0's corrections and "
         f"{effect_text(cell.over_initial)} over M_0's initial answers, {sizes}."
     )
 
 
 def certainty(effects: Sequence[Effect], share: float, draws: int) -> str:
-    """How sure it is that the first of the effects is the largest, by the share of bootstrap draws.
+    """Describes how certain it is that the first effect is the largest, by the share of bootstrap draws.
 
-    Few seeds, drawn again and again, say too little of others, so then the share is left out.
+    With a few seeds the bootstrap underestimates the variation between runs, so the share is omitted.
     """
     first, second = effects[0], effects[1]
     if not first.interval.value:
         return ""
-    following = f"{second.factors[0]}: {second.label} {effect_text(second.interval)}."
+    name, label = second.factors[0], second.label.removeprefix(f"{second.factors[0]} ")
+    following = f"second largest effect is that of {name} ({label}): {effect_text(second.interval)}."
     if 1 < first.seeds < FEW_SEEDS:
-        return f"Next is {following}"
+        return f"The {following}"
     drawn = "questions and seeds" if first.seeds > 1 else "questions"
     percent = "more than 99.9" if share > 0.999 else number(100 * share)
-    return (
-        f"{first.factors[0]} has the largest effect in {percent} % of {draws:,} bootstrap draws of {drawn}; next is "
-        f"{following}"
-    )
+    largest = f"{first.factors[0]} has the largest effect in {percent} % of {draws:,} bootstrap draws of {drawn}"
+    return f"{largest}; the {following}"
 
 
 def power(effects: Sequence[Effect], cells: int, doubled: tuple[float, float, float] | None) -> str:
-    """What the design could have detected, and what would help.
+    """Describes which effects the design detects, and what more questions or seeds would gain.
 
-    `doubled` are standard errors of the first effect: as it is, with twice the questions, and with twice the seeds.
+    `doubled` are standard errors of the first effect: of this sweep, with twice the questions, with twice the seeds.
     """
     first = effects[0]
     sizes = sorted(effect.detectable for effect in effects)
     span = " to ".join(dict.fromkeys(number(size) for size in (sizes[0], sizes[-1])))
-    told = [
-        f"With {counted(cells, 'variant')}, {size_text(first)}, the interval of a choice's effect leaves out 0 four "
-        f"times in five if the effect is {span} pp, and less often if it is smaller.",
+    text = [
+        f"With {counted(cells, 'variant')}, {size_text(first)}, this sweep detects main effects of {span} pp with a "
+        "power of 80 %.",
     ]
     if first.se_seed is None:
-        told.append("That holds for these training runs; how much others differ takes more seeds to tell.")
+        text.append("This holds for these training runs; estimating how much runs differ takes more seeds.")
     elif doubled:
         now, questions, seeds = map(number, doubled)
-        told.append(
-            f"The standard error for {first.factors[0]} is {now} pp; twice the questions would make it {questions} pp, "
-            f"twice the seeds {seeds} pp."
+        text.append(
+            f"The standard error of the effect of {first.factors[0]} is {now} pp; it would be {questions} pp with "
+            f"twice the questions and {seeds} pp with twice the seeds."
         )
     if first.seeds == 2:
-        told.append("Two seeds hardly say how much training runs differ, so these figures are rough.")
+        text.append("Two seeds are too few to estimate how much training runs differ, so these figures are rough.")
     if first.needed:
-        needed = ", ".join(f"{size} pp about {float(f'{count:.2g}'):,.0f}" for size, count in first.needed.items())
-        told.append(f"Questions that it takes to tell so much in these training runs alone: {needed}.")
-    return " ".join(told)
+        needed = [f"about {float(f'{count:.2g}'):,.0f} for {size} pp" for size, count in first.needed.items()]
+        text.append(f"Questions needed for these training runs alone: {listed(needed)}.")
+    return " ".join(text)
 
 
 def worth(cell: Cell) -> str:
-    """What a variant's corrections are worth, against the answers that they correct; of one run, with an exact test."""
-    told = f"Its last corrections against the answers that they correct: {effect_text(cell.gain)}"
+    """Describes the gain of a variant's corrections over its initial answers; for one run, with an exact test."""
+    text = f"Corrections minus initial answers at the last iteration: {effect_text(cell.gain)}"
     if len(cell.seeds) > 1 or not cell.changes:
-        return f"{told}."
+        return f"{text}."
     (change,) = cell.changes.values()
-    test = f"McNemar's exact p {p_text(change.p)}" if change.can_reach else "too few for any test to reach p < .05"
-    return f"{told}; {counted(change.better, 'answer')} mended and {change.worse} spoiled, {test}."
+    test = f"McNemar's exact p {p_text(change.p)}" if change.can_reach else "too few changes for p < .05"
+    return (
+        f"{text}; {counted(change.better, 'answer')} changed from wrong to right and {change.worse} from right to "
+        f"wrong ({test})."
+    )

@@ -1,4 +1,4 @@
-"""Numbers and texts as they are printed: a plain minus in sentences, a true one on the page."""
+"""Formats numbers, intervals and texts: with a plain minus in sentences, a true one on the page."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _ESCAPES = re.compile(
     r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|$)"  # titles, links
     r"|\x1b[ -/]*[0-~]?"
 )
-_TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # the direction of writing
+_BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")  # overrides of the writing direction
 
 
 def number(value: float, *, signed: bool = False, digits: int = 1) -> str:
-    """Never -0.0."""
+    """Returns a rounded number, which is never -0.0."""
     rounded = round(value, digits) + 0.0
     return f"{rounded:{'+' if signed else ''}.{digits}f}"
 
 
 def bounds(interval: Interval, *, signed: bool = False) -> str:
-    """`[-5.9, -0.4]`, or nothing where there are none."""
+    """Returns `[-5.9, -0.4]`, or an empty text for an interval without bounds."""
     if interval.low is None or interval.high is None:
         return ""
     return f"[{number(interval.low, signed=signed)}, {number(interval.high, signed=signed)}]"
 
 
 def interval_text(interval: Interval, *, signed: bool = False, unit: str = "") -> str:
-    """`40.1 [32.9, 47.8]`, or with a sign and a unit `-3.1 pp [-5.9, -0.4]`; the estimate alone without bounds."""
+    """Returns `40.1 [32.9, 47.8]`, or with sign and unit `-3.1 pp [-5.9, -0.4]`."""
     return " ".join(filter(None, [number(interval.value, signed=signed), unit, bounds(interval, signed=signed)]))
 
 
@@ -40,17 +40,17 @@ def p_text(p: float) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """`a, b and c`."""
+    """Returns `a, b and c`."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
 def plain(text: str) -> str:
-    """Without what a terminal would take for a command: escape sequences and control characters."""
-    text = _TURNS.sub("", _ESCAPES.sub("", text))
+    """Returns the text without escape sequences and control characters, which a terminal would obey."""
+    text = _BIDI.sub("", _ESCAPES.sub("", text))
     return "".join(" " if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
 
 
 def typeset(text: str) -> str:
-    """With true minus signs, and no number apart from its unit."""
+    """Returns the text with true minus signs, and no line break between a number and its unit."""
     signed = re.sub(r"(?<![\w.])-(?=\d)", MINUS, text)
     return re.sub(r"(?<=\d) (?=(pp|%)(?!\w))", "\N{NO-BREAK SPACE}", signed)

@@ -1,9 +1,8 @@
-"""The report as one HTML file: it needs no network, and nothing that a model answered can act in it."""
+"""Renders the report as one HTML file, which needs no network and never runs text that a model produced."""
 
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import math
@@ -18,13 +17,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from stasc.machine import durable
-from stasc.report import figures, samples, words
+from stasc.report import words
+from stasc.report.page import figures, samples
 from stasc.report.records import Analysis, Change, Effect, Sweep
 from stasc.units import counted, duration_text
 
 FIGURES = "figures"
 PAGE = "report.html"
-NAMED = 4  # runs that are not complete: of more, their number stands on the first screen
+NAMED = 4  # incomplete runs on the first screen; if there are more, it shows their number
 
 
 def write(sweep: Sweep, analysis: Analysis, folder: Path) -> None:
@@ -33,50 +33,40 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> None:
     drawn = figures.save(specs, folder / FIGURES)
     packed = samples.pack(sweep, analysis.n)
     script = _text("page.js")
-    data = {
-        "charts": specs,
-        "config": figures.config(),
-        "samples": packed.index,
-        "correct_at": correct_at(sweep),
-    }
-    html = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            sweep=sweep,
-            analysis=analysis,
-            told=tell(sweep, analysis),
-            style=Markup(_text("style.css")),
-            tables_style=Markup(_tables("dt_bundle.css")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            libraries={"vega": packed_text(figures.library()), "datatables": packed_text(_tables("dt_bundle.js"))},
-            data=Markup(as_json(data)),
-            blocks={"-".join(map(str, name)): block for name, block in packed.blocks.items()},
-            left_out=packed.left_out,
-            drawn={name: base64.b64encode(svg.encode()).decode() for name, svg in drawn.items()},
-            charts={name: spec["description"] for name, spec in specs.items()},
-            methods=sorted({one.method for cell in analysis.cells for one in (cell.correction, cell.gain)}),
-            transitions=figures.TRANSITIONS,
-            outcomes=figures.OUTCOMES,
-        )
+    data = {"charts": specs, "config": figures.config(), "samples": packed.index, "correct_at": correct_at(sweep)}
+    template = _environment().get_template("page.html")
+    html = template.render(
+        sweep=sweep,
+        analysis=analysis,
+        summary=summarise(sweep, analysis),
+        style=Markup(_text("style.css")),
+        tables_style=Markup(_tables("dt_bundle.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        libraries={"vega": samples.zipped(figures.library()), "datatables": samples.zipped(_tables("dt_bundle.js"))},
+        data=Markup(as_json(data)),
+        blocks={"-".join(map(str, name)): block for name, block in packed.blocks.items()},
+        left_out=packed.left_out,
+        drawn={name: base64.b64encode(svg.encode()).decode() for name, svg in drawn.items()},
+        charts={name: spec["description"] for name, spec in specs.items()},
+        methods=sorted({one.method for cell in analysis.cells for one in (cell.correction, cell.gain)}),
+        transitions=figures.TRANSITIONS,
+        outcomes=figures.OUTCOMES,
     )
     durable.write(folder / PAGE, html.encode())
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the page says beside the numbers.
+class Summary:
+    """The texts and tables of the first screen and the notes.
 
-    `headline` is in parts, of claims and figures. `main` are the effects of choices, the greatest first. `replicated`
-    says whether a variant has run with several seeds.
+    `headline` alternates claims and figures. `main` are the main effects, the largest first. `replicated` says whether
+    a variant has several seeds.
     """
 
     headline: list[tuple[str, bool]]
-    varied: list[tuple[str, list[str]]]
     setting: str
     main: list[list[Effect]]
-    others: list[Effect]
     replicated: bool
     combinations: str
     changes: list[tuple[str, int, Change]]
@@ -85,18 +75,16 @@ class Told:
     notes: list[str]
 
 
-def tell(sweep: Sweep, analysis: Analysis) -> Told:
-    """What the first screen and the notes are made of."""
-    primary = [effect for effect in analysis.effects if effect.family == "primary"]
+def summarise(sweep: Sweep, analysis: Analysis) -> Summary:
+    """Collects the texts of the first screen and the notes."""
     by_factor: dict[tuple[str, ...], list[Effect]] = {}
-    for effect in primary:
-        by_factor.setdefault(effect.factors, []).append(effect)
-    return Told(
+    for effect in analysis.effects:
+        if effect.family == "primary":
+            by_factor.setdefault(effect.factors, []).append(effect)
+    return Summary(
         headline=parted(analysis.headline, analysis.effects),
-        varied=[(name, list(levels)) for name, levels in sweep.settings.items()],
         setting=_setting(sweep, analysis),
         main=sorted(by_factor.values(), key=lambda effects: -abs(effects[0].interval.value)),
-        others=[effect for effect in analysis.effects if effect.family != "primary"],
         replicated=any(len(cell.seeds) > 1 for cell in analysis.cells),
         combinations=_combinations(sweep),
         changes=[
@@ -109,39 +97,39 @@ def tell(sweep: Sweep, analysis: Analysis) -> Told:
 
 
 def parted(headline: str, effects: Iterable[Effect]) -> list[tuple[str, bool]]:
-    """The headline's parts in turn, and whether each is what a claim rests on: an effect with all that goes with it."""
+    """Splits the headline into claims and the effects that support them. Returns: each part, and whether it is such."""
     sentences = sorted({effect.sentence for effect in effects if effect.sentence}, key=len, reverse=True)
     if not sentences:
         return [(headline, False)]
     parts = re.split(rf"({'|'.join(map(re.escape, sentences))})", headline)
-    told = [(f"{part}." if part in sentences else part.removeprefix(".").strip(), part in sentences) for part in parts]
-    return [part for part in told if part[0]]
+    split = [(f"{part}." if part in sentences else part.removeprefix(".").strip(), part in sentences) for part in parts]
+    return [part for part in split if part[0]]
 
 
 def _incomplete(sweep: Sweep) -> list[str]:
-    """Runs that are not complete, by what became of them: by name, or if many are alike, by their number."""
+    """Lists incomplete runs by status: by name, or by number if there are many."""
     by_status: dict[str, list[str]] = {}
     for run in (*sweep.runs, *sweep.baselines):
         if not run.complete:
             by_status.setdefault(run.status, []).append(run.name)
-    told = [
+    states = [
         f"{status}: {words.listed(names) if len(names) <= NAMED else len(names)}" for status, names in by_status.items()
     ]
-    return [*told, *sweep.absent]
+    return [*states, *sweep.absent]
 
 
 def _combinations(sweep: Sweep) -> str:
-    """How many combinations of the settings' levels the sweep has, or where runs are not complete, should have."""
+    """Describes how many combinations of levels the sweep has, or should have if runs are incomplete."""
     every, seeds = math.prod(map(len, sweep.settings.values())), len({run.seed for run in sweep.runs})
-    told = f"each with {counted(seeds, 'seed')}"
+    text = f"with {counted(seeds, 'seed')} each"
     if len(sweep.settings) > 1:
         whole = len(sweep.cells) == every
-        told = f"in {'every combination' if whole else f'{len(sweep.cells)} of {every} combinations'}, {told}"
-    return f"to be run {told}; not all of these runs are complete" if _incomplete(sweep) else told
+        text = f"in {'every combination' if whole else f'{len(sweep.cells)} of {every} combinations'}, {text}"
+    return f"planned {text}; some of these runs are incomplete" if _incomplete(sweep) else text
 
 
 def _setting(sweep: Sweep, analysis: Analysis) -> str:
-    """Which model was taught on what, and what it was asked."""
+    """Describes the model, its training and the questions it answered."""
     known = _settings(sweep)
     settings = known[0] if known else {}
     models = {str((one.get("model") or {}).get("path") or "").partition("#")[0] for one in known}
@@ -155,34 +143,29 @@ def _setting(sweep: Sweep, analysis: Analysis) -> str:
     if not analysis.n:
         return f"{name}, without training, answered {asked}"
     return (
-        f"{name} was taught for {counted(analysis.n, 'iteration')} to correct its own answers"
+        f"{name} was trained for {counted(analysis.n, 'iteration')} to correct its own answers"
         f"{f' to the {dataset} questions' if dataset else ''}. It then answered {asked}"
     )
 
 
 def _settings(sweep: Sweep) -> list[Mapping[str, Any]]:
-    """The variants' first, then the baselines', which may be all there is."""
+    """Returns the settings of all runs, variants first."""
     return [run.settings for runs in (sweep.runs, sweep.baselines) for run in runs if run.settings]
 
 
 def correct_at(sweep: Sweep) -> float:
-    """The reward from which an answer is right."""
+    """Returns the reward from which an answer is right."""
     return next((float(one["correct_at"]) for one in _settings(sweep) if "correct_at" in one), 1.0)
 
 
 def as_json(value: Any) -> str:
-    """JSON that can stand in a script element: nothing in it ends the element."""
+    """Returns JSON that is safe inside a script element: it cannot end the element."""
     return json.dumps(value, separators=(",", ":"), default=str, allow_nan=False).replace("<", "\\u003c")
-
-
-def packed_text(text: str) -> str:
-    """Gzip in base64, as the page's script unpacks it."""
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("stasc.report", "template"),
+        loader=PackageLoader("stasc.report.page", "template"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -200,7 +183,7 @@ def _environment() -> Environment:
 
 
 def prose(text: str) -> Markup:
-    """A sentence for the page, with M_0 as the paper prints it."""
+    """Returns a sentence as markup, with M_0 as the paper prints it."""
     return Markup(re.sub(r"\bM_(\w)\b", r"M<sub>\1</sub>", words.typeset(str(escape(text)))))
 
 
@@ -209,9 +192,9 @@ def _typeset(form: Callable[..., str]) -> Callable[..., str]:
 
 
 def _text(name: str) -> str:
-    return (files("stasc.report") / "template" / name).read_text(encoding="utf-8")
+    return (files("stasc.report.page") / "template" / name).read_text(encoding="utf-8")
 
 
 def _tables(name: str) -> str:
-    """A file of the DataTables bundle that itables brings."""
+    """Returns a file of the DataTables bundle in itables."""
     return (files("itables") / "html" / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""From the folder of a sweep, or of a run, to its runs: which settings vary, and which runs are not there."""
+"""Reads the folder of a sweep or of a run: its runs, the settings that vary, and the runs that are missing."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ from typing import Any
 from stasc.records import Question
 from stasc.report import design
 from stasc.report.commands import read_last, swept
+from stasc.report.data.files import OUTCOMES, PAIRS, Found, empty, is_run, read_run
 from stasc.report.design import Design, Levels
-from stasc.report.files import OUTCOMES, PAIRS, Found, empty, is_run, read_run
 from stasc.report.records import Run, Sweep
 from stasc.settings.names import DECLARED
 from stasc.settings.table import deciding
 
 
 def read(folder: Path) -> Sweep:
-    """The runs of `multirun/NAME`, or the one run of a folder.
+    """Reads the runs of `multirun/NAME`, or a single run.
 
-    Raises: ValueError if there are none, or if they were tested on different questions.
+    Raises: ValueError if there is no run, or if runs were tested on different questions.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: give multirun/NAME, or the folder of a run")
+        raise ValueError(f"{folder} is not a folder: give multirun/NAME, or the folder of a run")
     single = is_run(folder)
     found = [read_run(one) for one in ([folder] if single else sorted(folder.iterdir())) if is_run(one)]
     notes = [note for one in found for note in one.notes]
-    notes += [
-        f"{one.folder.name} has no settings that can be read, so it is left out" for one in found if not one.settings
-    ]
+    notes += [f"{one.folder.name} has no readable settings and is excluded" for one in found if not one.settings]
     found = [one for one in found if one.settings]
     ordinary = [one for one in found if not one.settings.get("baseline")]
     if not found:
-        told = f" ({'; '.join(notes)})" if notes else ""
-        raise ValueError(f"{folder} holds no run{told}: give multirun/NAME, or the folder of a run")
+        faults = f" ({'; '.join(notes)})" if notes else ""
+        raise ValueError(f"{folder} holds no run{faults}: give multirun/NAME, or the folder of a run")
     task = () if single else _task(folder, notes)
     given = {text.partition("=")[0].lstrip("+~") for one in ordinary for text in one.overrides or ()}
     varying = design.find([one.settings for one in ordinary], [one.choices for one in ordinary], given)
@@ -56,7 +54,6 @@ def read(folder: Path) -> Sweep:
     return Sweep(
         name=folder.name,
         folder=folder,
-        factors=design.factors(varying.settings),
         settings=varying.settings,
         cells=cells,
         runs=(*runs, *(_missing(cell, seed) for cell, seed in gone)),
@@ -92,11 +89,11 @@ def _missing(cell: str, seed: int) -> Run:
 
 
 def _once(runs: Sequence[Run], notes: list[str]) -> list[Run]:
-    """One run for each cell and seed: a complete one before others, and the one of most iterations."""
+    """Returns one run for each cell and seed: complete ones first, then those with the most iterations."""
     ranked = sorted(runs, key=lambda run: (run.complete, len(run.iterations)), reverse=True)
     chosen = {id(run) for run in {(run.cell, run.seed): run for run in reversed(ranked)}.values()}
     notes.extend(
-        f"{run.name} is left out: another run is of the same variant and seed, and as far or further"
+        f"{run.name} is excluded: another run of the same variant and seed got as far or further"
         for run in runs
         if id(run) not in chosen
     )
@@ -104,7 +101,7 @@ def _once(runs: Sequence[Run], notes: list[str]) -> list[Run]:
 
 
 def _check_questions(runs: Sequence[Run]) -> None:
-    """Raises: ValueError naming the setting, if two runs were tested on different questions."""
+    """Checks that all runs were tested on the same questions. Raises: ValueError naming the setting that differs."""
     first: tuple[Run, frozenset[str]] | None = None
     for run in runs:
         if not run.complete:
@@ -119,40 +116,40 @@ def _check_questions(runs: Sequence[Run]) -> None:
         why = ", ".join(f"{name} is {one.get(name)} in one and {other.get(name)} in the other" for name in suspects)
         raise ValueError(
             f"{first[0].name} and {run.name} were tested on different questions ({len(first[1])} and {len(asked)}, "
-            f"{len(asked & first[1])} in common; {why or 'their data changed'}): what they say cannot be compared; "
-            "move one kind into a folder of its own"
+            f"{len(asked & first[1])} in common; {why or 'their data changed'}), so they are not comparable; move "
+            "one kind into a separate folder"
         )
 
 
 def _task(folder: Path, notes: list[str]) -> Sequence[str]:
-    """The overrides of the command that ran the sweep last; its experiment's own come first."""
+    """Returns the overrides of the sweep's last command, after those of its experiment."""
     try:
         params, typed = read_last(folder)
         return [*params, *typed]
     except FileNotFoundError:
         return ()
     except ValueError as error:
-        notes.append(f"{error}, so jobs that never began may not be missed")
+        notes.append(f"{error}, so runs that never started may go unnoticed")
         return ()
 
 
 def _declared(folder: Path, notes: list[str]) -> tuple[int, ...] | None:
-    """The seeds that the sweep's first command declared. None of a sweep of an earlier version."""
+    """Returns the seeds that the sweep's first command declared, or None if an earlier version ran it."""
     path = folder / DECLARED
     try:
         return tuple(int(seed) for seed in json.loads(path.read_bytes())["seeds"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        notes.append(f"{path} is damaged ({type(error).__name__}), so seeds that were added later cannot be named")
+        notes.append(f"{path} is damaged ({type(error).__name__}), so seeds that were added later are unknown")
         return None
 
 
 def _expected(varying: Design, seeds: Iterable[int], command: Mapping[str, Levels]) -> list[tuple[Levels, int]]:
-    """The cells and seeds that there should be.
+    """Returns the cells and seeds that the sweep should have.
 
-    These are the cells that have a run, with all seeds; what the last command swept; and all combinations of levels, if
-    more than half of them have a run: with fewer, no full factorial was meant.
+    These are the cells with a run, at all seeds; those of the last command; and all combinations of levels if more than
+    half of them have a run, because with fewer, no full factorial was intended.
     """
     known = varying.settings
     asked_seeds = [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()]
@@ -167,32 +164,34 @@ def _expected(varying: Design, seeds: Iterable[int], command: Mapping[str, Level
 
 
 def _unseen(found: Sequence[Found], command: Mapping[str, Levels]) -> list[str]:
-    """Levels that the command gave to a setting, and no run has: what these cells would be called, none can tell."""
-    there = [{**design.texts(one.settings), **one.choices} for one in found]
+    """Names the levels that the command asked for and no run has. The names of their cells are unknown."""
+    present = [{**design.texts(one.settings), **one.choices} for one in found]
     return [
-        f"there is no run with {name}={level}, which the sweep asked for"
+        f"no run has {name}={level}, which the sweep asked for"
         for name, levels in command.items()
-        if name not in ("seed", "iterations", "baseline") and any(name in one for one in there)
+        if name not in ("seed", "iterations", "baseline") and any(name in one for one in present)
         for level in levels
-        if len(levels) > 1 and level not in {one.get(name) for one in there}
+        if len(levels) > 1 and level not in {one.get(name) for one in present}
     ]
 
 
-def _baselines(command: Mapping[str, Levels], there: Sequence[Run]) -> list[tuple[str, int]]:
-    """The baselines that the command asked for, by the names of those that there are."""
-    named = {str(run.settings["baseline"]): run.cell for run in there}
-    seeds = [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()] or [run.seed for run in there]
+def _baselines(command: Mapping[str, Levels], present: Sequence[Run]) -> list[tuple[str, int]]:
+    """Returns the baselines and seeds that the command asked for, by the names of the existing runs."""
+    named = {str(run.settings["baseline"]): run.cell for run in present}
+    seeds = [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()] or [
+        run.seed for run in present
+    ]
     asked = [one for one in command.get("baseline", ()) if one not in ("null", "none")]
     return [(named.get(one, one), seed) for one in asked for seed in sorted({*seeds})]
 
 
 def _questions(found: Sequence[Found]) -> dict[str, Question]:
-    """The questions, where a run has left them."""
+    """Reads the questions from the first run that has questions.jsonl."""
     path = next((one.folder / "questions.jsonl" for one in found if (one.folder / "questions.jsonl").exists()), None)
     if path is None:
         return {}
     try:
         rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return {row["id"]: Question(row["id"], row["question"], tuple(row["references"])) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError):  # texts for reading: no number rests on them
+    except (OSError, ValueError, KeyError, TypeError):  # texts for display only
         return {}

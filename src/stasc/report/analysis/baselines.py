@@ -1,4 +1,4 @@
-"""The baselines' rows, and what sampling M_0 again and again holds."""
+"""Baselines, and the ceilings that sampling M_0 repeatedly reaches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from stasc.report import cells, scores
-from stasc.report.cells import Row
+from stasc.report.analysis import cells, scores
+from stasc.report.analysis.cells import Row
 from stasc.report.records import Interval, Run
 
 
 @dataclass
 class Baselines:
-    """`ceilings` are of M_0's answers alone; `notes` say how votes were taken."""
+    """Rows of baselines, `ceilings` (votes and pass@k of M_0's answers), and `notes` on how votes were taken."""
 
     rows: list[Row] = field(default_factory=list)
     ceilings: dict[str, Interval] = field(default_factory=dict)
@@ -23,7 +23,7 @@ class Baselines:
 
 
 def baselines(runs: Sequence[Run], questions: pd.Index, n: int) -> Baselines:
-    """What the baselines of a sweep reach by iteration n."""
+    """Scores the baselines of a sweep up to iteration n."""
     found = Baselines()
     by_name: dict[str, list[Run]] = {}
     for run in runs:
@@ -42,8 +42,8 @@ def baselines(runs: Sequence[Run], questions: pd.Index, n: int) -> Baselines:
         of = f"{name}: " if len(votes) > 1 else ""
         found.ceilings |= {f"{of}{ceiling}": value for ceiling, value in _ceilings(done, questions).items()}
         found.notes.append(
-            f"{name} is the majority of {_either(done, 'vote_k')} initial answers of M_0, which have about as many "
-            "tokens as an initial answer and its correction"
+            f"{name} is the majority vote of {_either(done, 'vote_k')} initial answers of M_0, which have about as "
+            "many tokens as an initial answer with its correction"
         )
     return found
 
@@ -53,12 +53,12 @@ def _votes(run: Run) -> bool:
 
 
 def _either(runs: Sequence[Run], what: str) -> str:
-    """`2 or 3`, where seeds differ."""
+    """Returns a number of the runs' summaries, or `2 or 3` if seeds differ."""
     return " or ".join(map(str, sorted({int(run.iterations[0]["test"][what]) for run in runs})))
 
 
 def _ceilings(runs: Sequence[Run], questions: pd.Index) -> dict[str, Interval]:
-    """The vote of as many answers as a correction costs, that of all, and pass@k."""
+    """Returns the accuracy of a vote at the cost of a correction, of a vote of all answers, and pass@k."""
     samples = int(runs[0].iterations[0]["test"]["samples"])
     votes = [scores.score(scores.voted(run), questions, 0).correction[0] for run in runs]
     found = {f"vote@{_either(runs, 'vote_k')}": cells.accuracy(np.stack(votes, axis=1), samples)}
@@ -70,9 +70,9 @@ def _ceilings(runs: Sequence[Run], questions: pd.Index) -> dict[str, Interval]:
 
 
 def _vote_of_all(runs: Sequence[Run], questions: pd.Index) -> Interval:
-    """Counted anew from the answers, which alone tell which questions it gets right."""
+    """Returns the accuracy of the vote of all answers, with an interval if recounting the answers reproduces it."""
     votes = [scores.voted_by_all(run, questions) for run in runs]
-    told = [100 * float(run.iterations[0]["test"]["vote_all_acc"]) for run in runs]
-    if all(abs(float(vote.mean()) - accuracy) < 1e-6 for vote, accuracy in zip(votes, told, strict=True)):
+    recorded = [100 * float(run.iterations[0]["test"]["vote_all_acc"]) for run in runs]
+    if all(abs(float(vote.mean()) - accuracy) < 1e-6 for vote, accuracy in zip(votes, recorded, strict=True)):
         return cells.accuracy(np.stack(votes, axis=1))
-    return Interval(float(np.mean(told)), None, None, "the mean over seeds: the answers do not give the vote again")
+    return Interval(float(np.mean(recorded)), None, None, "mean over seeds: recounting the answers gives another vote")

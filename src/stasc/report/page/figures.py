@@ -1,6 +1,6 @@
-"""The report's charts, each one specification: interactive on the page, and SVG and PNG for papers.
+"""The report's charts as Vega-Lite specifications, for the interactive page and as SVG and PNG for papers.
 
-Colours are names that the page's style sheet or a paper's palette fills in, so that a page's theme can change.
+Colours are names that the page's style sheet or a palette for papers defines, so the page can switch its theme.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ VEGA_LITE = "v" + ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 OUTCOMES = {"correction": "final correction accuracy", "gain": "gain: correction minus initial"}
 _BOUNDED = ("value", "low", "high")
 ANSWERS = ("correction", "initial")
-TRANSITIONS = {  # from below: the lower two are the correction accuracy
+TRANSITIONS = {  # from the bottom of the bar; the lower two add up to the correction accuracy
     "right_right": "stays right",
     "wrong_right": "wrong → right",
     "right_wrong": "right → wrong",
     "wrong_wrong": "stays wrong",
 }
-OKABE_ITO = {  # told apart by colour-blind readers
+OKABE_ITO = {  # a palette for colour-blind readers
     "first": "#0072B2",
     "second": "#D55E00",
     "stays-right": "#0072B2",
@@ -41,7 +41,7 @@ TRANSITION_COLOURS = ("stays-right", "improved", "spoiled", "stays-wrong")
 
 
 def specifications(sweep: Sweep, analysis: Analysis) -> dict[str, Spec]:
-    """The charts that there is something to show for, by name."""
+    """Returns the specifications of the charts that have data, by name."""
     made = {
         "effects": _effects([effect for effect in analysis.effects if effect.family == "primary"]),
         "interactions": _effects([effect for effect in analysis.effects if effect.family == "secondary"]),
@@ -54,7 +54,7 @@ def specifications(sweep: Sweep, analysis: Analysis) -> dict[str, Spec]:
 
 
 def config(palette: Mapping[str, str] | None = None) -> Spec:
-    """The look of all charts. Without a palette, the colours are the style sheet's variables, the text's its own."""
+    """Returns the configuration of all charts. Without a palette, colours are variables of the style sheet."""
     colour = palette or {name: f"var(--{name})" for name in OKABE_ITO}
     ink = "#222" if palette else "currentColor"
     faint = {"gridColor": ink, "gridOpacity": 0.12, "domainColor": ink, "domainOpacity": 0.35, "tickColor": ink}
@@ -64,13 +64,8 @@ def config(palette: Mapping[str, str] | None = None) -> Spec:
         "view": {"stroke": None},
         "axis": {**faint, "tickOpacity": 0.35, "labelColor": ink, "titleColor": ink, "labelFontSize": 12}
         | {"titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8, "labelLimit": 260},
-        "header": {
-            "labelColor": ink,
-            "labelFontSize": 13,
-            "labelFontWeight": 600,
-            "labelPadding": 6,
-            "titleColor": ink,
-        },
+        "header": {"labelColor": ink, "labelFontSize": 13, "labelFontWeight": 600}
+        | {"labelPadding": 6, "titleColor": ink},
         "legend": {"labelColor": ink, "titleColor": ink, "orient": "top", "labelFontSize": 12, "symbolStrokeWidth": 2.5}
         | {"symbolSize": 130, "labelLimit": 220, "columnPadding": 18},
         "text": {"color": ink, "fontSize": 12},
@@ -98,7 +93,7 @@ def save(specs: Mapping[str, Spec], folder: Path) -> dict[str, str]:
 
 
 def library() -> str:
-    """A module's text: vega-embed and all it needs."""
+    """Returns the JavaScript module of vega-embed with its dependencies."""
     return str(vl_convert.javascript_bundle("export {vegaEmbed as default};", vl_version=VEGA_LITE))
 
 
@@ -108,7 +103,7 @@ def _for_paper(spec: Spec) -> Spec:
 
 
 def _effects(effects: Iterable[Effect]) -> alt.FacetChart | None:
-    """A forest plot: estimates, their intervals, and thin those that hold for all at once."""
+    """Returns a forest plot: estimates with their intervals, and thin lines for simultaneous intervals."""
     effects = list(effects)
     if not effects:
         return None
@@ -160,7 +155,7 @@ def _choice(effect: Effect) -> str:
 
 
 def _weight(effect: Effect, effects: Sequence[Effect]) -> float:
-    """The size of the effect on correction accuracy, by which choices are ordered."""
+    """Returns the size of a choice's effect on correction accuracy, by which choices are ordered."""
     same = [one for one in effects if _choice(one) == _choice(effect) and one.outcome == "correction"]
     return max((abs(one.interval.value) for one in same), default=0.0)
 
@@ -171,7 +166,7 @@ def _bounds(interval: Interval) -> Row:
 
 
 def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
-    """Accuracies by iteration: means over seeds with their intervals, and thin the seeds themselves."""
+    """Returns accuracies by iteration: means over seeds with intervals, and thin lines for single seeds."""
     curves = _with_iterations(analysis)
     rows = [
         {"cell": name, "n": cell.n, "answer": answer, "value": interval.value, **_bounds(interval)}
@@ -194,40 +189,29 @@ def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
     dash = alt.StrokeDash("answer:N", legend=lines).scale(domain=list(ANSWERS), range=[[1, 0], [5, 4]])
     x = _iterations({cell.n for cells in curves.values() for cell in cells})
     y = alt.Y("value:Q").title("accuracy, %").scale(zero=False)
-    means, seeds = "isValid(datum.value)", "isValid(datum.seeded)"
+    mean, seed = (alt.Chart().transform_filter(f"isValid(datum.{name})") for name in ("value", "seeded"))
     tips = ["cell:N", alt.Tooltip("n:Q", title="iteration"), "answer:N"]
     tips += [alt.Tooltip(f"{name}:Q", format=".1f") for name in _BOUNDED]
     layers = alt.layer(
-        alt.Chart()
-        .transform_filter(means)
-        .mark_area(opacity=0.16)
-        .encode(x, y=alt.Y("low:Q"), y2="high:Q", color=colour),
-        alt.Chart()
-        .transform_filter(seeds)
-        .mark_line(strokeWidth=0.8, opacity=0.45)
-        .encode(x, alt.Y("seeded:Q"), colour, detail=["seed:N", "answer:N"]),
-        alt.Chart().transform_filter(means).mark_line(strokeWidth=2.4).encode(x, y, colour, dash),
-        alt.Chart()
-        .transform_filter(means)
-        .mark_point(filled=True, size=36, opacity=1)
-        .encode(x, y, colour, tooltip=tips),
+        mean.mark_area(opacity=0.16).encode(x, y=alt.Y("low:Q"), y2="high:Q", color=colour),
+        seed.mark_line(strokeWidth=0.8, opacity=0.45).encode(
+            x, alt.Y("seeded:Q"), colour, detail=["seed:N", "answer:N"]
+        ),
+        mean.mark_line(strokeWidth=2.4).encode(x, y, colour, dash),
+        mean.mark_point(filled=True, size=36, opacity=1).encode(x, y, colour, tooltip=tips),
         data=alt.Data(values=rows),
     )
     return _by_cell(layers, list(curves), _curves_text(analysis), height=150)
 
 
 def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
-    """Each choice's effect by iteration."""
+    """Returns each choice's effect by iteration."""
     choices = list(dict.fromkeys(map(_choice, effects)))
     if len({effect.n for effect in effects}) < 2:
         return None
-    rows = [
-        {
-            **{"cell": _choice(one).replace("\n", ": "), "n": one.n, "p": p_text(one.p_adjusted)},
-            **{"value": one.interval.value, **_bounds(one.interval)},
-        }
-        for one in effects
-    ]
+    about = [{"cell": _choice(one).replace("\n", ": "), "n": one.n, "p": p_text(one.p_adjusted)} for one in effects]
+    values = [{"value": one.interval.value, **_bounds(one.interval)} for one in effects]
+    rows = [{**first, **second} for first, second in zip(about, values, strict=True)]
     base = alt.Chart().encode(_iterations({effect.n for effect in effects}))
     y = alt.Y("value:Q").title("effect, pp")
     tips = [alt.Tooltip("n:Q", title="iteration"), *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in _BOUNDED)]
@@ -244,7 +228,7 @@ def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
 
 
 def _transitions(analysis: Analysis) -> alt.FacetChart | None:
-    """What becomes of initial answers, by iteration, in shares of all."""
+    """Returns the shares of the four transitions by iteration."""
     curves = {name: cells for name, cells in analysis.curves.items() if cells}
     rows = [
         {"cell": name, "n": cell.n, "transition": label, "order": order, "share": cell.transitions[key]}
@@ -254,7 +238,8 @@ def _transitions(analysis: Analysis) -> alt.FacetChart | None:
     ]
     if not rows:
         return None
-    labels = list(TRANSITIONS.values())
+    labels, share = list(TRANSITIONS.values()), alt.Tooltip("share:Q", format=".1f")
+    tips = ["cell:N", alt.Tooltip("n:O", title="iteration"), "transition:N", share]
     bars = (
         alt.Chart(alt.Data(values=rows))
         .mark_bar()
@@ -263,12 +248,7 @@ def _transitions(analysis: Analysis) -> alt.FacetChart | None:
             alt.Y("share:Q").title("share of test answers, %").scale(domain=[0, 100]).stack("zero"),
             alt.Color("transition:O").title(None).scale(domain=labels).sort(labels),
             order="order:Q",
-            tooltip=[
-                "cell:N",
-                alt.Tooltip("n:O", title="iteration"),
-                "transition:N",
-                alt.Tooltip("share:Q", format=".1f"),
-            ],
+            tooltip=tips,
         )
     )
     text = "Stacked bars: for each variant and iteration, the shares of test answers that " + ", ".join(labels)
@@ -276,13 +256,13 @@ def _transitions(analysis: Analysis) -> alt.FacetChart | None:
 
 
 def _iterations(ns: set[int]) -> alt.X:
-    """The axis, with at most six whole numbers."""
+    """Returns the axis of iterations, with at most six ticks."""
     step = -(-len(ns) // 6)
     return alt.X("n:Q").title("iteration").axis(values=sorted(ns)[::step], format="d", grid=False)
 
 
 def _with_iterations(analysis: Analysis) -> Mapping[str, Sequence[Any]]:
-    """A point is no curve."""
+    """Returns the curves with more than one point."""
     return {name: cells for name, cells in analysis.curves.items() if len(cells) > 1}
 
 

@@ -1,6 +1,6 @@
-"""The answers that the page can show, packed: a block per seed and iteration, each read only when it is looked at.
+"""Packs the answers for the page into blocks, one per seed and iteration, which the browser unpacks on demand.
 
-What does not fit is left out, whole blocks at a time, and said.
+Blocks beyond the size limit are left out, and the page names them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,47 +19,43 @@ from stasc.report.words import listed
 
 Kind = Literal["test", "train"]
 
-PAGE_BYTES = 16_000_000  # of all blocks, as they stand on the page
-TEST_SHARE = 0.8  # of that, at most; training pairs get what is left
-BLOCK_CHARACTERS = 8_000_000  # of a block's answers: what a browser unpacks at once
+PAGE_BYTES = 16_000_000  # of all packed blocks
+TEST_SHARE = 0.8  # of these bytes, at most, for test answers; training pairs get the remainder
+BLOCK_CHARACTERS = 8_000_000  # of the answers in a block, which a browser unpacks at once
 
 
 @dataclass
 class Packed:
-    """`blocks` are gzip in base64, by kind, seed and iteration. `index` is what their numbers stand for."""
+    """Packed answers: `blocks` are gzip in base64, by kind, seed and iteration; `index` resolves their numbers.
 
-    index: dict[str, Any]
+    `questions` and `reasons` number texts in order of appearance.
+    """
+
+    index: dict[str, Any] = field(default_factory=dict)
+    questions: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
     blocks: dict[tuple[Kind, int, int], str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
 
 def pack(sweep: Sweep, n: int, budget: int = PAGE_BYTES) -> Packed:
-    """The test answers and training pairs of a sweep. The first seeds come first, and of a seed iteration `n`."""
+    """Packs the test answers and training pairs of a sweep: the first seeds first, and of each seed iteration `n`."""
     runs = [run for run in (*sweep.runs, *sweep.baselines) if run.iterations]
-    names = _Numbers()
-    packed = Packed({})
-    kept_free = round(budget * (1 - TEST_SHARE))
-    room = budget - _fill(packed, "test", runs, names, n, budget - kept_free)
-    _fill(packed, "train", runs, names, n, room)
+    packed = Packed()
+    reserved = round(budget * (1 - TEST_SHARE))
+    left = budget - _fill(packed, "test", runs, n, budget - reserved)
+    _fill(packed, "train", runs, n, left)
     packed.index = {
         "cells": list(dict.fromkeys(run.cell for run in runs)),
-        "questions": [_question(sweep, name) for name in names.questions],
-        "why": list(names.reasons),
+        "questions": [_question(sweep, name) for name in packed.questions],
+        "why": list(packed.reasons),
         "blocks": [list(block) for block in packed.blocks],
     }
     return packed
 
 
-@dataclass
-class _Numbers:
-    """What blocks name by number, in order of appearance."""
-
-    questions: dict[str, int] = field(default_factory=dict)
-    reasons: dict[str, int] = field(default_factory=dict)
-
-
-def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: int, limit: int) -> int:
-    """Adds blocks until the limit is reached. Returns: the bytes that they take."""
+def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], n: int, limit: int) -> int:
+    """Adds blocks up to the limit. Returns: their size in bytes."""
     cells = list(dict.fromkeys(run.cell for run in runs))
     size, cut = 0, False
     missing: list[tuple[int, int]] = []
@@ -68,7 +64,7 @@ def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: i
         frames, thinned = (pd.DataFrame(), False) if missing else _frames(kind, own, cells)
         cut |= thinned
         for one in _order({entry["n"] for run in own for entry in run.iterations}, n, kind):
-            block = "" if missing else _block(frames, one, names)
+            block = "" if missing else _block(frames, one, packed)
             if missing or size + len(block) > limit:
                 missing.append((seed, one))
             elif block:
@@ -76,20 +72,20 @@ def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], names: _Numbers, n: i
                 size += len(block)
     what, file = ("test answers", "outcomes.jsonl") if kind == "test" else ("training pairs", "pairs.jsonl")
     if missing:
-        packed.left_out.append(f"{what} of {_places(missing)} (each run's {file} has them)")
+        packed.left_out.append(f"{what} of {_named(missing)} (each run's {file} has them)")
     if cut:
         packed.left_out.append(f"{what} of some questions, in every iteration (each run's {file} has all)")
     return size
 
 
 def _order(iterations: set[int], n: int, kind: Kind) -> list[int]:
-    """The declared iteration and the untrained model first: these are compared."""
+    """Returns the iterations with `n` and the untrained model first: these are compared."""
     rest = sorted(iterations - {n, 0})
     return [one for one in (n, 0, *rest) if one in iterations and (one or kind == "test")]
 
 
 def _frames(kind: Kind, runs: Sequence[Run], cells: Sequence[str]) -> tuple[pd.DataFrame, bool]:
-    """The answers of these runs, question by question, and whether some had to be left out."""
+    """Returns the answers of these runs, and whether some were left out."""
     parts, thinned = [], False
     for run in runs:
         frame = run.outcomes if kind == "test" else run.pairs()
@@ -101,18 +97,18 @@ def _frames(kind: Kind, runs: Sequence[Run], cells: Sequence[str]) -> tuple[pd.D
 
 
 def _thinned(frame: pd.DataFrame, characters: int) -> tuple[pd.DataFrame, bool]:
-    """Of the first questions, as many as an iteration's share of characters has room for."""
+    """Returns the answers to as many of the first questions as fit, and whether these are all."""
     length = frame["y1"].str.len() + frame["y2"].str.len()
     by_question = length.groupby([frame["question"], frame["n"]], sort=False).sum().groupby(level=0, sort=False).max()
     fits = by_question.cumsum() <= characters
     return (frame, True) if fits.all() else (frame[frame["question"].isin(fits[fits].index)], False)
 
 
-def _block(frames: pd.DataFrame, n: int, names: _Numbers) -> str:
-    """One iteration's answers by columns, each text once."""
+def _block(frames: pd.DataFrame, n: int, packed: Packed) -> str:
+    """Packs one iteration's answers by columns, each distinct text once."""
     if frames.empty or (rows := frames[frames["n"] == n]).empty:
         return ""
-    question = _numbered(rows["question"], names.questions)
+    question = _numbered(rows["question"], packed.questions)
     rows = rows.assign(question=question).sort_values(["question", "cell"], kind="stable")
     codes, texts = pd.factorize(pd.concat([rows["y1"], rows["y2"]]))
     content: dict[str, Any] = {
@@ -120,9 +116,13 @@ def _block(frames: pd.DataFrame, n: int, names: _Numbers) -> str:
         **{"y1": codes[: len(rows)].tolist(), "y2": codes[len(rows) :].tolist(), "texts": texts.tolist()},
     }
     if "kept" in rows:
-        content |= {"kept": rows["kept"].astype(int).tolist(), "why": _numbered(rows["why"], names.reasons).tolist()}
-    raw = json.dumps(content, separators=(",", ":"), default=str).encode()
-    return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode()
+        content |= {"kept": rows["kept"].astype(int).tolist(), "why": _numbered(rows["why"], packed.reasons).tolist()}
+    return zipped(json.dumps(content, separators=(",", ":"), default=str), 6)
+
+
+def zipped(text: str, level: int = 9) -> str:
+    """Returns the text as gzip in base64, which the page's script unpacks."""
+    return base64.b64encode(gzip.compress(text.encode(), level, mtime=0)).decode()
 
 
 def _numbered(names: pd.Series, known: dict[str, int]) -> pd.Series:
@@ -132,17 +132,17 @@ def _numbered(names: pd.Series, known: dict[str, int]) -> pd.Series:
 
 
 def _reasons(run: Run, frame: pd.DataFrame) -> pd.Series:
-    """For each pair, why it was kept or not."""
+    """Returns why each pair was kept or not."""
     facts = frame[["r1", "r2", "kept", "dropped"]].fillna({"dropped": ""})
-    told = {
+    texts = {
         (r1, r2, kept, dropped): dropped or reason(run.settings, r1, r2, kept)
         for r1, r2, kept, dropped in facts.drop_duplicates().itertuples(index=False)
     }
-    return pd.Series([told[row] for row in facts.itertuples(index=False, name=None)], index=frame.index, dtype=object)
+    return pd.Series([texts[row] for row in facts.itertuples(index=False, name=None)], index=frame.index, dtype=object)
 
 
 def reason(settings: Mapping[str, Any], r1: float, r2: float, kept: bool) -> str:
-    """Why a pair was kept or not, in the terms of the run's filter."""
+    """Returns why a pair was kept or not, in the terms of the run's filter."""
     chosen = settings.get("filter") or {}
     option = str(chosen.get("_target_", "")).removeprefix("stasc.choices.filter.")
     change = f"r2 − r1 = {r2 - r1:.3g}"
@@ -156,7 +156,7 @@ def reason(settings: Mapping[str, Any], r1: float, r2: float, kept: bool) -> str
     if option == "Strict":
         return f"not better by more than {margin:g}: {change}"
     if r1 < correct_at:
-        return "the first answer is not right" if option == "Maintaining" else f"wrong, and not better: {change}"
+        return "the initial answer is not right" if option == "Maintaining" else f"wrong, and not better: {change}"
     return f"right, and made worse: {change}"
 
 
@@ -167,18 +167,9 @@ def _question(sweep: Sweep, name: str) -> dict[str, Any]:
     return {"id": name, "text": question.text, "references": list(question.references[:8])}
 
 
-def _places(missing: Sequence[tuple[int, int]]) -> str:
-    return "; ".join(f"seed {seed}, {_iterations(group)}" for seed, group in _by_seed(missing))
-
-
-def _by_seed(missing: Sequence[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
-    for seed in dict.fromkeys(seed for seed, _ in missing):
-        yield seed, sorted(n for one, n in missing if one == seed)
-
-
-def _iterations(ns: Sequence[int]) -> str:
-    if len(ns) == 1:
-        return f"iteration {ns[0]}"
-    if list(ns) == list(range(ns[0], ns[-1] + 1)):
-        return f"iterations {ns[0]} to {ns[-1]}"
-    return "iterations " + listed([str(n) for n in ns])
+def _named(missing: Sequence[tuple[int, int]]) -> str:
+    """Returns `seed 1, iterations 1, 2 and 3`, for each seed."""
+    by_seed = {seed: sorted(n for one, n in missing if one == seed) for seed, _ in missing}
+    return "; ".join(
+        f"seed {seed}, iteration{'s' if len(ns) > 1 else ''} {listed([*map(str, ns)])}" for seed, ns in by_seed.items()
+    )

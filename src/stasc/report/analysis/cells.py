@@ -1,4 +1,4 @@
-"""The rows of the table: what each variant and baseline reaches at each iteration, over its seeds."""
+"""Variants and baselines: their complete runs, and their accuracies at each iteration."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
-from stasc.report import crossing, statistics
-from stasc.report.crossing import Pool
-from stasc.report.effects import BOUND, within
+from stasc.report.analysis.effects import BOUND, clipped
+from stasc.report.analysis.scores import TRANSITIONS, Scores, score
 from stasc.report.records import Cell, Change, Interval, Run
-from stasc.report.scores import TRANSITIONS, Scores, score
-from stasc.report.statistics import Array
+from stasc.report.statistics import crossing, intervals
+from stasc.report.statistics.crossing import Pool
+from stasc.report.statistics.intervals import Array
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant's, or a baseline's, complete runs in the order of their seeds, with their scores."""
+    """The complete runs of a variant or baseline in the order of their seeds, with their scores."""
 
     name: str
     levels: Mapping[str, str]
     kind: str
     runs: tuple[Run, ...]
     scores: tuple[Scores, ...]
-    m_0: tuple[Scores, ...] = ()  # where M_0's own answers are not those at n = 0, as of a vote
-    untrained: bool = False  # whatever came of the runs later
+    m_0: tuple[Scores, ...] = ()  # M_0's own scores, if `scores` are of votes
+    untrained: bool = False  # the row is of M_0, whatever its runs trained later
 
     @property
     def trained(self) -> bool:
@@ -35,14 +35,14 @@ class Row:
 
     @property
     def trains(self) -> str | None:
-        """The answers that it is trained to give: `correction` or `initial`. None of M_0, which is not trained."""
+        """The answers that training targets, `correction` or `initial`; None for M_0."""
         if self.untrained:
             return None
         target = str((self.runs[0].settings.get("target") or {}).get("_target_", ""))
         return "initial" if target.rpartition(".")[2] in ("Initial", "Gold") else "correction"
 
     def table(self, outcome: str, n: int) -> Array:
-        """An outcome in %, (questions, seeds). `over_...` is of the answers that it is trained to give."""
+        """Returns an outcome in %, (questions, seeds). `over_...` compares the answers that training targets."""
         before = dict(zip(map(id, self.scores), self.m_0 or self.scores, strict=True))
         trained = "initial" if self.trains == "initial" else "correction"
         tables = {
@@ -58,20 +58,23 @@ class Row:
 def row(
     name: str, levels: Mapping[str, str], kind: str, runs: Sequence[Run], questions: pd.Index, n: int
 ) -> Row | None:
-    """None if no run is complete."""
+    """Returns the row of a variant or baseline, or None if no run is complete."""
     done = sorted((run for run in runs if run.complete), key=lambda run: run.seed)
     return Row(name, levels, kind, tuple(done), tuple(score(run, questions, n) for run in done)) if done else None
 
 
 class Pools:
-    """How seeds differ within a variant or baseline, from all that were trained. M_0 has no training to differ in."""
+    """The variance between seeds within a variant or baseline, pooled over all trained rows."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
         self._known: dict[tuple[str, int], Pool | None] = {}
 
     def within(self, row: Row, outcome: str, n: int) -> Pool | None:
-        """For the row's outcome at iteration n. None of an untrained model, or without two rows of several seeds."""
+        """Returns the pool for the row's outcome at iteration n.
+
+        Returns: None if the row does not depend on training, or unless two rows have several seeds.
+        """
         if not _differs(row, outcome, n):
             return None
         if (outcome, n) not in self._known:
@@ -81,13 +84,13 @@ class Pools:
 
 
 def _differs(row: Row, outcome: str, n: int) -> bool:
-    """Whether training has a part in the outcome: `init=fixed` asks M_0 for initial answers, in every iteration."""
+    """Returns whether the outcome depends on training. With `init=fixed`, M_0 gives all initial answers."""
     same = outcome == "initial" and np.array_equal(row.table(outcome, n), row.table(outcome, 0))
     return n > 0 and row.trained and not same
 
 
 def cell(row: Row, n: int, pools: Pools) -> Cell:
-    """What the row's runs reach at iteration n."""
+    """Summarises the row's runs at iteration n."""
 
     def found(outcome: str) -> Interval:
         return difference(row.table(outcome, n), pools.within(row, outcome, n))
@@ -112,52 +115,46 @@ def cell(row: Row, n: int, pools: Pools) -> Cell:
         questions=len(row.scores[0].initial[n]),
         seeds=tuple(run.seed for run in row.runs),
         samples=row.scores[0].samples,
-        pairs=fmean(one["pairs"] for one in spent),
-        kept=fmean(one["kept"] for one in spent),
-        steps=fmean(one["steps"] for one in spent),
-        tokens=fmean(one["tokens"] for one in spent),
-        seconds=fmean(one["seconds"] for one in spent),
-        reused=fmean(one["reused"] for one in spent),
+        **{name: fmean(one[name] for one in spent) for name in spent[0]},
         trains=row.trains or "correction",
     )
 
 
 def accuracy(table: Array, samples: int = 1, pool: Pool | None = None) -> Interval:
-    """A mean accuracy in %: by Wilson's rule for one answer to each question, else over questions and seeds."""
+    """Returns a mean accuracy in %: by Wilson's method for one answer per question, else over questions and seeds."""
     n, seeds = table.shape
     if seeds == 1 and samples == 1:
         right = round(float(table.sum()) / BOUND)
-        low, high = statistics.proportion(right, n)
+        low, high = intervals.proportion(right, n)
         return Interval(BOUND * right / n, BOUND * low, BOUND * high, "Wilson: questions only, one training run")
-    return within(difference(table, pool), lowest=0.0)
+    return clipped(difference(table, pool), lowest=0.0)
 
 
 def difference(table: Array, pool: Pool | None = None) -> Interval:
-    """A mean difference in pp."""
+    """Returns a mean difference in pp."""
     found = crossing.crossed(table, BOUND, pool)
-    return within(Interval(found.value, found.low, found.high, found.method))
+    return clipped(Interval(found.value, found.low, found.high, found.method))
 
 
 def _change(scores: Scores, n: int) -> Change:
     better = int((scores.correction[n] > scores.initial[n]).sum())
     worse = int((scores.correction[n] < scores.initial[n]).sum())
-    found = statistics.mcnemar(better, worse, len(scores.initial[n]))
+    found = intervals.mcnemar(better, worse, len(scores.initial[n]))
     interval = Interval(BOUND * found.difference, BOUND * found.low, BOUND * found.high, "paired by question, one run")
     return Change(better, worse, interval, found.p, found.can_reach)
 
 
 def _spent(run: Run, n: int) -> dict[str, float]:
-    """What a run has spent until iteration n."""
+    """Returns the cost of a run up to iteration n, by the names of `Cell`'s fields."""
     done = [entry for entry in run.iterations if entry["n"] <= n]
-    reused: dict[tuple[str, str], bool] = {}  # at first: one that was computed is reused once the run goes on
+    reused: dict[tuple[str, str], bool] = {}  # by its first event: a resumed run reuses the stages it computed itself
     for event in run.events:
-        if event["event"] == "stage" and event.get("n", 0) <= n and event["kind"] != "model":  # of its fine-tuning
+        if event["event"] == "stage" and event.get("n", 0) <= n and event["kind"] != "model":  # part of fine-tuning
             reused.setdefault((event["kind"], event["key"]), bool(event["reused"]))
-    return {
-        "pairs": sum((entry["train"] or {}).get("pairs", 0) for entry in done),
-        "kept": sum((entry["train"] or {}).get("kept", 0) for entry in done),
-        "steps": sum((entry["finetune"] or {}).get("steps", 0) for entry in done),
-        "tokens": sum((entry["finetune"] or {}).get("tokens", 0) for entry in done),
-        "seconds": sum(s for entry in done for name, s in entry["seconds"].items() if name not in ("total", "loading")),
-        "reused": sum(reused.values()),
+    found = {
+        name: sum((entry[part] or {}).get(name, 0) for entry in done)
+        for part, names in (("train", ("pairs", "kept")), ("finetune", ("steps", "tokens")))
+        for name in names
     }
+    seconds = sum(s for entry in done for name, s in entry["seconds"].items() if name not in ("total", "loading"))
+    return {**found, "seconds": seconds, "reused": sum(reused.values())}

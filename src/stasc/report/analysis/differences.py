@@ -1,4 +1,4 @@
-"""Any two variants or baselines, question by question."""
+"""Paired differences between any two variants or baselines."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
-import numpy as np
-
-from stasc.report import design, statistics
-from stasc.report.cells import Pools, Row, difference
-from stasc.report.crossing import Pool
-from stasc.report.effects import BOUND, within
+from stasc.report import design
+from stasc.report.analysis.cells import Pools, Row, difference
+from stasc.report.analysis.effects import BOUND, clipped
 from stasc.report.records import Difference, Interval
-from stasc.report.statistics import Array
+from stasc.report.statistics import intervals
+from stasc.report.statistics.crossing import Pool
 
-MOST = 24  # rows of which all pairs are told; of more, those that differ in one setting
+MOST = 24  # with more rows than this, only those that differ in a single setting are paired
 
 
 def groups(questions: Iterable[str]) -> list[str] | None:
-    """What questions are about, as far as their names tell: `countries/BD` of `countries/BD/capital`.
+    """Returns the group of each question, from its name: `countries/BD` of `countries/BD/capital`.
 
-    None if that is the same for all of them, or another for each.
+    Returns: None if all questions share one group, or if each has its own.
     """
     found = [name.rpartition("/")[0] for name in questions]
     return found if 1 < len({*found}) < len(found) else None
@@ -30,7 +28,7 @@ def groups(questions: Iterable[str]) -> list[str] | None:
 def differences(
     rows: Sequence[tuple[Row, int]], clusters: Sequence[str] | None, pools: Pools
 ) -> tuple[Difference, ...]:
-    """Of rows, each at an iteration, all pairs that are measured alike and have a seed in common."""
+    """Compares rows, each at its iteration, in all pairs that are scored alike and have a seed in common."""
     measures = [measure(row) for row, _ in rows]
     found = []
     for i, j in combinations(range(len(rows)), 2):
@@ -42,40 +40,31 @@ def differences(
 
 
 def measure(row: Row) -> dict[str, str]:
-    """What decides which of a row's answers are right."""
+    """Returns the settings that decide which of a row's answers are right."""
     texts = design.texts(row.runs[0].settings)
-    return {name: texts[name] for name in design.yardsticks(texts)}
+    return {name: texts[name] for name in design.scoring(texts)}
 
 
 def _difference(
-    one: tuple[Row, int],
-    other: tuple[Row, int],
-    seeds: tuple[int, ...],
-    clusters: Sequence[str] | None,
-    pools: Pools,
+    one: tuple[Row, int], other: tuple[Row, int], seeds: tuple[int, ...], clusters: Sequence[str] | None, pools: Pools
 ) -> Difference:
     outcomes = _outcome(one[0], other[0]), _outcome(other[0], one[0])
     pair = [*zip((one, other), outcomes, strict=True)]
-    first, second = (_of(row, row.table(outcome, n), seeds) for (row, n), outcome in pair)
+    first, second = (row.table(outcome, n)[:, [run.seed in seeds for run in row.runs]] for (row, n), outcome in pair)
     known = [pool for (row, n), outcome in pair if (pool := pools.within(row, outcome, n))]
     pool = functools.reduce(Pool.plus, known) if known else None
     means = first.mean(axis=1), second.mean(axis=1)
     clustered = None
     if clusters is not None:
-        grouped = statistics.paired(*means, clusters, BOUND)
-        clustered = within(Interval(grouped.value, grouped.low, grouped.high, grouped.method))
-    rho = statistics.paired(*means, bound=BOUND).rho
-    interval = difference(first - second, pool)
-    return Difference(one[0].name, other[0].name, interval, clustered, rho, seeds, outcomes)
+        grouped = intervals.clustered(means[0] - means[1], clusters, BOUND)
+        clustered = clipped(Interval(grouped.value, grouped.low, grouped.high, grouped.method))
+    rho = intervals.correlation(*means)
+    return Difference(one[0].name, other[0].name, difference(first - second, pool), clustered, rho, seeds, outcomes)
 
 
 def _outcome(row: Row, other: Row) -> str:
-    """What of a row is compared: the answers that it is trained to give, and of M_0, the same as of the other row."""
+    """Returns the compared outcome of a row: the answers that training targets, or for M_0, those of the other row."""
     return row.trains or other.trains or "correction"
-
-
-def _of(row: Row, table: Array, seeds: tuple[int, ...]) -> Array:
-    return table[:, np.array([run.seed in seeds for run in row.runs])]
 
 
 def _neighbours(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

@@ -1,4 +1,4 @@
-// What the page does: theme, charts (Vega), sortable tables and the browser of answers (DataTables).
+// Behaviour of the page: theme, charts (Vega), sortable tables and the list of answers (DataTables).
 
 const root = document.documentElement;
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -20,11 +20,11 @@ const library = async (id) => {
 const element = (name, className, ...children) => {
   const made = document.createElement(name);
   if (className) made.className = className;
-  made.append(...children); // strings become text, never markup: answers are not to be trusted
+  made.append(...children); // strings become text, never markup: answers are untrusted
   return made;
 };
 
-// Theme: the system's, until the reader chooses.
+// Theme: the system's until the reader chooses one.
 const themes = { light: "dark", dark: "light" };
 const system = matchMedia("(prefers-color-scheme: dark)");
 const button = document.getElementById("theme");
@@ -37,7 +37,7 @@ const show = (theme) => {
 let chosen;
 try {
   chosen = localStorage.getItem("theme");
-} catch {} // without storage, a choice lasts as long as the page
+} catch {} // without storage, the choice is lost with the page
 const current = () => (themes[chosen] ? chosen : system.matches ? "dark" : "light");
 show(current());
 system.addEventListener("change", () => show(current()));
@@ -52,21 +52,21 @@ button.addEventListener("click", () => {
 addEventListener("beforeprint", () => show("light"));
 addEventListener("afterprint", () => show(current()));
 
-// Charts: as many columns as there is room for.
+// Charts: as many columns as fit.
 const LEAST = { effects: 250, interactions: 250, comparisons: 250, curves: 130, transitions: 130, trajectories: 190 };
-const fitted = (name, spec, room) => {
+const fitted = (name, spec, available) => {
   const margin = LEAST[name] === 250 ? 190 : 62;
-  const columns = Math.max(1, Math.min(spec.columns, Math.floor((room - margin + 20) / (LEAST[name] + 20))));
-  const width = Math.max(110, Math.floor((room - margin - 20 * (columns - 1)) / columns));
+  const columns = Math.max(1, Math.min(spec.columns, Math.floor((available - margin + 20) / (LEAST[name] + 20))));
+  const width = Math.max(110, Math.floor((available - margin - 20 * (columns - 1)) / columns));
   return { ...spec, columns, spacing: 20, spec: { ...spec.spec, width: Math.min(width, 420) } };
 };
 
 const draw = async (vegaEmbed, place) => {
-  const room = Math.floor(place.clientWidth);
-  if (!room || place.dataset.room === String(room)) return;
-  place.dataset.room = room;
+  const available = Math.floor(place.clientWidth);
+  if (!available || place.dataset.available === String(available)) return;
+  place.dataset.available = available;
   const name = place.dataset.chart;
-  const spec = fitted(name, data.charts[name], room);
+  const spec = fitted(name, data.charts[name], available);
   await vegaEmbed(place, spec, { renderer: "svg", actions: false, ast: true, config: data.config });
   place.dataset.drawn = "true";
 };
@@ -88,7 +88,7 @@ if (charts.length) {
   addEventListener("beforeprint", () => drawAll(true));
 }
 
-// Sections grow as charts are drawn and tables made: the one that was asked for stays where it is until the reader moves.
+// Sections grow as charts and tables appear: keep the section of the link in view until the reader moves.
 let asked = null;
 const keep = () => asked?.scrollIntoView();
 const ask = () => {
@@ -112,7 +112,7 @@ document.querySelectorAll("table.sortable").forEach((table) => {
   new DataTable(table, { ...options, layout: { topEnd: long ? "search" : null }, language: { search: "Find" } });
 });
 
-// The browser of answers.
+// The list of answers.
 const form = document.getElementById("filters");
 if (form) browse(form);
 
@@ -185,16 +185,16 @@ function browse(form) {
     const about = element("div", "asked", element("p", "question", q.text ?? q.id));
     if (q.references?.length) about.append(element("p", "muted", `Expected: ${q.references.join(" | ")}`));
     about.append(element("p", "muted", q.text ? `${q.id} · ` : "", only));
-    const place = element("div", "place", element("strong", "", cells[rows.cell[i]]), ` seed ${seed}, iteration ${n}`);
+    const run = element("div", "run", element("strong", "", cells[rows.cell[i]]), ` seed ${seed}, iteration ${n}`);
     if (kind === "train") {
       const label = rows.kept[i] ? "kept" : "not kept";
-      place.append(element("p", rows.kept[i] ? "kept" : "muted", `${label}: ${why[rows.why[i]]}`));
+      run.append(element("p", rows.kept[i] ? "kept" : "muted", `${label}: ${why[rows.why[i]]}`));
     }
     return [
       about,
       answer("Initial answer", rows.texts[rows.y1[i]], rows.r1[i]),
       answer("Correction", rows.texts[rows.y2[i]], rows.r2[i]),
-      place,
+      run,
     ];
   };
 
@@ -213,7 +213,7 @@ function browse(form) {
     if (first) [form.elements.seed.value, form.elements.n.value] = [String(first[1]), String(first[2])];
     const status = document.getElementById("found");
     table = new DataTable("#samples-table", {
-      serverSide: true, // "server": the functions above, so that only what is shown becomes rows
+      serverSide: true, // the functions above play the server, so only visible answers become rows
       searching: false,
       ordering: false,
       autoWidth: false,
@@ -221,17 +221,17 @@ function browse(form) {
       lengthMenu: [10, 25, 50, 100],
       layout: { topStart: "info", topEnd: "pageLength", bottomStart: null, bottomEnd: "paging" },
       language: { info: "_START_ to _END_ of _TOTAL_ pairs", infoEmpty: "no pairs", lengthMenu: "_MENU_ a page" },
-      columns: ["question", "initial", "correction", "place"].map((className) => ({
+      columns: ["question", "initial", "correction", "run"].map((className) => ({
         className: `column-${className}`,
         data: null,
         defaultContent: "",
       })),
       createdRow: (tr, found) => [...tr.cells].forEach((td, i) => td.replaceChildren(row(found)[i])),
       ajax: async ({ draw, start, length }, callback) => {
-        status.textContent = "Looking …";
+        status.textContent = "Searching …";
         const mine = (latest ??= matches());
         const found = await mine;
-        if (mine === latest) status.textContent = `${found.length.toLocaleString("en")} of the pairs match`;
+        if (mine === latest) status.textContent = `${found.length.toLocaleString("en")} pairs match`;
         const shown = found.slice(start, start + length);
         callback({ draw, recordsTotal: found.length, recordsFiltered: found.length, data: shown });
       },

@@ -1,4 +1,4 @@
-"""What is found by drawing again, or by flipping signs: bootstrap intervals, p-values, and these for many at once."""
+"""Bootstrap intervals, sign-flip p-values, and adjustments for multiple comparisons."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from stasc.report.statistics import CONFIDENCE, Array
+from stasc.report.statistics.intervals import CONFIDENCE, Array
 
 DRAWS = 10_000
 SEED = 0
-EXACT = 16  # questions that differ: up to so many, all sign flips are gone through
-_AT_ONCE = 1000  # draws: what they need is counted in tens of megabytes
+EXACT = 16  # with at most this many questions that differ, all sign flips are enumerated
+_AT_ONCE = 1000  # draws, which take tens of megabytes
 
 
 def pigeonhole(tables: Array, draws: int = DRAWS, seed: int = SEED) -> Array:
-    """Means of tables (effects, questions, seeds) in which questions and seeds are drawn anew, a row for each draw.
+    """Returns bootstrap means (draws, effects) of tables (effects, questions, seeds): the pigeonhole (Owen 2007).
 
-    All tables share each draw, so that what is paired stays so (Owen 2007). One seed stays as it is.
+    Questions and seeds are resampled independently. All tables share each draw, which keeps them paired.
     """
     effects, n, seeds = tables.shape
     rng, means = np.random.default_rng(seed), np.empty((draws, effects))
@@ -33,13 +33,13 @@ def pigeonhole(tables: Array, draws: int = DRAWS, seed: int = SEED) -> Array:
 
 
 def percentiles(means: Array) -> tuple[float, float]:
-    """The 95 % interval of bootstrap means."""
+    """Returns the 95 % percentile interval of bootstrap means."""
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
 def simultaneous(means: Array, values: Array) -> float:
-    """How many standard errors each of several intervals needs so that, with 95 %, all of them hold: max-|t|."""
+    """Returns the half-width, in standard errors, at which several intervals hold jointly with 95 %: max-|t|."""
     spread = means.std(axis=0, ddof=1)
     varies = spread > 1e-12
     if not varies.any():
@@ -49,16 +49,18 @@ def simultaneous(means: Array, values: Array) -> float:
 
 
 def sign_flip(differences: Array, draws: int = DRAWS, seed: int = SEED) -> Array:
-    """Two-sided p-values that differences (effects, questions) are as often of either sign. Returns: (effects,).
+    """Returns two-sided sign-flip p-values (effects,) of differences (effects, questions).
 
-    Exact where few questions differ, else from so many draws, the data themselves counted among them. All effects
-    share each draw.
+    The test is exact if few questions differ; otherwise it takes `draws` random flips, and counts the data as one more.
+    All effects share each draw.
     """
     differences = differences[:, np.any(differences != 0, axis=0)]
     n = differences.shape[1]
     exact = n <= EXACT
     total, rng = 2**n if exact else draws, np.random.default_rng(seed)
-    observed = np.abs(differences.sum(axis=1)) * (1 - 1e-12)  # sums in another order may round below it
+    observed = np.abs(differences.sum(axis=1)) * (
+        1 - 1e-12
+    )  # tolerates rounding: sums in another order may be slightly smaller
     reached = np.zeros(len(differences))
     for begin in range(0, total, _AT_ONCE):
         size = min(_AT_ONCE, total - begin)
@@ -68,7 +70,7 @@ def sign_flip(differences: Array, draws: int = DRAWS, seed: int = SEED) -> Array
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted so that the chance of any false one among them stays at the level (Holm 1979)."""
+    """Returns p-values adjusted to control the family-wise error rate (Holm 1979)."""
     order = np.argsort(p, kind="stable")
     scaled = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
@@ -77,5 +79,5 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """p-values adjusted so that the share of false ones among those below the level stays at it."""
+    """Returns p-values adjusted to control the false discovery rate (Benjamini and Hochberg 1995)."""
     return [float(one) for one in stats.false_discovery_control(p)] if len(p) else []

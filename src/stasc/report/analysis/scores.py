@@ -1,4 +1,4 @@
-"""A run's outcomes as numbers: which answers were right, by iteration and question."""
+"""Scores of a run's answers by iteration and question."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 from stasc.records import Answer, Pair, Question
 from stasc.report.records import Run
-from stasc.report.statistics import Array, pass_at_k
+from stasc.report.statistics.intervals import Array, pass_at_k
 from stasc.runs.vote import Key, majority
 from stasc.tasks.rewards import words
 from stasc.tasks.rewards.words import Reward
@@ -22,10 +22,9 @@ TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies of a run in %, (iterations, questions), and the shares of the transitions, (iterations, 4).
+    """Accuracies of a run in %, (iterations, questions), and shares of the transitions, (iterations, 4).
 
-    Iterations after the run's last, of a run that stopped as nothing was kept, are like its last: its model stayed the
-    same.
+    A run that stopped early because nothing was kept repeats its last iteration: its model no longer changes.
     """
 
     initial: Array
@@ -35,7 +34,7 @@ class Scores:
 
 
 def score(run: Run, questions: pd.Index, n: int) -> Scores:
-    """What a run's answers come to, in iterations 0 to n."""
+    """Scores a run's answers in iterations 0 to n."""
     frame, size = run.outcomes[run.outcomes["n"] <= n], len(questions)
     correct_at = float(run.settings["correct_at"])
     r1, r2 = ((frame[name].to_numpy() >= correct_at).astype(float) for name in ("r1", "r2"))
@@ -53,14 +52,14 @@ def score(run: Run, questions: pd.Index, n: int) -> Scores:
 
 
 def voted(run: Run) -> Run:
-    """The run as if each correction were the majority of the k answers that begin with its initial answer."""
+    """Returns the run with each correction replaced by the majority vote of k answers from its initial answer on."""
     return replace(run, outcomes=run.outcomes.assign(r2=run.outcomes["vote"]))
 
 
 def voted_by_all(run: Run, questions: pd.Index) -> Array:
-    """Whether the majority of all of M_0's initial answers is right, in %, by question."""
+    """Returns the accuracy, in %, of the majority vote of all of M_0's initial answers, by question."""
     frame, correct_at = run.outcomes[run.outcomes["n"] == 0], float(run.settings["correct_at"])
-    if frame["vote_all"].notna().all():  # as from schema 2 on
+    if frame["vote_all"].notna().all():  # recorded from schema 2 on
         firsts = frame.groupby("question", sort=False)["vote_all"].first()
         return 100 * (firsts.reindex(questions).to_numpy() >= correct_at).astype(float)
     key = _key(run.settings["reward"])
@@ -76,17 +75,16 @@ def voted_by_all(run: Run, questions: pd.Index) -> Array:
 
 
 def _key(settings: Mapping[str, Any]) -> Key:
-    """What of an answer a reward compares; of one of the user's own, which had no key in schema 1, the whole answer."""
+    """Returns what votes compare in an answer: the reward's key, or for a user's own reward, the normalised answer."""
     kind = getattr(words, str(settings["_target_"]).rpartition(".")[2], None)
     if isinstance(kind, type) and issubclass(kind, Reward):
-        # Of another version: what it gives is held against what the run counted.
-        with suppress(TypeError, KeyError, ValueError):
+        with suppress(TypeError, KeyError, ValueError):  # settings of another version; `baselines` checks the vote
             return kind(settings["scope"], settings["marker"]).key
     return lambda text: tuple(words.normalise(text))
 
 
 def passes(run: Run, questions: pd.Index) -> dict[int, Array]:
-    """pass@k of M_0's initial answers in %, by k and question."""
+    """Returns pass@k of M_0's initial answers in %, by k and question."""
     frame = run.outcomes[run.outcomes["n"] == 0]
     place = questions.get_indexer(pd.Index(frame["question"]))
     right = np.bincount(place, (frame["r1"] >= float(run.settings["correct_at"])).to_numpy(float), len(questions))

@@ -1,4 +1,4 @@
-"""From the runs of a sweep to what the report says: which choice matters, how sure that is, and what was left out."""
+"""Analyses a sweep: which choice matters, how certain that is, and what was excluded."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from stasc.report import cells, crossing, design, differences, effects, m_0, notes, resampling, statistics, wording
-from stasc.report.baselines import baselines
-from stasc.report.cells import Row
-from stasc.report.crossing import Pool
+from stasc.report import design, wording
+from stasc.report.analysis import cells, differences, effects, m_0, notes
+from stasc.report.analysis.baselines import baselines
+from stasc.report.analysis.cells import Row
+from stasc.report.analysis.effects import Contrast, Estimates
+from stasc.report.data.provenance import provenance
 from stasc.report.design import Complete
-from stasc.report.effects import Contrast, Estimates
-from stasc.report.provenance import provenance
 from stasc.report.records import Analysis, Cell, Effect, Interval, Sweep
+from stasc.report.statistics import crossing, resampling
+from stasc.report.statistics.crossing import Pool
+from stasc.report.statistics.intervals import MIN_CLUSTERS
 from stasc.units import counted
-
-OUTCOMES = ("correction", "gain")
 
 
 def analyse(sweep: Sweep) -> Analysis:
-    """What the runs of a sweep, or a single run, come to.
+    """Analyses the runs of a sweep, or a single run.
 
     Raises: ValueError if no run is complete.
     """
     done = [run for run in (*sweep.runs, *sweep.baselines) if run.complete]
     if not done:
         states = "; ".join(f"{run.name}: {run.status}" for run in (*sweep.runs, *sweep.baselines))
-        raise ValueError(f"{sweep.folder}: no run is complete ({states}); run the same command again to go on")
+        raise ValueError(f"{sweep.folder}: no run is complete ({states}); run the same command again to resume them")
     n = _last(sweep)
     questions = pd.Index(done[0].outcomes["question"].unique())
     variants = _variants(sweep, questions, n)
     m_0s, beside = m_0.kinds(variants, sweep.settings), baselines(sweep.baselines, questions, n)
     others = [*(m_0.zero_shot(m_0s) if n else []), *beside.rows]
     groups = differences.groups(questions)
-    clusters = groups if groups and len({*groups}) >= statistics.MIN_CLUSTERS else None
+    clusters = groups if groups and len({*groups}) >= MIN_CLUSTERS else None
     full = design.complete(sweep.settings, sweep.cells, sweep.runs)
     pools = cells.Pools([*variants, *others])
     tables = _Tables(full, {row.name: row for row in variants}, clusters, pools)
-    found = {outcome: tables.factorial(outcome, n) for outcome in OUTCOMES} if full else {}
+    found = {outcome: tables.factorial(outcome, n) for outcome in wording.OUTCOMES} if full else {}
     main = _main(found.get("correction"))
     curves = {
         row.name: tuple(cells.cell(row, i, pools) for i in range(_at(row, n) + 1)) for row in (*variants, *others)
@@ -82,7 +83,7 @@ def analyse(sweep: Sweep) -> Analysis:
 
 
 def _last(sweep: Sweep) -> int:
-    """The iteration that counts: the last one asked for, or where runs differ, the last that all were asked for."""
+    """Returns the last iteration that every run was asked for."""
     asked = [int(run.settings["iterations"]) for run in sweep.runs if run.complete]
     return min(asked or [max(int(run.settings["iterations"]) for run in sweep.baselines if run.complete)])
 
@@ -90,17 +91,24 @@ def _last(sweep: Sweep) -> int:
 def _declared(n: int, main: Sequence[Effect], sweep: Sweep) -> str:
     if n == 0:
         return "There was no training: all figures are of M_0."
-    told = (
-        f"What counts is the last iteration that was asked for, n = {n}, the same for all variants and whatever the "
-        "curves look like."
+    text = (
+        f"All variants are compared at the last iteration that was asked for, n = {n}, whatever the curves look like."
     )
     if not main:
-        return told
-    sampled = "questions and seeds" if main[0].seeds > 1 else "questions alone, for there is one seed"
+        return text
+    if main[0].seeds > 1:
+        tests = (
+            "p-values over questions come from sign flips and are conditional on these training runs; p-values over "
+            "questions and seeds, and intervals, also hold for new training runs."
+        )
+    else:
+        tests = (
+            "With one seed, p-values (sign flips over questions) and intervals are conditional on these training runs."
+        )
     return (
-        f"{told} Primary are the choices' main effects on final correction accuracy, with p-values adjusted for their "
-        "number (Holm); interactions and the correction gain are adjusted apart. p-values are of sign flips over "
-        f"questions and hold for these training runs; intervals count {sampled}. {wording.fixed(sweep.declared)}"
+        f"{text} The primary analysis is the choices' main effects on final correction accuracy, with Holm-adjusted "
+        f"p-values; interactions and the correction gain are adjusted separately. {tests} "
+        f"{wording.fixed(sweep.declared)}"
     )
 
 
@@ -113,13 +121,13 @@ def _variants(sweep: Sweep, questions: pd.Index, n: int) -> list[Row]:
 
 
 def _at(row: Row, n: int) -> int:
-    """The iteration at which a row counts: zero-shot, and a baseline that does not train, at n = 0."""
+    """Returns the iteration at which a row is compared: 0 for zero-shot and for a baseline without training."""
     return n if row.kind == "variant" or row.trained else 0
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """The complete design, the variants' rows, the groups of the questions where they count as samples, and pools."""
+    """The complete design with the variants' rows, the clusters of the questions, and the pooled seed variances."""
 
     full: Complete | None
     rows: Mapping[str, Row]
@@ -127,13 +135,13 @@ class _Tables:
     pools: cells.Pools
 
     def factorial(self, outcome: str, n: int) -> Estimates | None:
-        """Main effects and interactions."""
+        """Estimates main effects and interactions."""
         assert self.full
         contrasts = effects.factorial(self.full)
         return self._in_design(contrasts, outcome, n) if contrasts else None
 
     def trajectories(self, n: int) -> tuple[Effect, ...]:
-        """The choices' effects at every iteration: exploratory, so adjusted for the share of false ones."""
+        """Estimates the main effects at every iteration: exploratory, so adjusted for the false discovery rate."""
         contrasts = effects.factorial(self.full) if self.full else []
         main = [replace(one, family="exploratory") for one in contrasts if len(one.factors) == 1]
         if not main:
@@ -142,8 +150,7 @@ class _Tables:
         return effects.adjusted(found, resampling.benjamini_hochberg)
 
     def comparisons(self, n: int) -> tuple[Effect, ...]:
-        """Pairs of levels of settings with three or more; and pairs of cells that differ in one setting, where one of
-        them is in no complete design."""
+        """Compares levels of settings with three or more, and cells outside the design that differ in one setting."""
         found: list[Effect] = []
         if self.full and (contrasts := effects.pairwise(self.full)):
             found += self._in_design(contrasts, "correction", n).effects
@@ -151,7 +158,7 @@ class _Tables:
             differing = [name for name in one.levels if one.levels[name] != other.levels[name]]
             seeds = [run.seed for run in one.runs if run.seed in {run.seed for run in other.runs}]
             within = self.full and {one.name, other.name} <= {*self.full.cells}
-            if len(differing) == 1 and seeds and not within and not design.yardsticks(differing):
+            if len(differing) == 1 and seeds and not within and not design.scoring(differing):
                 label = f"{other.name} instead of {one.name}"
                 contrast = Contrast((differing[0],), label, np.array([-1.0, 1.0]), "exploratory")
                 pool = self.pools.within(one, "correction", n)
@@ -179,25 +186,20 @@ class _Tables:
 
 
 def _main(found: Estimates | None) -> list[Effect]:
-    """The choices' effects on final correction accuracy, the largest first."""
+    """Returns the main effects on final correction accuracy, the largest first."""
     main = [effect for effect in found.effects if effect.family == "primary"] if found else []
     return sorted(main, key=lambda effect: abs(effect.interval.value), reverse=True)
-
-
-def _held(sweep: Sweep, full: Complete | None) -> list[str]:
-    """Settings of which the design has one level of several."""
-    kept = full.settings if full else {}
-    return [f"{name}={kept[name][0]}" for name, levels in sweep.settings.items() if len(kept.get(name, levels)) == 1]
 
 
 def _headline(
     sweep: Sweep, full: Complete | None, main: Sequence[Effect], found: Estimates | None, at_end: Sequence[Cell]
 ) -> str:
-    unlike = design.yardsticks(sweep.settings)
-    if main and found:
+    unlike = design.scoring(sweep.settings)
+    if main and found and full:
         crossing = [effect for effect in found.effects if effect.family == "secondary"]
-        told = wording.headline(main, crossing, _held(sweep, full))
-        return f"{told} {wording.unranked(unlike)}" if unlike else told
+        held = [f"{name}={levels[0]}" for name, levels in full.settings.items() if len(levels) == 1]
+        text = wording.headline(main, crossing, held)
+        return f"{text} {wording.unranked(unlike)}" if unlike else text
     variants = [cell for cell in at_end if cell.kind == "variant"]
     if unlike and len(variants) > 1:
         return wording.unranked(unlike)
@@ -205,7 +207,7 @@ def _headline(
 
 
 def _certainty(found: Estimates | None, main: Sequence[Effect], at_end: Sequence[Cell]) -> str:
-    """How sure it is which choice matters most; of a single variant, what its corrections are worth."""
+    """Describes how certain the largest effect is, or for a single variant, the gain of its corrections."""
     variants = [cell for cell in at_end if cell.kind == "variant"]
     if len(variants) == 1:
         return wording.worth(variants[0])
@@ -223,10 +225,10 @@ def _power(found: Estimates | None, main: Sequence[Effect], full: Complete) -> s
     n, seeds = main[0].questions, main[0].seeds
     sizes = ((n, seeds), (2 * n, seeds), (n, 2 * seeds))
     now, questions, more = (crossing.foreseen(parts, *size) for size in sizes)
-    return wording.power(main, len(full.cells), (now, questions, more) if parts.rest else None)
+    return wording.power(main, len(full.cells), (now, questions, more) if parts.residual else None)
 
 
 def _optimistic(curve: Sequence[Cell]) -> Interval:
     best = max(curve[1:], key=lambda cell: cell.correction.value)
-    told = f"optimistic: the best of {counted(len(curve) - 1, 'iteration')} on the test questions, n = {best.n}"
-    return replace(best.correction, method=told)
+    method = f"optimistic: the best of {counted(len(curve) - 1, 'iteration')} on the test questions, n = {best.n}"
+    return replace(best.correction, method=method)

@@ -1,4 +1,4 @@
-"""What a run's folder holds, read as far as it is whole."""
+"""Reads a run's folder, and reports damaged files instead of failing."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from stasc.tracking import COMPLETE
 log = logging.getLogger(__name__)
 
 _ANSWERS = {"y1": pa.string(), "y2": pa.string(), "r1": pa.float64(), "r2": pa.float64()}
-# `question` is the id here, as in files of schema 1. Those of schema 2 have it under `question_id`, beside the text.
+# `question` is the id, as in files of schema 1. Files of schema 2 have the id under `question_id`, beside the text.
 OUTCOMES = pa.schema(
     {
         **{"n": pa.int32(), "question": pa.string(), "sample": pa.int32()},
         **_ANSWERS,
-        **{"vote": pa.float64(), "vote_all": pa.float64()},  # where each question has several samples
+        **{"vote": pa.float64(), "vote_all": pa.float64()},  # if questions have several samples
     }
 )
 _OPTIONAL = ("vote", "vote_all", "dropped")
@@ -40,7 +40,7 @@ PAIRS = pa.schema(
         **{"n": pa.int32(), "question": pa.string(), "i": pa.int32(), "seen": pa.int32(), "k": pa.int32()},
         **_ANSWERS,
         "kept": pa.bool_(),
-        "dropped": pa.string(),  # why it is not trained on
+        "dropped": pa.string(),  # the reason why the pair is not trained on
     }
 )
 
@@ -52,7 +52,7 @@ def empty(schema: pa.Schema) -> pd.DataFrame:
 
 @dataclass
 class Found:
-    """A run's folder. `notes` say which of its files are damaged; a run is then no longer `complete`."""
+    """The content of a run's folder. `notes` name damaged files, which make a complete run `damaged`."""
 
     folder: Path
     status: str = "unfinished"
@@ -76,7 +76,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> Found:
-    """All that a run's folder tells, but for its pairs."""
+    """Reads a run's folder, except for its pairs."""
     found = Found(folder)
     _read_journal(found)
     _read_hydra(found)
@@ -88,12 +88,12 @@ def read_run(folder: Path) -> Found:
 
 
 def read_pairs(path: Path) -> pd.DataFrame:
-    """The training pairs that a run scored. Damaged lines are left out, with a warning."""
+    """Reads the training pairs of a run. Damaged lines are skipped with a warning."""
     if not path.exists():
         return empty(PAIRS)
-    frame, told = _lines(path, path.read_bytes(), PAIRS)
-    if told:
-        log.warning("%s", told)
+    frame, damage = _lines(path, path.read_bytes(), PAIRS)
+    if damage:
+        log.warning("%s", damage)
     return frame
 
 
@@ -103,7 +103,7 @@ def _read_journal(found: Found) -> None:
         return
     try:
         found.events.extend(tracking.read(path))
-    except (ValueError, OSError) as error:  # the events before it are there
+    except (ValueError, OSError) as error:  # the events before the damage were read
         found.notes.append(str(error))
     for event in found.events:
         if event["event"] == "run_started":
@@ -113,7 +113,7 @@ def _read_journal(found: Found) -> None:
 
 
 def _read_hydra(found: Found) -> None:
-    """The options of groups, and of a run that did not get as far as its journal, the settings and what went wrong."""
+    """Reads the options of config groups; without a journal, also the settings and the last line of the log."""
     try:
         hydra = _Loader((found.folder / ".hydra" / "hydra.yaml").read_bytes()).get_single_data()["hydra"]
         found.choices = {name: option for name, option in hydra["runtime"]["choices"].items() if option}
@@ -135,11 +135,11 @@ def _read_hydra(found: Found) -> None:
         found.error = lines[-1] if lines else ""
 
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of 80 runs, the plain one takes seconds
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the pure Python loader takes seconds for 80 runs
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """Composed settings as their file has them, interpolations resolved where that can be done without Hydra."""
+    """Reads composed settings, with the interpolations that can be resolved without Hydra."""
     config = OmegaConf.load(path)
 
     def resolved(value: Any, name: str) -> Any:
@@ -147,7 +147,7 @@ def _settings(path: Path) -> dict[str, Any]:
             return {key: resolved(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items()}
         try:
             return OmegaConf.select(config, name) if isinstance(value, str) and "${" in value else value
-        except OmegaConfBaseException:  # a time, or what only Hydra knows
+        except OmegaConfBaseException:  # a resolver that only Hydra has
             return value
 
     settings: dict[str, Any] = resolved(OmegaConf.to_container(config), "")
@@ -178,34 +178,34 @@ def _read_outcomes(found: Found) -> None:
         return
     ended: dict[str, Any] = next((event for event in reversed(found.events) if event["event"] == "run_ended"), {})
     sha256 = (ended.get("files") or {}).get(path.name)
-    found.outcomes, told = _lines(path, content, OUTCOMES)
-    if told:
-        _damaged(found, told)
+    found.outcomes, damage = _lines(path, content, OUTCOMES)
+    if damage:
+        _damaged(found, damage)
     elif sha256 and found.status in COMPLETE and hashlib.sha256(content).hexdigest() != sha256:
-        _damaged(found, f"{path} was changed after the run had ended")
+        _damaged(found, f"{path} was changed after the run ended")
     else:
         rows = found.outcomes["n"].value_counts()
         for entry in found.iterations:
             if rows.get(entry["n"], 0) != entry["test"]["pairs"]:
-                told = f"{rows.get(entry['n'], 0)} of the {entry['test']['pairs']} answers of iteration {entry['n']}"
-                _damaged(found, f"{path} holds {told}")
+                part = f"{rows.get(entry['n'], 0)} of the {entry['test']['pairs']} answers of iteration {entry['n']}"
+                _damaged(found, f"{path} holds {part}")
 
 
-def _damaged(found: Found, told: str) -> None:
-    found.notes.append(told)
+def _damaged(found: Found, note: str) -> None:
+    found.notes.append(note)
     if found.status in COMPLETE:
         found.status = "damaged"
 
 
 def _lines(path: Path, content: bytes, schema: pa.Schema) -> tuple[pd.DataFrame, str]:
-    """JSON Lines as a table, and what is wrong with them: lines that are damaged are left out."""
+    """Returns JSON Lines as a table without the damaged lines, and a note that names those."""
     options = pa.json.ParseOptions(explicit_schema=schema.append(_ID), unexpected_field_behavior="ignore")
-    told = ""
+    note = ""
     if not content:
-        return empty(schema), told
+        return empty(schema), note
     try:
         table = pa.json.read_json(io.BytesIO(content), parse_options=options)
-    except pa.ArrowInvalid:  # which names no line
+    except pa.ArrowInvalid:  # without the number of the line
         whole, damaged = [], []
         for number, line in enumerate(content.splitlines(), 1):
             try:
@@ -214,11 +214,11 @@ def _lines(path: Path, content: bytes, schema: pa.Schema) -> tuple[pd.DataFrame,
                 damaged.append(str(number))
         table = pa.Table.from_pylist(whole, schema.append(_ID))
         if damaged:
-            told = f"{path}: damaged at line {', '.join(damaged[:5])}{' and others' if len(damaged) > 5 else ''}"
+            note = f"{path}: damaged at line {', '.join(damaged[:5])}{' and others' if len(damaged) > 5 else ''}"
     ids = table.column(_ID.name)
     if ids.null_count < len(ids):
         table = table.set_column(table.schema.get_field_index("question"), "question", ids)
-    return table.select(schema.names).to_pandas(), told
+    return table.select(schema.names).to_pandas(), note
 
 
 def _row(line: bytes, schema: pa.Schema) -> dict[str, Any]:
@@ -227,11 +227,11 @@ def _row(line: bytes, schema: pa.Schema) -> dict[str, Any]:
     found[_ID.name] = row.get(_ID.name)
     found["question"] = found["question"] if found[_ID.name] is None else found[_ID.name]
     for name in ("y1", "y2"):
-        found[name] = found[name].encode("utf-8", "replace").decode()  # half a character has no place in a table
-    pa.RecordBatch.from_pylist([found], schema.append(_ID))  # fails if a value is of another type
+        found[name] = found[name].encode("utf-8", "replace").decode()  # a lone surrogate is not valid in a table
+    pa.RecordBatch.from_pylist([found], schema.append(_ID))  # raises on a value of another type
     return found
 
 
 def _first(error: Exception) -> str:
-    """An error's first line."""
+    """Returns the first line of an error."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""What a sweep's runs were made with, as their journals have it."""
+"""The provenance of a sweep: versions, hardware, commits, data and commands, from the runs' journals."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from stasc.report.records import Sweep
 
 
 def provenance(sweep: Sweep) -> dict[str, Any]:
-    """Versions, machines, commits, data and commands. Where runs differ, all that there are."""
+    """Collects versions, machines, commits, data and commands, with every distinct value."""
     runs = [run for run in (*sweep.runs, *sweep.baselines) if run.folder]
     started = [event for run in runs for event in run.events if event["event"] == "run_started"]
     return {
-        "commands": [
-            *commands(sweep.folder, runs),
-            shlex.join(["python", "-m", "stasc.report", _short(sweep.folder)]),
-        ],
+        "commands": [*commands(sweep.folder, runs), shlex.join(["python", "-m", "stasc.report", _short(sweep.folder)])],
         "runs": {run.name: run.status for run in (*sweep.runs, *sweep.baselines)},
         "versions": _distinct(event.get("versions") for event in started),
         "machines": _distinct(event.get("machine") for event in started),
@@ -34,13 +31,13 @@ def provenance(sweep: Sweep) -> dict[str, Any]:
 
 
 def _short(folder: Path) -> str:
-    """As one would give it: where the folder lies on this machine is nobody's business."""
+    """Returns the folder from multirun/ or outputs/ on, without the private part of its path."""
     parts = folder.parts
     known = [i for i, name in enumerate(parts[:-1]) if name in ("multirun", "outputs")]
     return "/".join(parts[known[-1] if known else -1 :])
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
-    """In the order in which they are first there."""
+    """Returns the distinct values in order of appearance."""
     found = {json.dumps(value, sort_keys=True): value for value in values if value is not None}
     return [*found.values()]

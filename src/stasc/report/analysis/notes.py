@@ -1,0 +1,189 @@
+"""The report's notes: runs that are missing or incomplete, data that were excluded, and caveats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stasc.report import design, wording
+from stasc.report.design import Complete
+from stasc.report.records import Cell, Effect, Run, Sweep
+from stasc.report.statistics.intervals import MIN_CLUSTERS
+from stasc.report.words import listed, number
+from stasc.settings.table import deciding
+from stasc.units import counted
+
+_OF_BASELINES = ("init", "filter", "start", "target", "pairing", "seed")  # groups that define a baseline or a variant
+_NAMED = 4  # effects in a note, at most
+_COVERAGE = {2: 90, 3: 94}  # % of 4000 simulated variants with 200 questions, by seeds
+_WIDER = 1.2  # ratio of clustered to plain standard errors from which intervals are called too narrow
+_STATES = {
+    "failed_nonfinite": "failed because the loss or gradient became infinite or NaN",
+    "damaged": "excluded because its files are damaged",
+}
+
+
+def states(sweep: Sweep) -> list[str]:
+    """Names runs that are incomplete or missing, and runs that stopped early."""
+    notes, empty, missing = [], dict[int | None, list[Run]](), list[Run]()
+    for run in (*sweep.runs, *sweep.baselines):
+        last = max((entry["n"] for entry in run.iterations), default=None)
+        if run.status == "stopped_empty":
+            empty.setdefault(last, []).append(run)
+        elif run.status == "missing":
+            missing.append(run)
+        elif not run.complete:
+            until = "" if last is None else f", last finished iteration {last}"
+            error = f" ({run.error})" if run.error else ""
+            notes.append(f"{run.cell}, seed {run.seed}: {_STATES.get(run.status, run.status)}{until}{error}")
+    for last, runs in sorted(empty.items(), key=lambda item: item[0] or 0):
+        notes += [
+            f"{names}: stopped after iteration {last} because nothing was kept; later models equal M_{last} and count "
+            "with its outcomes"
+            for names in _together(runs)
+        ]
+    return [*notes, *(f"{names}: missing from the sweep" for names in _together(missing))]
+
+
+def _together(runs: Sequence[Run]) -> list[str]:
+    """Returns `EIE and ENE, seeds 0 and 1`, for each group of cells with the same seeds."""
+    seeds: dict[str, tuple[int, ...]] = {}
+    for run in runs:
+        seeds[run.cell] = (*seeds.get(run.cell, ()), run.seed)
+    cells: dict[tuple[int, ...], list[str]] = {}
+    for cell, its in seeds.items():
+        cells.setdefault(tuple(sorted(its)), []).append(cell)
+    return [f"{listed(several)}, {_seeds(its)}" for its, several in cells.items()]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {listed([*map(str, seeds)])}"
+
+
+def added(sweep: Sweep) -> list[str]:
+    """Names seeds that the first command of the sweep did not declare."""
+    late = sorted({run.seed for run in sweep.runs} - {*(sweep.declared or ())}) if sweep.declared is not None else []
+    if not late:
+        return []
+    return [
+        f"the first command of this sweep declared {counted(len(sweep.declared or ()), 'seed')}; {_seeds(late)} came "
+        "later. If interim results led to that, intervals are too narrow and p-values too small; for valid ones, fix "
+        "the number of seeds in advance, under a new sweep.name"
+    ]
+
+
+def alone(cells: Sequence[Cell]) -> list[str]:
+    """Warns of too few seeds if a single variant was trained, so that no other can be pooled with it."""
+    seeds = [len(cell.seeds) for cell in cells if cell.n]
+    if len(seeds) != 1 or seeds[0] not in _COVERAGE:
+        return []
+    return [
+        f"{seeds[0]} seeds of one variant are too few to estimate how much training runs differ: if their standard "
+        f"deviation is 7 pp, 95 % intervals contain the true value {_COVERAGE[seeds[0]]} % of the time"
+    ]
+
+
+def trained(cells: Sequence[Cell]) -> list[str]:
+    """Names variants and baselines that train initial answers, if others train corrections."""
+    names = [cell.name for cell in cells if cell.trains == "initial"]
+    if not names or len(names) == len(cells):
+        return []
+    be, their = ("is", "its") if len(names) == 1 else ("are", "their")
+    return [
+        f"{listed(names)} {be} trained to give initial answers, not corrections, so comparisons use {their} initial "
+        "accuracy"
+    ]
+
+
+def left_out(sweep: Sweep, full: Complete | None) -> list[str]:
+    """Says which runs the effects use, and why others are excluded."""
+    notes = []
+    asked = sorted({int(run.settings["iterations"]) for run in sweep.runs if run.complete})
+    if len(asked) > 1:
+        notes.append(f"runs have {listed([*map(str, asked)])} iterations; all are compared at n = {asked[0]}")
+    if not full or not sweep.settings:
+        return notes
+    for name, levels in sweep.settings.items():
+        kept, others = full.settings[name], [level for level in levels if level not in full.settings[name]]
+        if len(kept) == 1:
+            notes.append(
+                f"effects use runs with {name}={kept[0]} only, the largest complete design; including "
+                f"{listed(others)} leaves fewer runs or none"
+            )
+        elif others:
+            notes.append(f"effects exclude {name}={', '.join(others)}")
+        if len(kept) > 2:
+            notes.append(
+                f"{name} has {len(kept)} levels, which are compared pairwise; effects of other settings are averaged "
+                "over them"
+            )
+    if dropped := sorted({run.seed for run in sweep.runs} - {*full.seeds}):
+        notes.append(
+            f"effects use {_seeds(full.seeds)}, which all {len(full.cells)} variants have; excluded: "
+            f"{listed([*map(str, dropped)])}"
+        )
+    return notes
+
+
+def unlike(sweep: Sweep) -> list[str]:
+    """Names settings of baselines that no variant has, other than those that define the baseline."""
+    variants = [deciding(run.settings) for run in sweep.runs if run.complete]
+    notes = []
+    for name in dict.fromkeys(run.cell for run in sweep.baselines):
+        run = next((run for run in sweep.baselines if run.cell == name and run.complete), None)
+        if run is None or not variants:
+            continue
+        others = [
+            f"{setting}={value}"
+            for setting, value in deciding(run.settings).items()
+            if setting.partition(".")[0] not in _OF_BASELINES
+            and setting != "evaluation.n_init"
+            and value not in [variant.get(setting, value) for variant in variants]
+        ]
+        if others:
+            notes.append(f"{name} has settings that no variant has: {', '.join(others)}")
+    return notes
+
+
+def checked(effects: Sequence[Effect]) -> list[str]:
+    """Counts the effects whose interval the bootstrap does not confirm, and names a few."""
+    apart = [effect for effect in effects if not effect.agree]
+    if not apart:
+        return []
+    labels = dict.fromkeys(f"{effect.label} ({wording.OUTCOMES[effect.outcome]})" for effect in apart)
+    names = f": {'; '.join(labels)}" if len(labels) <= _NAMED else ""
+    return [
+        f"for {len(apart)} of {len(effects)} effects, the width of the bootstrap interval differs by more than a fifth "
+        f"from the one shown; with few seeds it is mostly narrower, as it has no t quantile{names}"
+    ]
+
+
+def measured(sweep: Sweep) -> list[str]:
+    """Names varied settings that decide what counts as right."""
+    return [
+        f"{name} decides which answers count as right, so accuracies with {listed(sweep.settings[name])} are different "
+        "measures: its effect is not estimated, and variants that differ in it are not ranked"
+        for name in design.scoring(sweep.settings)
+    ]
+
+
+def grouped(groups: Sequence[str] | None, effects: Sequence[Effect]) -> list[str]:
+    """Says how clustering by groups of questions changes the standard errors."""
+    if groups is None:
+        return []
+    count = len({*groups})
+    text = f"questions come in {count} groups that share the start of their name, such as {groups[0]}"
+    if count < MIN_CLUSTERS:
+        return [f"{text}: too few to cluster by, so intervals treat questions as independent"]
+    ratios = sorted(
+        effect.se_clustered / effect.se_question
+        for effect in effects
+        if effect.family == "primary" and effect.se_clustered and effect.se_question
+    )
+    if not ratios:
+        return []
+    span = " to ".join(dict.fromkeys(number(ratio, digits=2) for ratio in (ratios[0], ratios[-1])))
+    narrow = ", so intervals are too narrow" if ratios[-1] > _WIDER else ""
+    return [
+        f"{text}; clustered by group, the question part of the main effects' standard errors is {span} times as large"
+        f"{narrow}"
+    ]
