@@ -23,7 +23,8 @@ from stasc.runs.folder import SCHEMA, RunFolder, earlier
 from stasc.runs.prepare import Prepared, loop, open_store, prepare
 from stasc.runs.vote import NO_KEY, key_of
 from stasc.runs.watch import Watch
-from stasc.settings import table
+from stasc.settings.names import leaves
+from stasc.settings.table import deciding
 from stasc.store import keys, leases
 from stasc.store.artifacts import Store
 from stasc.store.leases import Lease
@@ -83,8 +84,8 @@ def _drift(started: Mapping[str, Any] | None, experiment: Experiment) -> list[st
     """What sets this run apart from the one that a folder's journal tells of."""
     if started is None:
         return []
-    there = {**table.deciding(started["config"]), **table.leaves({"versions": started["versions"]})}
-    here = {**table.deciding(experiment.config), **table.leaves({"versions": provenance.versions()})}
+    there = {**deciding(started["config"]), **leaves({"versions": started["versions"]})}
+    here = {**deciding(experiment.config), **leaves({"versions": provenance.versions()})}
     return keys.differences(here, [there]) or []
 
 
@@ -164,7 +165,10 @@ def stages(prepared: Prepared) -> Stages:
     return Stages(
         live=prepared.live,
         chat=prepared.chat,
-        engines={split: replace(experiment.engine, batch_size=size) for split, size in batch.items()},
+        engines={
+            split: replace(experiment.engine, batch_size=size or experiment.engine.batch_size)
+            for split, size in batch.items()
+        },
         prompt=experiment.prompt,
         reward=experiment.reward,
         pairing=experiment.pairing,

@@ -7,7 +7,7 @@ not take.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def check_known(settings: Mapping[str, Any], known: Collection[str]) -> None:
     unknown = {name for name in settings if name not in known}
     unknown |= {f"{group}.{name}" for group in closed for name in settings.get(group) or ()} - {*known}
     if unknown:
-        every = dict.fromkeys(leaves(settings))
+        every = leaves(settings)
         mine = [name for name in every if any(f"{name}.".startswith(f"{one}.") for one in unknown)]
         raise ValueError(no_such_setting((mine or sorted(unknown))[0], [name for name in every if name not in mine]))
     if missing := [name for name in known if "." not in name and name not in settings]:
@@ -135,10 +135,12 @@ def chosen_options(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> di
     }
 
 
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all settings."""
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings by their dotted names. `model.template_args` and lists are single settings."""
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and value and prefix + name != "model.template_args":
+            flat |= leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            flat[prefix + name] = value
+    return flat
