@@ -213,7 +213,7 @@ def test_a_run_that_will_not_fit_is_refused_before_anything_is_sampled(
     built = experiment(f"store.dir={tmp_path / 'store'}", f"store.keep_models={keep}")
     expected = (
         rf"store\.dir={tmp_path}/store: this run needs about 50\.\d MiB there, and 3\.0 MiB are free: "
-        rf"make room \(python -m stasc\.store clean\), or set store\.dir to another disk{re.escape(advice)}$"
+        rf"free some space \(python -m stasc\.store clean\), or set store\.dir to another disk{re.escape(advice)}$"
     )
     with pytest.raises(OSError, match=expected) as refused:
         run(built, tmp_path, "group", Console())
@@ -257,7 +257,8 @@ def test_a_run_folder_on_another_disk_needs_room_for_the_final_model(
         pytest.skip("needs /dev/shm and the temporary folder on two file systems")
     monkeypatch.setattr(durable, "free", lambda path: 3 * 2**20 if path == folder else 2**40)
     expected = (
-        rf"^\[Errno 28\] {folder}: this run needs about 50\.\d MiB there, and 3\.0 MiB are free: make room, or write"
+        rf"^\[Errno 28\] {folder}: this run needs about 50\.\d MiB there, and 3\.0 MiB are free: free some space, "
+        "or write"
     )
     with pytest.raises(OSError, match=expected):
         run(experiment(f"store.dir={tmp_path / 'store'}"), folder, "group", Console())

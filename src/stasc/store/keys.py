@@ -134,7 +134,7 @@ def _option_code(kind: type | FunctionType, settings: object) -> str:
 
 
 def _targets(settings: object) -> Iterator[str]:
-    """The modules of all that settings have built, at any depth."""
+    """Yields the modules of all `_target_`s in settings, at any depth."""
     if isinstance(settings, Mapping):
         if isinstance(settings.get("_target_"), str):
             names = settings["_target_"].split(".")
@@ -147,17 +147,18 @@ def _targets(settings: object) -> Iterator[str]:
 
 
 def numerics(device: str, dtype: str, attention: str | None) -> Description:
-    """What decides the numbers beside the settings: kind of device, dtype, attention, versions of the libraries."""
+    """Returns what decides the numbers beside settings: kind of device, dtype, attention, versions of libraries."""
     libraries = {name: version for name, version in provenance.versions().items() if name not in ("stasc", "python")}
     return {"device": device, "dtype": dtype, "attention": attention, **libraries}
 
 
 @functools.cache
 def code(*modules: str) -> str:
-    """Digest of the modules' code, without comments and docstrings. A module without source counts by its name.
+    """Returns the digest of the modules' code, without comments and docstrings.
 
-    With a module of the user's come those of theirs that it imports; what is installed counts by its name. They are
-    imported first: what runs hours later is then what was read now.
+    It includes the user's modules that a module of the user's imports, but nothing that installed modules import. A
+    module without source counts by its name. All are imported first: the code that runs hours later is then the code
+    that was digested.
     """
     found: dict[str, str] = {}
     todo = [*itertools.chain(*map(_with_submodules, modules))]
@@ -170,7 +171,7 @@ def code(*modules: str) -> str:
 
 
 def _with_submodules(module: str) -> Iterator[str]:
-    """A module, and all modules in it where it is a package of ours."""
+    """Yields a module and, of a package of stasc, all modules in it."""
     yield module
     path = getattr(importlib.import_module(module), "__path__", None)
     if path and module.partition(".")[0] == "stasc":
@@ -178,7 +179,7 @@ def _with_submodules(module: str) -> Iterator[str]:
 
 
 def _own_imports(module: str) -> Iterator[str]:
-    """The modules that a module of the user's imports, if they are the user's too."""
+    """Yields the user's modules that a module of the user's imports."""
     if not _is_own(module):
         return
     here = sys.modules[module]
@@ -194,18 +195,18 @@ def _own_imports(module: str) -> Iterator[str]:
 
 
 def _is_own_module(name: str) -> bool:
-    """Whether a name is that of a module of the user's, which is then imported."""
+    """Whether a name is that of a module of the user's. Imports it."""
     try:
         if importlib.util.find_spec(name) is None:
             return False
         importlib.import_module(name)
-    except Exception:  # it may be no module, or one that is not there, or that cannot be imported here
+    except Exception:  # the name may be no module, or one that is missing or cannot be imported here
         return False
     return _is_own(name)
 
 
 def _is_own(module: str) -> bool:
-    """Whether a module is neither ours nor installed."""
+    """Whether a module is the user's: neither of stasc nor installed."""
     file = getattr(sys.modules[module], "__file__", None)
     if file is None or not file.endswith(".py") or module.partition(".")[0] == "stasc":
         return False
@@ -227,7 +228,7 @@ def _code(module: str) -> str:
 
 
 def differences(made_of: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[str] | None:
-    """What sets a description apart from the nearest of others, as `name: theirs -> ours`; None if there is none."""
+    """Returns how a description differs from the nearest of others, as `name: theirs -> ours`; None without others."""
     ours = leaves(made_of)
 
     def apart(other: Mapping[str, Any]) -> list[str]:
@@ -242,7 +243,7 @@ _NONE = object()
 
 
 def _shown(value: object) -> str:
-    """In few characters: of a digest, its beginning."""
+    """Returns a value in few characters, a digest by its first twelve."""
     text = str(value)
     if re.fullmatch("[0-9a-f]{64}", text):
         return text[:12]
