@@ -157,7 +157,7 @@ versions = functools.cache(runner.provenance.versions)  # to read them takes a q
 
 def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     """From now on, runs load no model."""
-    monkeypatch.setattr(prepare, "_prepare", lambda experiment: (FakeChat(), FakeLive(base)))
+    monkeypatch.setattr(prepare, "_open_model", lambda experiment: (FakeChat(), FakeLive(base)))
     monkeypatch.setattr(runner.provenance, "commit", lambda: None)  # git takes longer than the whole run
     monkeypatch.setattr(runner.provenance, "machine", lambda device: {"processor": ROUNDING, "threads": 1})
     monkeypatch.setattr(runner.provenance, "versions", versions)

@@ -126,7 +126,7 @@ def test_a_summary_that_is_not_what_the_journal_tells_is_written_anew(
     run_fake(composed("iterations=1"), finished)
     assert results(finished) == expected
     (warning,) = told(caplog)
-    assert "summary.json is not what the journal tells; set aside as summary.json.corrupt-1" in warning
+    assert "summary.json does not match the journal; set aside as summary.json.corrupt-1" in warning
 
 
 def test_a_folder_of_before_keys_is_refused(finished: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_lm import fake_experiment, run_fake, use_fakes
+from faults import announce
 from test_store import batches, spy
 
 from stasc.machine import durable
@@ -43,11 +44,12 @@ def crashes(experiment: Experiment, folder: Path, n: int) -> bool:
     """Runs in a process of its own that dies at step n. Returns: whether it got there."""
     child = os.fork()
     if not child:
-        durable.at = Point(n)
+        point = Point(n)
+        announce(pytest.MonkeyPatch(), point)
         try:
             run_fake(experiment, folder)
         finally:
-            os._exit(0 if durable.at.count < n else 1)
+            os._exit(0 if point.count < n else 1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == CRASHED
 
 
@@ -70,7 +72,7 @@ def test_a_crash_at_any_step_of_writing_changes_no_result(monkeypatch: pytest.Mo
     experiment = fake_experiment()
     with monkeypatch.context() as patch:
         point = Point()
-        patch.setattr(durable, "at", point)
+        announce(patch, point)
         expected = run_fake(experiment, folder / "whole" / "run")
     once = batches(counter)
     assert set(expected) == {"summary", "outcomes.jsonl", "pairs.jsonl", "model/model.safetensors"}
@@ -108,7 +110,7 @@ def test_a_signal_at_any_step_of_writing_changes_no_result(monkeypatch: pytest.M
         here = folder / str(n)
         with monkeypatch.context() as patch:
             point = Signal(n)
-            patch.setattr(durable, "at", point)
+            announce(patch, point)
             with suppress(Stopped):
                 run_fake(experiment, here / "run")
         if point.count < n:
@@ -140,7 +142,7 @@ def test_a_full_disk_at_any_step_loses_nothing(error: int, monkeypatch: pytest.M
         here = folder / str(n)
         with monkeypatch.context() as patch:
             point = Full(n)
-            patch.setattr(durable, "at", point)
+            announce(patch, point)
             try:
                 run_fake(experiment, here / "run")
             except OSError as refusal:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from fake_lm import FakeLive, fake_experiment, results, run_fake, use_fakes
+from faults import announce
 from privileges import permissions_hold
 from test_run import EARNABLE, TINY, experiment, run_tiny, stasc
 
@@ -93,7 +94,7 @@ def test_what_a_failed_write_took_is_free_again(folder: Path, monkeypatch: pytes
         if step == "half-written":
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(durable, "at", full)
+    announce(monkeypatch, full)
     with pytest.raises(OSError, match=rf"No space left on device; \d+ bytes are free there: '{folder}/a'"):
         durable.write(folder / "a", b"0123456789")
     assert list(folder.iterdir()) == []
@@ -148,7 +149,7 @@ def test_a_store_that_cannot_be_written_to_is_named_by_its_setting(
         if path.is_relative_to(folder / "store"):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(durable, "at", read_only)
+    announce(monkeypatch, read_only)
     with pytest.raises(OSError, match=rf"store\.dir={folder}/store: Read-only file system.*set store\.dir") as raised:
         run_fake(composed(), folder / "run")
     assert durable.is_full(raised.value)
@@ -194,7 +195,7 @@ def test_the_room_that_is_asked_for_is_what_the_weights_take_at_most(
 
     real = disk.weights_bytes
     monkeypatch.setattr(disk, "weights_bytes", estimate)
-    monkeypatch.setattr(durable, "at", look)
+    announce(monkeypatch, look)
     summary = run_tiny(
         folder / "run", f"finetune={finetune}", f"store.keep_models={keep}", "filter=lenient", "iterations=3"
     )
@@ -212,7 +213,7 @@ def test_a_run_that_will_not_fit_is_refused_before_anything_is_sampled(
     built = experiment(f"store.dir={tmp_path / 'store'}", f"store.keep_models={keep}")
     expected = (
         rf"store\.dir={tmp_path}/store: this run needs about 50\.\d MiB there, and 3\.0 MiB are free: "
-        rf"make room \(python -m stasc\.store clean\), or set store\.dir to another disk{re.escape(advice)}$"
+        rf"free some space \(python -m stasc\.store clean\), or set store\.dir to another disk{re.escape(advice)}$"
     )
     with pytest.raises(OSError, match=expected) as refused:
         run(built, tmp_path, "group", Console())
@@ -256,7 +257,8 @@ def test_a_run_folder_on_another_disk_needs_room_for_the_final_model(
         pytest.skip("needs /dev/shm and the temporary folder on two file systems")
     monkeypatch.setattr(durable, "free", lambda path: 3 * 2**20 if path == folder else 2**40)
     expected = (
-        rf"^\[Errno 28\] {folder}: this run needs about 50\.\d MiB there, and 3\.0 MiB are free: make room, or write"
+        rf"^\[Errno 28\] {folder}: this run needs about 50\.\d MiB there, and 3\.0 MiB are free: free some space, "
+        "or write"
     )
     with pytest.raises(OSError, match=expected):
         run(experiment(f"store.dir={tmp_path / 'store'}"), folder, "group", Console())

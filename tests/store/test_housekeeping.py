@@ -52,7 +52,8 @@ def test_list_counts_and_adds_up(shared: Path, capsys: pytest.CaptureFixture[str
     (shared / "store" / "unfinished").mkdir(exist_ok=True)
     two.rename(shared / "store" / "unfinished" / f"filter-{two.name}")
     shutil.rmtree(shared / "other")
-    leases.write(Store(shared / "store", {}), leases.Lease(f"{shared}/later", "", "expected", "last", (), ""))
+    for name in ("later", "sweep/job"):  # the folder of a sweep is made when its first job starts
+        leases.write(Store(shared / "store", {}), leases.Lease(f"{shared}/{name}", "", "expected", "last", (), ""))
     assert command(shared, "list") == 0
     out = capsys.readouterr().out
     rows = re.findall(r"^ +(\w[\w ]*?) +(\d+) +([\d.]+) KiB", out, re.MULTILINE)
@@ -65,11 +66,12 @@ def test_list_counts_and_adds_up(shared: Path, capsys: pytest.CaptureFixture[str
     places = [shared / "store" / place for place in (*KINDS, "unfinished")]
     everything = [path for place in places for path in place.iterdir()]
     assert listed["total"] == (len(everything), pytest.approx(sum(map(size_of, everything)) / 1024, abs=0.06))
-    assert out.splitlines()[-4:] == [
+    assert out.splitlines()[-5:] == [
         "and is used by",
         f"  {shared}/later (expected)",
         f"  {shared}/other (done, but the folder is gone)",
         f"  {shared}/ours (done)",
+        f"  {shared}/sweep/job (expected)",
     ]
 
 

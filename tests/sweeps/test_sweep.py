@@ -330,7 +330,7 @@ def test_a_setting_that_changes_no_result_changes_no_folder(fakes: Path) -> None
 
 
 def test_must_resume_wants_a_run_and_never_wants_none(fakes: Path) -> None:
-    with pytest.raises(ValueError, match=r"store\.resume=must: .* holds no run to go on with; set store\.resume=auto"):
+    with pytest.raises(ValueError, match=r"store\.resume=must: .* holds no run to resume; set store\.resume=auto"):
         run_fake(fake_experiment("iterations=1", "store.resume=must"), fakes)
     assert not (fakes / "journal.jsonl").exists()
     expected = run_fake(fake_experiment("iterations=1", "store.resume=never"), fakes)

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, open_dict
 from stasc.machine import durable
 from stasc.settings.names import DECLARED
 from stasc.sweeps.foresee import seconds_left
-from stasc.units import duration_text
+from stasc.units import counted, duration_text
 
 if TYPE_CHECKING:
     from stasc.store.artifacts import Store
@@ -50,6 +51,9 @@ class Expect(Callback):
 
         seeds: list[int] = []
         try:
+            swept = [one for one in _given(config) if one.is_sweep_override()]
+            n = prod(len([*one.sweep_string_iterator()]) for one in swept)
+            log.info("checking %s before the first starts", counted(n, "job"))
             for cfg, folder in jobs(config):
                 seeds.append(int(cfg.seed))
                 stages: Stages = []
@@ -74,8 +78,8 @@ class Expect(Callback):
         line = f"job {self._begun + 1} of {len(self._jobs)}: {config.variant}, seed {config.seed}"
         if self._begun:
             line += f"; {duration_text(time.monotonic() - self._began)} so far"
-        if left := seconds_left(self._jobs, self._begun):
-            line += f"; about {duration_text(left)} to go"
+            if left := seconds_left(self._jobs, self._begun):
+                line += f"; about {duration_text(left)} to go"
         self._begun += 1
         log.info(line)
 

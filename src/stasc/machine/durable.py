@@ -1,8 +1,4 @@
-"""Durable writing: what these functions have done is on disk, under its final name as a whole or not at all.
-
-Everything that a run relies on after a crash is written here, and every step that a crash can fall between is
-announced to `at`, so that a test can crash at each of them.
-"""
+"""Durable files: after a crash, a file or folder stands whole under its final name, or not at all."""
 
 from __future__ import annotations
 
@@ -21,48 +17,48 @@ from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
-SCRATCH = ".tmp-"  # what names of unfinished files begin with; a crash leaves them, and they mean nothing
+SCRATCH = ".tmp-"  # begins the names of unfinished files, which a crash leaves behind and nobody reads
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-_ROOM = "bytes are free there"
-
-
-def at(step: str, path: Path) -> None:
-    """Called before each step. Tests replace it to crash, or to fail, there."""
+_FREE = "bytes are free there"
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a file whole, or leaves what was there."""
+    """Writes a whole file, or leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{SCRATCH}{secrets.token_hex(4)}-{path.name}")
     try:
-        with naming(path):
-            with scratch.open("wb") as file:
-                put(file, data, path)
-            replace(scratch, path)
+        with naming(path), scratch.open("wb", buffering=0) as file:
+            put(file, data)
+        replace(scratch, path)
     except BaseException:
-        scratch.unlink(missing_ok=True)  # a full disk has no room for it
+        scratch.unlink(missing_ok=True)  # frees its bytes on a full disk
         raise
 
 
 def append(path: Path, data: bytes) -> None:
-    """Adds to a file's end. A crash leaves a part of it at most, without the end."""
-    with naming(path), path.open("ab") as file:
-        put(file, data, path)
+    """Appends to a file. A crash leaves at most a part of the data, without its end."""
+    with naming(path), path.open("ab", buffering=0) as file:
+        put(file, data)
+
+
+def put(file: BinaryIO, data: bytes) -> None:
+    """Writes to an open, unbuffered file, and returns when the data is on disk."""
+    while data:
+        data = data[os.write(file.fileno(), data) :]  # which may write a part
+    os.fsync(file.fileno())
 
 
 def replace(source: Path, target: Path) -> None:
-    """Renames a file or folder, atomically."""
+    """Renames a file or folder atomically."""
     with naming(target):
-        at("rename", target)
         source.replace(target)
-        at("renamed", target)
     sync_folder(target.parent)
 
 
-def set_aside(path: Path, told: str) -> bool:
-    """Renames a damaged file or folder to `<name>.corrupt-<n>`, to be inspected and not read again, and says so.
+def set_aside(path: Path, reason: str) -> bool:
+    """Renames a damaged file or folder to `<name>.corrupt-<n>`, where nothing reads it, and logs a warning.
 
-    Returns: False if another process has done it.
+    Returns: False if another process has done so.
     """
     names = (path.with_name(f"{path.name}.corrupt-{n}") for n in count(1))
     aside = next(name for name in names if not name.exists())
@@ -70,30 +66,28 @@ def set_aside(path: Path, told: str) -> bool:
         path.rename(aside)
     except FileNotFoundError:
         return False
-    log.warning("%s; set aside as %s", told, aside.name)
+    log.warning("%s; set aside as %s", reason, aside.name)
     return True
 
 
 def sweep(folder: Path) -> None:
-    """Removes what crashes have left in a folder that nobody else is writing to."""
+    """Removes what crashes left in a folder that no other process writes to."""
     for path in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sync_tree(folder: Path) -> None:
-    """Makes what a library wrote into a folder durable."""
+    """Makes a folder durable that a library wrote."""
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             sync_folder(path)
-            continue
-        with naming(path):
-            at("sync", path)
+        else:
             _sync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs writable files only
     sync_folder(folder)
 
 
 def publish_modes(folder: Path) -> None:
-    """Gives a folder and its files the modes that any new ones have here, where a library made them private."""
+    """Gives a folder and its files the modes that new ones get here: some libraries make them private."""
     probe = folder.parent / f"{SCRATCH}{secrets.token_hex(4)}"
     probe.mkdir()
     try:
@@ -108,7 +102,7 @@ def publish_modes(folder: Path) -> None:
 
 
 def clone(source: Path, target: Path) -> None:
-    """Copies a file's content into a new file, which shares its blocks with the old one where the disk can do that."""
+    """Copies a file. On file systems that can, the copy shares the blocks of the original."""
     with naming(target), source.open("rb") as old, target.open("wb") as new:
         try:
             while os.copy_file_range(old.fileno(), new.fileno(), 2**30):
@@ -124,37 +118,35 @@ def clone(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable. Windows can't, and needn't."""
-    with naming(folder):
-        at("sync", folder)
-        if os.name != "nt":
-            _sync(folder, os.O_RDONLY)
+    """Makes the names in a folder durable. Windows cannot, and need not."""
+    if os.name != "nt":
+        _sync(folder, os.O_RDONLY)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error of the disk names the path, and says how much room there is.
+    """Adds the path and the free bytes to the error of a full or read-only disk.
 
-    That of a library written in Rust becomes an OSError: it is of another type, and has the number in its text.
+    safetensors writes in Rust, whose error has another type and the number in its text: it becomes an OSError.
     """
     try:
         yield
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else _number(error)
-        if number not in _FULL or _ROOM in str(error):
+        if number not in _FULL or _FREE in str(error):
             raise
-        raise OSError(number, f"{os.strerror(number)}; {free(path)} {_ROOM}", str(path)) from error
+        raise OSError(number, f"{os.strerror(number)}; {free(path)} {_FREE}", str(path)) from error
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the disk, a quota or a limit of the process refused a write: no setting is wrong."""
+    """Whether the disk, a quota or a limit of the process refused a write, so that no setting is wrong."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
 def free(path: Path) -> int:
-    """Bytes free where `path` is, or will be."""
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    """Returns the bytes that are free on the disk of a path, which need not exist."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _number(error: Exception) -> int | None:
@@ -162,27 +154,10 @@ def _number(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
-def put(file: BinaryIO, data: bytes, path: Path) -> None:
-    """Writes to an open file, which is `path`, and waits until that is on disk."""
-    at("write", path)
-    half = len(data) // 2
-    _write_all(file, data[:half])
-    at("half-written", path)
-    _write_all(file, data[half:])
-    at("sync", path)
-    os.fsync(file.fileno())
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    """An unbuffered file may take a part at a time."""
-    while data:
-        data = data[file.write(data) :]
-    file.flush()
-
-
 def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Is there room for what a run will write? Asked before it starts."""
+"""Checks that the disk can hold the weights of a run, before it starts."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from stasc.store.leases import Lease
 from stasc.training.methods import Full, Lora
 from stasc.units import size_text
 
-_MARGIN = 50 * 2**20  # bytes, for answers, journals and logs
+_MARGIN = 50 * 2**20  # bytes for answers, journals and logs
 
 
 def check(root: Path, tune: Full | Lora, live: LiveModel, lease: Lease) -> None:
-    """Raises: OSError, as of a full disk, if there is less room than the run's weights need."""
-    final = model_bytes(Path(live.base), tune, live.training_dtype)  # M_N, which the run's folder has a copy of
+    """Checks the free space in the store and in the run's folder. Raises: OSError, as of a full disk."""
+    final = model_bytes(Path(live.base), tune, live.training_dtype)  # the copy of M_N in the run's folder
     folder = Path(lease.folder)
     elsewhere = folder.stat().st_dev != root.stat().st_dev
     need = weights_bytes(root, tune, live, lease) + (0 if elsewhere else final) + _MARGIN
-    advice = "make room (python -m stasc.store clean), or set store.dir to another disk"
-    _room(f"store.dir={root}", root, need, advice + (", or store.keep_models=last" * (lease.keep_models == "all")))
+    advice = "free some space (python -m stasc.store clean), or set store.dir to another disk"
+    _check_free(f"store.dir={root}", root, need, advice + ", or store.keep_models=last" * (lease.keep_models == "all"))
     if elsewhere:
-        _room(
-            str(folder), folder, final + _MARGIN, "make room, or write to another disk (hydra.run.dir, hydra.sweep.dir)"
-        )
+        advice = "free some space, or write to another disk (hydra.run.dir, hydra.sweep.dir)"
+        _check_free(str(folder), folder, final + _MARGIN, advice)
 
 
-def _room(name: str, path: Path, need: int, advice: str) -> None:
+def _check_free(name: str, path: Path, need: int, advice: str) -> None:
     free = durable.free(path)
     if need > free:
         raise OSError(
@@ -45,7 +44,7 @@ def _room(name: str, path: Path, need: int, advice: str) -> None:
 
 
 def weights_bytes(root: Path, tune: Full | Lora, live: LiveModel, lease: Lease) -> int:
-    """Bytes of all weights that a run will hold at once, more than it holds already."""
+    """Returns the bytes of weights that a run will add to the store, at its peak."""
     made = [step.key for step in lease.steps if step.kind == "finetune"]
     new = [key for key in made if not (root / "finetune" / key).exists()]
     dropped = {*leases.to_read(root, lease.steps, lease.final)}.intersection(made).difference(new)
@@ -71,7 +70,7 @@ def _adapted(tune: Lora, name: str, shape: Sequence[int]) -> bool:
 
 
 def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
-    """The tensors in a safetensors file, from its header."""
+    """Yields the name and shape of each tensor in a safetensors file, from its header."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     return ((name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

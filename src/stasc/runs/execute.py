@@ -1,11 +1,11 @@
-"""One run: Algorithm 1 on a real model, and everything that was seen of it in the run's folder."""
+"""One run: builds on `prepare`, runs Algorithm 1 with a real model, and records everything in the run's folder."""
 
 from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,15 @@ from stasc.machine import provenance
 from stasc.machine.paths import naming
 from stasc.machine.sealed import digest
 from stasc.models.model import Model
-from stasc.records import REASONS, Advance, Split
+from stasc.records import REASONS, Advance, Iteration
 from stasc.runs import advice, disk, publish
 from stasc.runs.experiment import Experiment
 from stasc.runs.folder import SCHEMA, RunFolder, earlier
 from stasc.runs.prepare import Prepared, loop, open_store, prepare
 from stasc.runs.vote import NO_KEY, key_of
 from stasc.runs.watch import Watch
-from stasc.settings import table
+from stasc.settings.names import leaves
+from stasc.settings.table import deciding
 from stasc.store import keys, leases
 from stasc.store.artifacts import Store
 from stasc.store.leases import Lease
@@ -39,9 +40,9 @@ log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, path: Path, group: str, console: Console) -> dict[str, Any]:
-    """Runs an experiment and returns its summary, as summary.json has it. All files go to the folder `path`.
+    """Runs an experiment in the folder `path`, and returns its summary, as in summary.json.
 
-    A run that was interrupted goes on from its stages in the store; one that is complete is left as it is.
+    An interrupted run resumes from its stages in the store; a complete one is left as it is.
 
     Raises: ValueError for a setting that does not fit the machine or the model, or a folder that holds another run.
     """
@@ -50,7 +51,7 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
     with ExitStack() as held:
         with naming("store.dir", store.root):
             held.enter_context(store.lock("run", digest(str(path.absolute())), busy=f"writing into {path}"))
-        summary = _resumed(prepared, path)
+        summary = _complete(prepared, path)
         if summary is None:
             disk.check(store.root, experiment.finetune, prepared.live, prepared.lease(path, "expected"))
             summary = _execute(prepared, store, path, group, console)
@@ -60,12 +61,12 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
     return summary
 
 
-def _resumed(prepared: Prepared, path: Path) -> dict[str, Any] | None:
-    """The summary of the run in this folder if it is complete. Raises: ValueError if it is another run's folder."""
+def _complete(prepared: Prepared, path: Path) -> dict[str, Any] | None:
+    """Returns the summary of the run in a folder if it is complete. Raises: ValueError if it is another run's."""
     experiment = prepared.experiment
     there = earlier(path)
     if experiment.store.resume == "must" and there.key is None:
-        raise ValueError(f"store.resume=must: {path} holds no run to go on with; set store.resume=auto to begin one")
+        raise ValueError(f"store.resume=must: {path} holds no run to resume; set store.resume=auto to begin one")
     if there.key is None:
         return None
     if experiment.store.resume == "never":
@@ -80,53 +81,25 @@ def _resumed(prepared: Prepared, path: Path) -> dict[str, Any] | None:
 
 
 def _drift(started: Mapping[str, Any] | None, experiment: Experiment) -> list[str]:
-    """What sets this run apart from the one that a folder's journal tells of."""
+    """Returns how this run differs from the one whose start a journal records."""
     if started is None:
         return []
-    there = {**table.deciding(started["config"]), **table.leaves({"versions": started["versions"]})}
-    here = {**table.deciding(experiment.config), **table.leaves({"versions": provenance.versions()})}
+    there = {**deciding(started["config"]), **leaves({"versions": started["versions"]})}
+    here = {**deciding(experiment.config), **leaves({"versions": provenance.versions()})}
     return keys.differences(here, [there]) or []
 
 
 def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: Console) -> dict[str, Any]:
+    """Runs Algorithm 1, publishes its last model, and records everything in the run's folder."""
     experiment, live = prepared.experiment, prepared.live
-    settings = experiment.loop
-    summary: dict[str, Any] = {
-        "schema": SCHEMA,
-        "key": prepared.key,
-        "status": "running",
-        "variant": experiment.variant,
-        "seed": settings.seed,
-        "device": str(live.device),
-        "iterations": [],
-    }
-    name = f"{experiment.variant}-seed{settings.seed}"
+    info = _info(experiment, path, group)
     with Journal(path / "journal.jsonl") as journal:
-        choices = dict(experiment.choices)
-        if isinstance(experiment.tracking, Wandb):
-            name, group = experiment.tracking.name or name, experiment.tracking.group or group
-        tracker = experiment.tracking.start(
-            RunInfo(name, group, experiment.variant, settings.seed, path, experiment.config, choices)
-        )
-        folder = RunFolder(path, summary, journal, tracker, settings.correct_at, experiment.reward, experiment.keep)
-        try:
+        tracker = experiment.tracking.start(info)
+        summary, correct_at = _first_summary(prepared), experiment.loop.correct_at
+        folder = RunFolder(path, summary, journal, tracker, correct_at, experiment.reward, experiment.keep)
+        with _recording_failure(folder):
             try:
-                folder.begin(
-                    (experiment.train, experiment.test),
-                    name=name,
-                    group=group,
-                    key=prepared.key,
-                    config=experiment.config,
-                    choices=choices,
-                    versions=provenance.versions(),
-                    machine=provenance.machine(live.device),
-                    commit=provenance.commit(),
-                    data={
-                        split.name: provenance.data_digest(split.questions, split.skipped)
-                        for split in (experiment.train, experiment.test)
-                    },
-                    rows={split.name: _rows(split) for split in (experiment.train, experiment.test)},
-                )
+                folder.begin((experiment.train, experiment.test), **_provenance(prepared, info))
                 with naming("store.dir", store.root):
                     leases.write(store, prepared.lease(path, "running"))
                 with fallback.recording(folder.fallback):
@@ -136,35 +109,87 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                 leases.drop_unneeded(store, lease, ())
             finally:
                 live.release()
-            folder.end("finished" if len(summary["iterations"]) > settings.iterations else "stopped_empty")
-        except KeyboardInterrupt as stop:
-            if summary["status"] == "running":
-                with suppress(OSError):
-                    folder.end("interrupted", str(stop) or "KeyboardInterrupt")
-            raise
-        except BaseException as error:
-            status = "failed_nonfinite" if isinstance(error, NonFiniteError) else "failed"
-            with suppress(OSError):  # a full disk may be what it failed of
-                folder.end(status, scrub(f"iteration {len(summary['iterations'])}: {type(error).__name__}: {error}"))
-            traceback.clear_frames(error.__traceback__)  # a sweep keeps the exception, and with it what they hold
-            raise
+            whole = len(summary["iterations"]) > experiment.loop.iterations
+            folder.end("finished" if whole else "stopped_empty")
     return summary
 
 
-def _rows(split: Split) -> dict[str, int]:
-    """How many rows of the data a split has, and how many are left out as bad or have another row's question."""
-    return {"questions": len(split.questions), "skipped": len(split.skipped), "repeated": len(split.repeated)}
+def _info(experiment: Experiment, path: Path, group: str) -> RunInfo:
+    name, seed = f"{experiment.variant}-seed{experiment.loop.seed}", experiment.loop.seed
+    if isinstance(experiment.tracking, Wandb):
+        name, group = experiment.tracking.name or name, experiment.tracking.group or group
+    return RunInfo(name, group, experiment.variant, seed, path, experiment.config, dict(experiment.choices))
+
+
+def _first_summary(prepared: Prepared) -> dict[str, Any]:
+    """Returns summary.json as it is before the first iteration."""
+    experiment = prepared.experiment
+    return {
+        "schema": SCHEMA,
+        "key": prepared.key,
+        "status": "running",
+        "variant": experiment.variant,
+        "seed": experiment.loop.seed,
+        "device": str(prepared.live.device),
+        "iterations": [],
+    }
+
+
+def _provenance(prepared: Prepared, info: RunInfo) -> dict[str, object]:
+    """Returns what the journal records of a run at its start."""
+    splits = (prepared.experiment.train, prepared.experiment.test)
+    return {
+        "name": info.name,
+        "group": info.group,
+        "key": prepared.key,
+        "config": info.config,
+        "choices": info.choices,
+        "versions": provenance.versions(),
+        "machine": provenance.machine(prepared.live.device),
+        "commit": provenance.commit(),
+        "data": {split.name: provenance.data_digest(split.questions, split.skipped) for split in splits},
+        "rows": {
+            split.name: {
+                "questions": len(split.questions),
+                "skipped": len(split.skipped),  # bad rows
+                "repeated": len(split.repeated),  # with the question of another row
+            }
+            for split in splits
+        },
+    }
+
+
+@contextmanager
+def _recording_failure(folder: RunFolder) -> Iterator[None]:
+    """Records in the run's folder how the run ended, if it is interrupted or fails."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if folder.summary["status"] == "running":
+            with suppress(OSError):
+                folder.end("interrupted", str(stop) or "KeyboardInterrupt")
+        raise
+    except BaseException as error:
+        status = "failed_nonfinite" if isinstance(error, NonFiniteError) else "failed"
+        n = len(folder.summary["iterations"])
+        with suppress(OSError):  # the failure may be a full disk
+            folder.end(status, scrub(f"iteration {n}: {type(error).__name__}: {error}"))
+        traceback.clear_frames(error.__traceback__)  # a sweep keeps the exception, and its frames would keep the model
+        raise
 
 
 def stages(prepared: Prepared) -> Stages:
-    """What the run's stages compute."""
+    """Returns the computations of a run's stages, without the store."""
     from stasc.stages import Stages
 
     experiment, batch = prepared.experiment, prepared.recipes.batch
     return Stages(
         live=prepared.live,
         chat=prepared.chat,
-        engines={split: replace(experiment.engine, batch_size=size) for split, size in batch.items()},
+        engines={
+            split: replace(experiment.engine, batch_size=size or experiment.engine.batch_size)
+            for split, size in batch.items()
+        },
         prompt=experiment.prompt,
         reward=experiment.reward,
         pairing=experiment.pairing,
@@ -176,7 +201,7 @@ def stages(prepared: Prepared) -> Stages:
 
 
 def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Console) -> tuple[Model, Lease]:
-    """Runs the loop. Returns: its last model, and what it came to need."""
+    """Runs the loop. Returns: the last model, and the lease for the stages that the run needed."""
     from stasc.engines.hf.memory import Limit
     from stasc.store.cached import Derivation
 
@@ -195,34 +220,32 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
     model, lease, empty = prepared.m_0, prepared.lease(folder.path, "running"), []
     for iteration in loop(experiment, prepared.m_0, steps):
         model = iteration.model
-        folder.iteration(
-            iteration,
-            steps.training.get(iteration.n),
-            {**watch.pop_seconds(), "loading": prepared.live.pop_loading()},
-        )
+        seconds = {**watch.pop_seconds(), "loading": prepared.live.pop_loading()}
+        folder.iteration(iteration, steps.training.get(iteration.n), seconds)
         console.iteration(folder.summary["iterations"][-1])
-        if odd := [(pair, reason) for pair, reason in iteration.left_out if reason != "truncated"]:
-            pair, reason = odd[0]
-            log.warning(
-                "iteration %d: %s left out, first %s: %s",
-                iteration.n,
-                counted(len(odd), "pair"),
-                pair.id,
-                REASONS[reason],
-            )
+        _warn_of_left_out(iteration)
         if iteration.n and not iteration.kept:
-            samples = "sampling.n_corr" if isinstance(experiment.target, Correction) else "sampling.n_init"
-            if iteration.left_out:
-                why = advice.nothing_usable(iteration.pairs, iteration.left_out)
-            else:
-                unmarked = getattr(inner(experiment.reward), "unmarked", None)
-                why = advice.nothing_kept(
-                    iteration.pairs, experiment.keep, experiment.loop.correct_at, samples, unmarked
-                )
-            log.warning("iteration %d: %s", iteration.n, why)
+            log.warning("iteration %d: %s", iteration.n, _why_empty(iteration, experiment))
             empty.append(iteration.n)
             lease = prepared.lease(folder.path, "running", empty)
             leases.write(store, lease)
         leases.drop_unneeded(store, lease, [model.key])
     watch.report()
     return model, lease
+
+
+def _warn_of_left_out(iteration: Iteration[Model]) -> None:
+    odd = [(pair, reason) for pair, reason in iteration.left_out if reason != "truncated"]
+    if odd:
+        pair, reason = odd[0]
+        left_out = counted(len(odd), "pair")
+        log.warning("iteration %d: %s left out, first %s: %s", iteration.n, left_out, pair.id, REASONS[reason])
+
+
+def _why_empty(iteration: Iteration[Model], experiment: Experiment) -> str:
+    """Returns why an iteration has nothing to train on, and which setting to change."""
+    if iteration.left_out:
+        return advice.nothing_usable(iteration.pairs, iteration.left_out)
+    samples = "sampling.n_corr" if isinstance(experiment.target, Correction) else "sampling.n_init"
+    unmarked = getattr(inner(experiment.reward), "unmarked", None)
+    return advice.nothing_kept(iteration.pairs, experiment.keep, experiment.loop.correct_at, samples, unmarked)

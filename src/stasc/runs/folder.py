@@ -1,4 +1,4 @@
-"""The run's folder: journal, summary, every pair and every test outcome, and their mirror in a tracker."""
+"""The folder of a run: its journal, summary, training pairs and test outcomes, mirrored to a tracker."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
 log = logging.getLogger(__name__)
 
 SCHEMA = 2  # of summary.json and the files beside it
-READABLE = (1, SCHEMA)  # 1 had the question's id under `question`, and neither its text nor why a pair was dropped
-QUESTION_CHARACTERS = 2_000  # of a question, in each line that is about it; questions.jsonl has all of them
+READABLE = (1, SCHEMA)  # schema 1 had the id of a question under `question`, without its text or the reason of drops
+QUESTION_CHARACTERS = 2_000  # of a question in pairs and outcomes; questions.jsonl has the whole text
 RESULTS = ("outcomes.jsonl", "pairs.jsonl")
-QUESTIONS = "questions.jsonl"  # what the others' question ids stand for
+QUESTIONS = "questions.jsonl"  # the questions by id
 
 
 class RunFolder:
-    """Records iterations as they come. `summary` is what summary.json holds, rewritten after every iteration.
+    """Records the iterations of a run. `summary` is the content of summary.json, rewritten after every iteration.
 
-    A run that goes on in the folder of an earlier start writes its files anew, and into the journal and to the tracker
-    what they do not have yet.
+    A resumed run writes its files anew. The journal and the tracker get only what they do not have yet.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class RunFolder:
             durable.write(path / name, b"")
 
     def begin(self, splits: Iterable[Split], **provenance: object) -> None:
-        """Records what the run is made of and asks, before anything is sampled."""
+        """Records the questions and the provenance of the run, before anything is sampled."""
         lines = (
             {"split": split.name, "id": x.id, "question": x.text, "references": x.references}
             for split in splits
@@ -69,7 +68,7 @@ class RunFolder:
         self._write_summary()
 
     def stage(self, kind: str, key: str, reused: bool, **facts: object) -> None:
-        """Records a stage that was computed, or was there already."""
+        """Records a stage that was computed or, if `reused`, a cache hit."""
         self._journal.write("stage", kind=kind, key=key, reused=reused, **facts)
 
     def memory_short(self, rows: int) -> None:
@@ -99,9 +98,9 @@ class RunFolder:
         self.summary["iterations"].append(entry)
         if self._recorded.get(iteration.n) != _timeless(entry):
             self._journal.write("iteration", **entry)
-            if iteration.n in self._mirrored:  # and cannot be taken back
+            if iteration.n in self._mirrored:  # which W&B cannot take back
                 log.warning(
-                    "iteration %d came out otherwise than W&B was told; when the run has ended: "
+                    "iteration %d differs from what W&B was sent; when the run has ended: "
                     "python -m stasc.tracking sync %s",
                     iteration.n,
                     self.path,
@@ -132,7 +131,7 @@ class RunFolder:
         return {**self._describe(iteration.pairs), "kept": len(iteration.kept), **left_out}
 
     def _pairs(self, iteration: Iteration[Any]) -> Iterator[dict[str, object]]:
-        """A line for each training pair, with the reason why it is not trained on, if it is not."""
+        """Yields a line for each training pair, with the reason if it is not trained on."""
         kept = set(map(id, iteration.kept))
         left_out = {id(pair): f"{reason}: {REASONS[reason]}" for pair, reason in iteration.left_out}
         for pair in iteration.pairs:
@@ -142,7 +141,7 @@ class RunFolder:
             yield {"n": iteration.n, **_line(pair), "kept": id(pair) in kept, "dropped": dropped}
 
     def _outcomes(self, iteration: Iteration[Any], k: float | None) -> Iterator[dict[str, object]]:
-        """A line for each test pair, with the rewards of the majorities that its initial answer is in."""
+        """Yields a line for each test pair, with the rewards of the majority votes of its initial answers."""
         votes: list[dict[str, float]] = [{} for _ in iteration.test]
         if k is not None and self._key is not None:
             some, every = vote.voted(iteration.test, int(k), self._key), vote.voted_by_all(iteration.test, self._key)
@@ -157,9 +156,9 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier start left in a run's folder.
+    """The content of a run's folder from an earlier start.
 
-    `key` says which run it was, `started` is its last such event, and `summary` is there if the run is complete.
+    `key` is the run's, `started` its last run_started event, and `summary` is None unless the run is complete.
     """
 
     key: str | None
@@ -168,9 +167,7 @@ class Earlier:
 
 
 def earlier(path: Path) -> Earlier:
-    """What there is in a run's folder. Files that were changed after they were written are set aside.
-
-    The run is then gone through again to write new ones.
+    """Reads a run's folder. Sets files aside that were changed after they were written: resuming writes them anew.
 
     Raises: ValueError if another version of stasc wrote the folder.
     """
@@ -186,7 +183,7 @@ def earlier(path: Path) -> Earlier:
         return Earlier(key, None, None)
     for event in events:
         if event["event"] == "run_started":
-            started, ended, key = event, None, event.get("key", "")  # the first versions had none
+            started, ended, key = event, None, event.get("key", "")  # the first versions recorded no key
         elif event["event"] == "run_ended":
             ended = event
     if not summary or not ended or {summary["status"], ended["status"]}.difference(COMPLETE):
@@ -194,13 +191,13 @@ def earlier(path: Path) -> Earlier:
     if not _whole(path, ended.get("files") or {}):
         return Earlier(key, started, None)
     if [_timeless(entry) for entry in summary["iterations"]] != list(_entries(events).values()):
-        durable.set_aside(path / "summary.json", f"{path}/summary.json is not what the journal tells")
+        durable.set_aside(path / "summary.json", f"{path}/summary.json does not match the journal")
         return Earlier(key, started, None)
     return Earlier(key, started, summary)
 
 
 def _entries(events: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """What a journal tells of each iteration, but for its seconds, as it was when last gone through."""
+    """Returns the last event of each iteration in a journal, without its times."""
     last = {event["n"]: event for event in events if event["event"] == "iteration"}
     return {n: _timeless(last[n]) for n in sorted(last)}
 
@@ -210,7 +207,7 @@ def _timeless(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_summary(path: Path) -> dict[str, Any] | None:
-    """None if there is none, or it is damaged. Raises: ValueError if another version of stasc wrote it."""
+    """Returns a summary; None if it is missing or damaged. Raises: ValueError if another version of stasc wrote it."""
     try:
         summary: dict[str, Any] = json.loads(path.read_bytes())
         schema = summary["schema"], summary["key"], summary["status"]
@@ -229,15 +226,15 @@ def _read_summary(path: Path) -> dict[str, Any] | None:
 
 
 def _whole(path: Path, files: Mapping[str, str]) -> bool:
-    """Whether all is there that a run leaves, as it was. `files` are checksums; earlier releases recorded none."""
+    """Whether the results of a run are complete and match the checksums `files`; earlier releases recorded none."""
     damaged = [name for name, sha256 in files.items() if (path / name).exists() and file_sha256(path / name) != sha256]
-    for name in {name.partition("/")[0] for name in damaged}:  # of the model, all
-        durable.set_aside(path / name, f"{path / name} does not match its checksums, so the run is gone through again")
+    for name in {name.partition("/")[0] for name in damaged}:  # the whole model, if one of its files
+        durable.set_aside(path / name, f"{path / name} does not match its checksums, so the run is resumed")
     return not damaged and all((path / name).exists() for name in {"outcomes.jsonl", "model", *files})
 
 
 def _checksums(path: Path) -> dict[str, str]:
-    """sha256 of the results but summary.json, whose end is yet to be written."""
+    """Returns the sha256 of the result files but summary.json, which is not final yet."""
     files = [path / name for name in RESULTS] + sorted(file for file in (path / "model").rglob("*") if file.is_file())
     return {file.relative_to(path).as_posix(): file_sha256(file) for file in files}
 
@@ -252,7 +249,7 @@ def _line(pair: Pair) -> dict[str, object]:
 
 
 def _shortened(text: str) -> str:
-    """The text, without its middle if it is long: beginning and end tell more."""
+    """Returns the text, without its middle if it is long: its beginning and end matter more."""
     half = QUESTION_CHARACTERS // 2
     return text if len(text) <= QUESTION_CHARACTERS else f"{text[:half]} […] {text[-half:]}"
 

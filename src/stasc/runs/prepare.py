@@ -1,4 +1,4 @@
-"""What a run is made of, checked before any weights are loaded, and what it will derive."""
+"""Prepares a run: opens its model without loading weights, checks that all fits, and plans the run's stages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that can begin: its model yet to be loaded, and what it will derive if every iteration keeps something."""
+    """A checked run: its model, whose weights are not loaded, and its stages if every iteration keeps something."""
 
     experiment: Experiment
     chat: Chat
@@ -45,30 +45,46 @@ class Prepared:
 
     @property
     def key(self) -> str:
-        """Of all that decides the run's results."""
+        """The digest of everything that decides the run's results."""
         loop = self.experiment.loop
         return digest([[step.key for step in self.steps], loop.iterations, loop.patience])
 
     def lease(self, path: Path, status: str, empty: Collection[int] = ()) -> Lease:
-        """What the run in folder `path` needs of the store, if all but the `empty` iterations keep something."""
+        """Returns the lease of the run in folder `path`, if all iterations but the `empty` keep something."""
         steps = _plan(self.experiment, self.recipes, self.m_0, empty) if empty else self.steps
         final = [self.m_0.key, *(step.key for step in steps if step.kind == "finetune")][-1]
         return Lease(str(path.absolute()), self.key, status, self.experiment.store.keep_models, steps, final)
 
 
 def prepare(experiment: Experiment) -> Prepared:
-    """Everything short of loading weights. Raises: ValueError or OSError naming the setting that is wrong."""
-    chat, live = _prepare(experiment)
+    """Prepares a run without loading weights. Raises: ValueError or OSError naming the setting that is wrong."""
+    chat, live = _open_model(experiment)
     root = _root(experiment)
     with naming("store.dir", root):
         root.mkdir(parents=True, exist_ok=True)
+    recipes = _recipes(experiment, chat, live, content.folder_digest(Path(live.base), root / "digests.json"))
+    m_0 = replace(M_0, key=digest(recipes.m_0()))
+    return Prepared(experiment, chat, live, m_0, recipes, _plan(experiment, recipes, m_0))
+
+
+def open_store(prepared: Prepared) -> Store:
+    """Returns the store of a run."""
+    return Store(_root(prepared.experiment), provenance.machine(prepared.live.device))
+
+
+def _root(experiment: Experiment) -> Path:
+    return path_of("store.dir", experiment.store.dir).absolute()
+
+
+def _recipes(experiment: Experiment, chat: Chat, live: LiveModel, base: str) -> keys.Recipes:
+    """Returns what describes the run's stages; `base` is the digest of M_0's files."""
     test, train = experiment.test.name, experiment.train.name
     sampling = experiment.sampling
     if sampling.stop is None:
         sampling = replace(sampling, stop=list(chat.stop_strings))
-    recipes = keys.Recipes(
+    return keys.Recipes(
         settings=experiment.settings,
-        base=content.folder_digest(Path(live.base), root / "digests.json"),
+        base=base,
         four_bit=live.four_bit,
         numerics=keys.numerics(live.device.type, str(live.dtype), live.attention),
         template={
@@ -82,10 +98,7 @@ def prepare(experiment: Experiment) -> Prepared:
             "correction": digest(chat.prompt(experiment.prompt.ask_to_correct("?", "?"))),
         },
         sampling={train: sampling, test: experiment.evaluation.sampling(sampling)},
-        batch={
-            train: experiment.engine.batch_size,
-            test: experiment.evaluation.batch or experiment.engine.batch_size,
-        },
+        batch={train: None, test: experiment.evaluation.batch},
         parts={
             "reward": experiment.reward.reward if isinstance(experiment.reward, ZeroOnError) else experiment.reward,
             "filter": experiment.keep,
@@ -95,30 +108,14 @@ def prepare(experiment: Experiment) -> Prepared:
             "prompt": experiment.prompt,
         },
     )
-    m_0 = replace(M_0, key=digest(recipes.m_0()))
-    return Prepared(experiment, chat, live, m_0, recipes, _plan(experiment, recipes, m_0))
 
 
-def open_store(prepared: Prepared) -> Store:
-    """The store of a run."""
-    return Store(_root(prepared.experiment), provenance.machine(prepared.live.device))
-
-
-def _root(experiment: Experiment) -> Path:
-    return path_of("store.dir", experiment.store.dir).absolute()
-
-
-def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
-    """The tokenizer, and the model yet to be loaded, once device, dtype and chat template are known to be right."""
+def _open_model(experiment: Experiment) -> tuple[Chat, LiveModel]:
+    """Returns the tokenizer and the model, its weights not loaded. Checks device, dtype, chat template and context."""
     from stasc.models.chat import read_template
     from stasc.models.context import check_context, context_limit
 
-    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
-        if (processes := os.environ.get(name)) and processes != "1":
-            raise ValueError(
-                f"{name}={processes}: a run is one process on one device; "
-                "start it without torchrun, accelerate launch or mpirun"
-            )
+    _check_single_process()
     device = resolve_device(experiment.model.device)
     dtype = resolve_dtype(experiment.model.dtype, device)
     tune = experiment.finetune
@@ -130,7 +127,7 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     _quieten_libraries()
     if experiment.model.chat_template not in (None, "plain"):
         read_template(experiment.model.chat_template)
-    # Weights that are pickled are refused; without this, transformers would ask a service to convert them.
+    # Pickled weights are refused. Without this, transformers would ask a service to convert them.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     base = experiment.model.fetch()
     config = checkpoint.check(experiment.model, base, full=not isinstance(tune, Lora), four_bit=tune.four_bit)
@@ -160,8 +157,20 @@ def _prepare(experiment: Experiment) -> tuple[Chat, LiveModel]:
     return chat, live
 
 
+def _check_single_process() -> None:
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
+        if (processes := os.environ.get(name)) and processes != "1":
+            raise ValueError(
+                f"{name}={processes}: a run is one process on one device; "
+                "start it without torchrun, accelerate launch or mpirun"
+            )
+
+
 def loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterator[Iteration[Any]]:
-    """Algorithm 1 with the experiment's choices."""
+    """Yields the iterations of Algorithm 1 with the experiment's choices.
+
+    `steps` computes the stages; a plan of them notes their keys only.
+    """
     sample, correct = experiment.target.stages(steps.sample, steps.correct)
     return stasc(
         m_0,
@@ -181,7 +190,7 @@ def loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterator
 
 
 def _plan(experiment: Experiment, recipes: keys.Recipes, m_0: Model, empty: Collection[int] = ()) -> tuple[Step, ...]:
-    """The stages of a run, if all but the `empty` iterations keep something."""
+    """Returns the stages of a run in order, if all iterations but the `empty` keep something."""
     from stasc.store.plan import Plan
 
     plan = Plan(recipes, empty)
@@ -191,7 +200,7 @@ def _plan(experiment: Experiment, recipes: keys.Recipes, m_0: Model, empty: Coll
 
 
 def _quieten_libraries() -> None:
-    """Progress bars of every weight that is loaded, and advice for other uses, are not for this run's user."""
+    """Turns off the libraries' progress bars for loaded weights, and their advice for other uses."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
     from transformers.utils import logging as transformers_logging

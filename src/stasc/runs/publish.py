@@ -1,6 +1,6 @@
-"""The model that a run publishes: a folder that transformers 4 and 5 and peft read, and that names its base.
+"""Publishes a run's last model: a folder that transformers 4 and 5 and peft can read, and that names its base model.
 
-Nothing in the store says where it was made, so what depends on the run's own settings is written here.
+Artifacts in the store name no place, so names that depend on the run's settings are written here.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SINCE_5 = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend")  # classes that transformers 4 lacks
-_OF_LOADING = ("backend", "is_local", "local_files_only")  # how the tokenizer was read, not what it is
+_OF_LOADING = ("backend", "is_local", "local_files_only")  # describe how the tokenizer was read
 
 
 def save_model(model: Model, live: LiveModel, chat: Chat, config: ModelConfig, path: Path) -> None:
-    """Puts a model where `from_pretrained` reads it, with its tokenizer, chat template and the tokens it stops at."""
+    """Writes a model for `from_pretrained`, with its tokenizer, chat template and stop tokens."""
     scratch = path.with_name(f"{durable.SCRATCH}{path.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -55,12 +55,12 @@ def save_model(model: Model, live: LiveModel, chat: Chat, config: ModelConfig, p
 
 
 def _revision(config: ModelConfig, base: Path) -> str | None:
-    """The commit of a hub model, as its folder in the hub's cache has it for a name."""
+    """Returns the commit of a hub model, which is the name of its folder in the hub's cache, or the setting."""
     return base.name if base.parent.name == "snapshots" and _COMMIT.fullmatch(base.name) else config.revision
 
 
 def config_for_4(settings: dict[str, Any]) -> dict[str, Any]:
-    """A model's settings with their names in transformers 4 beside those of 5: it takes defaults for what it misses."""
+    """Adds the names that transformers 4 knows to a model's settings: for missing ones it takes defaults silently."""
     old: dict[str, Any] = {}
     if "dtype" in settings:
         old["torch_dtype"] = settings["dtype"]
@@ -78,7 +78,7 @@ def config_for_4(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_for_4(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A tokenizer's settings with a class that transformers 4 has, and special tokens and template where it looks."""
+    """Returns a tokenizer's settings with the class and names that transformers 4 knows."""
     settings = {name: value for name, value in settings.items() if name not in _OF_LOADING}
     if settings.get("tokenizer_class") in _SINCE_5 and (folder / "tokenizer.json").exists():
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -95,7 +95,7 @@ def _change(path: Path, **settings: object) -> None:
 
 
 def _rewrite(path: Path, change: Any) -> None:
-    """Settings of a JSON file, changed, if it is there."""
+    """Changes the settings in a JSON file, if it exists."""
     if path.exists():
         before = json.loads(path.read_bytes())
         after = change(before)

@@ -1,4 +1,4 @@
-"""What a run reused and what it computed: into the journal, and on request onto the terminal."""
+"""Records the cache hits and misses of a run in its journal and, on request, on the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Watch:
-    """Told of every stage of a run; with `explain` it prints a line for each."""
+    """Callback of the store for every stage of a run. With `explain` it logs a line for each."""
 
     def __init__(self, store: Store, folder: RunFolder, explain: bool) -> None:
         self._store, self._folder, self._explain = store, folder, explain
@@ -25,34 +25,34 @@ class Watch:
         self._warned = False
         self._errors: dict[str, tuple[Artifact, dict[str, Any]]] = {}
 
-    def __call__(self, artifact: Artifact, reused: bool) -> None:
+    def __call__(self, artifact: Artifact, hit: bool) -> None:
         split, n = artifact.made_of.get("split", "train"), len(self._folder.summary["iterations"])
         self._folder.stage(
-            artifact.kind, artifact.key, reused, n=n, split=split, seconds=artifact.seconds, content=artifact.content
+            artifact.kind, artifact.key, hit, n=n, split=split, seconds=artifact.seconds, content=artifact.content
         )
-        if artifact.kind == "model":  # a part of its fine-tuning
+        if artifact.kind == "model":  # counts with its fine-tuning
             return
         if self._explain:
-            log.info(self._line(artifact, reused, split, n))
+            log.info(self._line(artifact, hit, split, n))
         if ERRORS in artifact.files:
             self._errors[artifact.key] = artifact, json.loads(artifact.read(ERRORS))
-        self._count[reused] += 1
+        self._count[hit] += 1
         name = artifact.kind if split == "train" else "evaluation"
         self._seconds[name] = self._seconds.get(name, 0.0) + artifact.seconds
         ours = self._store.machine
         other = next((machine for machine in artifact.machines if machine != ours), None)
-        if reused and other and not self._warned:
+        if hit and other and not self._warned:
             self._warned = True
             apart = [f"{key} {other.get(key)} there, {ours[key]} here" for key in ours if other.get(key) != ours[key]]
-            log.warning("stages were reused that another machine computed, so not bit for bit (%s)", "; ".join(apart))
+            log.warning("another machine computed reused stages, so bits may differ (%s)", "; ".join(apart))
 
     def pop_seconds(self) -> dict[str, float]:
-        """Seconds that computing each stage took, whenever that was, since the last call."""
+        """Returns the computing time of each kind of stage since the last call; that of cache hits as of their miss."""
         seconds, self._seconds = self._seconds, {}
         return seconds
 
     def report(self) -> None:
-        """Says how much of the run was there already, and what of it counts 0 because the reward failed."""
+        """Logs how many stages were cache hits, and the answers that count 0 because the reward failed."""
         if self._count[True]:
             log.info(
                 "%s computed, %d reused from %s",
@@ -72,9 +72,9 @@ class Watch:
                 folders,
             )
 
-    def _line(self, artifact: Artifact, reused: bool, split: str, n: int) -> str:
-        line = f"{'reused' if reused else 'computed':<9} n={n} {split:<5} {artifact.kind:<10} {artifact.key[:12]}"
-        if reused:
+    def _line(self, artifact: Artifact, hit: bool, split: str, n: int) -> str:
+        line = f"{'reused' if hit else 'computed':<9} n={n} {split:<5} {artifact.kind:<10} {artifact.key[:12]}"
+        if hit:
             return line
         others = (other.made_of for other in self._store.every(artifact.kind) if other.key != artifact.key)
         apart = differences(artifact.made_of, others)

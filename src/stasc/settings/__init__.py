@@ -1,1 +1,1 @@
-"""What settings mean: their names, ranges, and the stages they decide."""
+"""Settings: their names, their ranges, and the stages that they decide."""

@@ -1,4 +1,4 @@
-"""Settings out of their range are refused where the part is built, by their name on the command line."""
+"""Checks of the ranges of settings, with errors that name the setting as on the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def expect(name: str, value: object, ok: bool, expected: str) -> None:
-    """Raises: ValueError unless `ok`, or if the value is NaN or infinite."""
+    """Checks a setting. Raises: ValueError unless `ok`, or if the value is NaN or infinite."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value}: expected a finite number, {expected}")
     if not ok:
@@ -14,5 +14,5 @@ def expect(name: str, value: object, ok: bool, expected: str) -> None:
 
 
 def expect_correct_at(name: str, correct_at: float) -> None:
-    """The reward from which an answer counts as right: of 0, all would."""
+    """Checks the reward from which an answer counts as right: at 0, all answers would."""
     expect(name, correct_at, 0 < correct_at <= 1, "0 < correct_at <= 1, as rewards lie in [0, 1]")

@@ -1,13 +1,12 @@
-"""Names of settings, and names that become folders.
+"""Names of settings, and of folders that settings name.
 
-A setting that there is not is refused; so is a folder's name that could lead elsewhere, or that some file system would
-not take.
+Unknown settings are refused, and so are folder names that could lead elsewhere or that some file systems refuse.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ GROUPS = (
     *("init", "filter", "start", "target", "finetune", "model"),
     *("dataset", "prompt", "reward", "engine", "tracking"),
 )
-SYNONYMS = {  # what transformers, TRL, vLLM, lm-eval and W&B call a setting; with a space, what to say of it
+SYNONYMS = {  # names in transformers, TRL, vLLM, lm-eval and W&B; a value with a space is a message
     **dict.fromkeys(("lr", "eta"), "finetune.learning_rate"),
     **dict.fromkeys(("bs", "per_device_train_batch_size", "train_batch_size"), "finetune.batch_size"),
     **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), "evaluation.batch"),
@@ -32,7 +31,7 @@ SYNONYMS = {  # what transformers, TRL, vLLM, lm-eval and W&B call a setting; wi
     **dict.fromkeys(("load_in_4bit", "quantization"), "4-bit weights are finetune=qlora"),
     **dict.fromkeys(("max_tokens", "max_length", "max_gen_toks", "max_completion_length"), "sampling.max_new_tokens"),
     **dict.fromkeys(("temp",), "sampling.temperature"),
-    **dict.fromkeys(("top_k", "min_p"), "sampling.top_p is what cuts the distribution"),
+    **dict.fromkeys(("top_k", "min_p"), "sampling.top_p truncates the distribution"),
     **dict.fromkeys(("n", "num_return_sequences", "num_generations", "n_samples", "num_samples"), "sampling.n_init"),
     **dict.fromkeys(("output_dir", "output_path", "out_dir", "logging_dir"), "hydra.run.dir"),
     **dict.fromkeys(("model_name_or_path", "model_name", "model_id", "pretrained"), "model.path"),
@@ -51,11 +50,11 @@ SYNONYMS = {  # what transformers, TRL, vLLM, lm-eval and W&B call a setting; wi
     **dict.fromkeys(("run_name", "experiment_name"), "sweep.name"),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-DECLARED = "declared.json"  # in a sweep's folder: the seeds and the swept values of its first command
+DECLARED = "declared.json"  # in a sweep's folder: the seeds and swept values of its first command
 
 
 def check_name(setting: str, value: object) -> str:
-    """`value` as text. Raises: ValueError naming the setting unless it may be part of a path."""
+    """Returns `value` as text. Raises: ValueError naming the setting unless it can be the name of a folder."""
     text = str(value)
     if value is None or not _NAME.fullmatch(text):
         shown = "null" if value is None else ascii(text)
@@ -71,20 +70,20 @@ def check_inside(folder: Path, root: Path) -> None:
     if not folder.resolve().is_relative_to(root.resolve()):
         raise ValueError(
             f"{folder} leads to {folder.resolve()}, which is not in {root.resolve()}: remove the symbolic link, "
-            "or set hydra.sweep.dir to where the sweep is meant to be"
+            "or set hydra.sweep.dir to the folder that you mean"
         )
 
 
 def check_known(settings: Mapping[str, Any], known: Collection[str]) -> None:
-    """Checks that all settings are `known`. One from inside a group, such as sweep.name, stands for the whole group.
+    """Checks that all settings are `known`. A dotted name, such as sweep.name, admits no other setting of its group.
 
-    Raises: ValueError naming one that is not, and the nearest that is, or one that is missing.
+    Raises: ValueError naming an unknown setting and the nearest known one, or a missing setting.
     """
     closed = {name.partition(".")[0] for name in known if "." in name}
     unknown = {name for name in settings if name not in known}
     unknown |= {f"{group}.{name}" for group in closed for name in settings.get(group) or ()} - {*known}
     if unknown:
-        every = dict.fromkeys(leaves(settings))
+        every = leaves(settings)
         mine = [name for name in every if any(f"{name}.".startswith(f"{one}.") for one in unknown)]
         raise ValueError(no_such_setting((mine or sorted(unknown))[0], [name for name in every if name not in mine]))
     if missing := [name for name in known if "." not in name and name not in settings]:
@@ -106,7 +105,7 @@ def no_such_setting(name: str, known: Collection[str], value: str = "") -> str:
 
 
 def same_last(name: str, known: Collection[str]) -> list[str]:
-    """The known settings with the same last name, the nearest first: at most three, one if it is in the same group."""
+    """Returns the nearest known settings of the same last name: one if its group is similar, else at most three."""
     group, _, last = name.rpartition(".")
     same = [one for one in dict.fromkeys(known) if one.rpartition(".")[2] == last and one != name]
     if group and (near := get_close_matches(name, same, n=1, cutoff=0.8)):
@@ -115,8 +114,10 @@ def same_last(name: str, known: Collection[str]) -> list[str]:
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
-    """The known setting, or group of them, that was probably meant: one of the same last name, or one spelt much the
-    same, which is in the same group if that is known."""
+    """Returns the known setting or group that was probably meant; None if none is near.
+
+    It has the same last name, or a similar spelling and, if the group is known, the same group.
+    """
     group, _, last = name.rpartition(".")
     every = dict.fromkeys([*known, *(one.partition(".")[0] for one in known)])
     if same := [one for one in every if one.rpartition(".")[2] == last]:
@@ -127,7 +128,7 @@ def nearest(name: str, known: Collection[str]) -> str | None:
 
 
 def chosen_options(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, str]:
-    """The option of each group: what was `chosen`, or after the class where that is not known."""
+    """Returns the option of each group: the `chosen` one or, if unknown, the name of its class in lower case."""
     return {
         name: str(chosen.get(name) or str(part["_target_"]).rpartition(".")[2].lower())
         for name, part in settings.items()
@@ -135,10 +136,12 @@ def chosen_options(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> di
     }
 
 
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all settings."""
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings by their dotted names. `model.template_args` and lists are single settings."""
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and value and prefix + name != "model.template_args":
+            flat |= leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            flat[prefix + name] = value
+    return flat

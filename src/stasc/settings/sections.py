@@ -1,4 +1,4 @@
-"""Settings that belong to no design choice: the loop, how answers are sampled, and how the models are evaluated."""
+"""Settings outside the design choices: the loop, sampling, evaluation and the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from stasc.settings.check import expect, expect_correct_at
 
 @dataclass(frozen=True)
 class Loop:
-    """Algorithm 1: N iterations, and how many of them in a row may keep nothing. A reward of `correct_at` is right."""
+    """Settings of Algorithm 1.
+
+    Args:
+        iterations: N.
+        patience: the run ends after so many iterations in a row that kept nothing.
+        correct_at: the reward from which an answer is right.
+    """
 
     seed: int
     iterations: int
@@ -26,9 +32,12 @@ class Loop:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many answers are sampled for training, and how. Temperature 0 is greedy, top_p 1 the whole distribution.
+    """How the answers to training questions are sampled.
 
-    A string of `stop` ends an answer and is cut off it. Null stands for those of the chat template.
+    Args:
+        temperature: 0 is greedy.
+        top_p: 1 is the whole distribution.
+        stop: strings that end an answer and are cut off it; null: those of the chat template.
     """
 
     n_init: int
@@ -49,7 +58,7 @@ class Sampling:
 
     @property
     def warning(self) -> str | None:
-        """What is wasted by settings that are right one by one."""
+        """A warning about settings that are valid one by one but make equal answers; None if there are none."""
         repeated = [f"sampling.{name}={n}" for name, n in (("n_init", self.n_init), ("n_corr", self.n_corr)) if n > 1]
         if self.temperature or not repeated:
             return None
@@ -61,7 +70,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How held-out questions are answered: initial answers, one correction each. Null inherits from `sampling`."""
+    """How the answers to held-out questions are sampled, with one correction each. Null inherits from `sampling`."""
 
     split: str
     n_init: int
@@ -77,7 +86,7 @@ class Evaluation:
         expect("evaluation.batch", self.batch, self.batch is None or self.batch >= 1, "null or at least 1")
 
     def sampling(self, train: Sampling) -> Sampling:
-        """The sampling settings of an evaluation, given those of training."""
+        """Returns the sampling settings of an evaluation, given those of training."""
         return Sampling(
             n_init=self.n_init,
             n_corr=1,
@@ -90,7 +99,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where stages are kept, and what of them."""
+    """Where artifacts are stored, which weights are kept, and whether runs resume."""
 
     dir: str
     keep_models: str

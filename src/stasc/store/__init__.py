@@ -1,1 +1,1 @@
-"""Durable artifacts: the output of every stage, under the key of everything that decides it."""
+"""The store of artifacts: what stages compute, under keys of everything that decides it."""

@@ -1,4 +1,4 @@
-"""`python -m stasc.store`: lists, verifies and cleans the store."""
+"""Runs the command `python -m stasc.store`."""
 
 import sys
 

@@ -1,11 +1,10 @@
-"""Durable artifacts: what each stage gave, under the key of everything that decided it.
+"""Durable artifacts: the output of each stage, under the key of everything that decides it.
 
-An artifact is an immutable folder, `<kind>/<key>`, with a COMMIT.json that has its files' sizes and sha256, and the
-digests of the contents that it was computed from. It comes into being by one rename, under a lock that the kernel frees
-when its holder dies, and is verified whenever it is read; what fails is set aside and derived again. Where that gives
-other content, as on another machine, what was computed from the former is derived again too. joblib, diskcache and
-datasets' cache unpickle what they read or check nothing, and DVC wants a repository; so this is our own but for the
-locks, which are `filelock`'s.
+An artifact is an immutable folder, `<kind>/<key>`. Its COMMIT.json holds the sizes and sha256 of its files, and the
+digests of the inputs that it was computed from. One rename creates it, under a lock that the kernel frees when its
+holder dies. Every read verifies it; a damaged artifact is set aside and derived again. If that gives other content, as
+on another machine, the artifacts computed from the former content are invalidated. joblib, diskcache and datasets'
+cache unpickle what they read or check nothing, and DVC needs a repository, so this store is our own; `filelock` locks.
 """
 
 from __future__ import annotations
@@ -35,26 +34,29 @@ log = logging.getLogger(__name__)
 SCHEMA = 2  # of COMMIT.json, of the files beside it, and of leases
 COMMIT = "COMMIT.json"
 KEY = re.compile("[0-9a-f]{64}")
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what flock says of a file system that has none
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # flock's errors on file systems without locks
 KINDS = ("initial", "correction", "filter", "finetune", "model", "evaluation")
 
 T = TypeVar("T")
 
 
 class InputsChanged(Exception):
-    """What an artifact is computed from has become other content since that began."""
+    """An input of an artifact has changed since its computation began."""
 
 
 class OtherVersion(ValueError):
-    """An artifact was written by a version of stasc that this one does not understand."""
+    """An artifact has a schema that this version of stasc cannot read."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A committed artifact. `made_of` is what its key is the hash of, without secrets.
+    """A committed artifact.
 
-    `inputs` are the contents that it was computed from, by their names in `made_of`; `machines` those that did it: more
-    than one if it was interrupted.
+    Args:
+        made_of: the description whose hash is its key, without secrets.
+        inputs: the digests of the contents that it was computed from, by their names in `made_of`.
+        machines: where it was computed; several if it was resumed elsewhere.
+        seconds: how long computing it took.
     """
 
     kind: str
@@ -64,20 +66,20 @@ class Artifact:
     made_of: Mapping[str, Any]
     inputs: Mapping[str, str]
     machines: Sequence[Mapping[str, Any]]
-    seconds: float  # that computing it took
+    seconds: float
 
     @property
     def content(self) -> str:
-        """Digest of its files."""
+        """The digest of its files."""
         return digest({name: file["sha256"] for name, file in self.files.items()})
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size of its files in bytes."""
         return sum(file["size"] for file in self.files.values())
 
     def read(self, name: str) -> bytes:
-        """The content of a file, checked. Raises: Damaged."""
+        """Returns the content of a file. Raises: Damaged if it does not match its checksum."""
         with _missing_is_damage():
             data = (self.folder / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != self.files.get(name, {}).get("sha256"):
@@ -85,7 +87,7 @@ class Artifact:
         return data
 
     def verify(self) -> None:
-        """Checks every file. Raises: Damaged."""
+        """Checks every file. Raises: Damaged if one does not match its checksum."""
         for name, file in self.files.items():
             with _missing_is_damage():
                 actual = file_sha256(self.folder / name)
@@ -95,14 +97,14 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Store:
-    """The artifacts in a folder, shared by all runs and processes that name it.
+    """The artifacts in a folder, which runs and processes may share.
 
-    `watch` is told of every stage: its artifact, and whether it was there already.
+    `watch` is a callback for every stage: its artifact, and whether it was a cache hit.
     """
 
     root: Path
     machine: Mapping[str, Any]
-    watch: Callable[[Artifact, bool], None] = lambda artifact, reused: None
+    watch: Callable[[Artifact, bool], None] = lambda artifact, hit: None
 
     def derive(
         self,
@@ -113,19 +115,19 @@ class Store:
         compute: Callable[[Path], None],
         read: Callable[[Artifact], T],
     ) -> tuple[Artifact, T]:
-        """An artifact and what `read` makes of it, computed first if it is not there, or damaged, or of other inputs.
+        """Returns an artifact and what `read` returns for it. Computes it if it is missing, damaged or of other inputs.
 
         Args:
-            inputs: gives the contents of its inputs.
-            compute: fills a folder, which may hold whole files of an earlier try that was interrupted. Raises
-                InputsChanged, before it writes any, where its first step changed an input, as where weights that were
-                dropped are derived again: then it is begun anew.
-            read: raises Damaged where the artifact is not what it was.
+            inputs: returns the digests of its inputs.
+            compute: fills a folder, which may hold whole files of an interrupted try. If its first step changes an
+                input, as when evicted weights are derived again, it raises InputsChanged before it writes any file,
+                and is called again.
+            read: raises Damaged if a file does not match its checksum.
         """
         found = self._whole(kind, key, inputs(), read)
         if found is None:
             with self.lock(kind, key):
-                found = self._whole(kind, key, inputs(), read, locked=True)  # another process may have been first
+                found = self._whole(kind, key, inputs(), read, locked=True)  # another process may have computed it
                 if found is None:
                     artifact = self._compute(kind, key, made_of, inputs, compute)
                     self.watch(artifact, False)
@@ -137,41 +139,43 @@ class Store:
         return found
 
     def keys(self, kind: str) -> list[str]:
-        """Of all that stands in the place of an artifact of this kind."""
+        """Returns the keys of all artifacts of a kind, sound or not."""
         return sorted(path.name for path in (self.root / kind).glob("*") if KEY.fullmatch(path.name))
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """An artifact that looks sound, its files unread; None if there is none."""
+        """Returns an artifact without reading its files; None if it is missing, damaged or of another version."""
         with suppress(Damaged, OtherVersion):
             return committed(self.root / kind / key)
         return None
 
     def every(self, kind: str) -> Iterator[Artifact]:
-        """All sound-looking artifacts of a kind, their files unread."""
+        """Yields the artifacts of a kind that `find` returns."""
         for key in self.keys(kind):
             if artifact := self.find(kind, key):
                 yield artifact
 
     def set_aside(self, kind: str, key: str, reason: object) -> bool:
-        """Keeps a damaged artifact for inspection, where it is never read again. Returns: False if it has gone."""
+        """Renames a damaged artifact, so that it can be inspected but is never read. Returns: False if it is gone."""
         return durable.set_aside(self.root / kind / key, f"store: {kind}/{key} is damaged ({reason})")
 
     def remove(self, kind: str, key: str) -> int:
-        """Deletes an artifact if it is there. Returns: the bytes that it had."""
+        """Deletes an artifact if it exists. Returns: the bytes freed."""
         folder = self.root / kind / key
         try:
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            gone = folder.with_name(f"{durable.SCRATCH}{secrets.token_hex(4)}-{key}")
-            folder.rename(gone)  # first, so that nobody finds half of it
+            scratch = folder.with_name(f"{durable.SCRATCH}{secrets.token_hex(4)}-{key}")
+            folder.rename(scratch)  # first, so that no process finds half of it
         except FileNotFoundError:
             return 0
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         return size
 
     @contextmanager
     def lock(self, kind: str, key: str, *, wait: bool = True, busy: str = "") -> Iterator[None]:
-        """Held by one process at a time. The kernel frees it when its holder dies. `busy` says what it is doing.
+        """Holds a lock that one process can hold at a time. The kernel frees it when its holder dies.
 
+        Args:
+            busy: what the holder is doing, for the message to those who wait.
         Raises: filelock.Timeout if another process holds it, and `wait` is false.
         """
         path = self.root / "locks" / f"{kind}-{key}"
@@ -192,7 +196,7 @@ class Store:
 
     @contextmanager
     def _locking(self) -> Iterator[None]:
-        """An error in taking a lock names the setting. Without locks, two runs could write the same stage at once."""
+        """Makes an error of taking a lock name store.dir."""
         try:
             yield
         except Timeout:
@@ -216,9 +220,9 @@ class Store:
         *,
         locked: bool = False,
     ) -> tuple[Artifact, T] | None:
-        """The artifact and what `read` makes of it, if it is there and whole, and computed from these inputs.
+        """Returns the artifact and what `read` returns for it; None if it is missing, damaged or of other inputs.
 
-        Only who holds the lock takes away what is not: another process may be replacing it.
+        Only the holder of the lock removes an invalid one: another process may be replacing it.
         """
         folder = self.root / kind / key
         if not folder.exists():
@@ -233,7 +237,9 @@ class Store:
             return None
         if locked:
             names = ", ".join(name for name in inputs if artifact.inputs.get(name) != inputs[name])
-            log.info("store: %s/%s was computed from other content (%s) than there is now", kind, key[:12], names)
+            log.info(
+                "store: %s/%s was computed from other content (%s) than now: computing it again", kind, key[:12], names
+            )
             self.remove(kind, key)
         return None
 
@@ -256,13 +262,15 @@ class Store:
                 return self._commit(work, {**body, "seconds": time.perf_counter() - began})
 
     def _begin(self, work: Path, inputs: Mapping[str, str]) -> list[Mapping[str, Any]]:
-        """Keeps what an interrupted try left, if it was of the same inputs. Returns: the machines, its and ours."""
+        """Keeps the files of an interrupted try of the same inputs. Returns: its machines and this one."""
         try:
             earlier = read_sealed(work / COMMIT)
             if (earlier["schema"], earlier["inputs"]) == (SCHEMA, inputs):
                 machines: list[Mapping[str, Any]] = earlier["machines"]
                 if self.machine not in machines:
-                    log.warning("store: %s was begun on another machine, so it is not bit for bit as from one", work)
+                    log.warning(
+                        "store: %s was begun on another machine, so its bits may differ from those of one machine", work
+                    )
                     return [*machines, self.machine]
                 return machines
         except (Damaged, KeyError):
@@ -290,7 +298,10 @@ class Store:
 
 
 def committed(folder: Path) -> Artifact:
-    """The artifact in a folder, its files unread. Raises: Damaged if its COMMIT.json is, OtherVersion."""
+    """Returns the artifact in a folder without reading its files.
+
+    Raises: Damaged or OtherVersion if its COMMIT.json is damaged or has another schema.
+    """
     commit = read_sealed(folder / COMMIT)
     if commit["schema"] != SCHEMA:
         raise OtherVersion(
@@ -298,16 +309,8 @@ def committed(folder: Path) -> Artifact:
             "set store.dir to another folder, or remove it"
         )
     if (commit["kind"], commit["key"]) != (folder.parent.name, folder.name):
-        raise Damaged(f"{COMMIT} is that of {commit['kind']}/{commit['key']}")
+        raise Damaged(f"{COMMIT} belongs to {commit['kind']}/{commit['key']}")
     if "files" not in commit:
-        raise Damaged(f"{COMMIT} is that of an unfinished one")
-    return Artifact(
-        commit["kind"],
-        commit["key"],
-        folder,
-        commit["files"],
-        commit["made_of"],
-        commit["inputs"],
-        commit["machines"],
-        commit["seconds"],
-    )
+        raise Damaged(f"{COMMIT} belongs to an unfinished artifact")
+    names = ("kind", "key", "files", "made_of", "inputs", "machines", "seconds")
+    return Artifact(folder=folder, **{name: commit[name] for name in names})

@@ -1,7 +1,7 @@
-"""The stages of Algorithm 1 with a store around them: what was derived before is read, not computed again.
+"""The stages of Algorithm 1 with a cache around them: a stage that is in the store is read, not computed.
 
-The loop does not know of it: these are the callables that it is given. `Plan` has the same ones, which derive keys and
-compute nothing, so that what a run will need is known before it starts.
+The loop calls these methods and does not know of the store. `Plan` has the same methods, which only derive keys, so
+that the stages of a run are known before it starts.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from stasc.tracking.looks import Looks
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-INPUTS = ("model", "start", "y1", "y2", "pairs")  # what descriptions call the keys of other stages
-ERRORS = "errors.json"  # beside pairs.jsonl: of rewards that count 0 because of one
+INPUTS = ("model", "start", "y1", "y2", "pairs")  # the names in descriptions that hold the keys of other stages
+ERRORS = "errors.json"  # beside pairs.jsonl: the errors of a reward, for which answers counted 0
 LABELS = {"initial": "initial answers", "correction": "corrections"}
 
 
 class Progress(Protocol):
-    """Shows how far a stage is."""
+    """Shows the progress of a stage."""
 
     def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]: ...
 
@@ -48,8 +48,8 @@ class Progress(Protocol):
 class Derivation:
     """The stages of a run, each read from the store or computed into it.
 
-    Weights may be missing from the store, dropped or damaged, while what followed from them is there: they are derived
-    again when something has to be computed with them. `training` is what fine-tunings did, by iteration.
+    Weights may be evicted or damaged while the stages computed from them are in the store. They are derived again when
+    a stage has to be computed with them. `training` holds the figures of fine-tunings, by iteration.
     """
 
     def __init__(
@@ -63,16 +63,16 @@ class Derivation:
         self.training: dict[int, Mapping[str, float]] = {}
         self._stages, self._store, self._recipes, self._keep = stages, store, recipes, keep
         self._progress = progress
-        self._pairs: Keyed[Pair] = Keyed("", [])  # of the training split, last scored
-        self._content: dict[str, str] = {}  # of what was read, by its key
-        self._weights: dict[str, Callable[[], None]] = {}  # checks or derives those of a model, by its key
-        self._made: dict[str, int] = {}  # the iteration that a model comes from, by its key; M_0 is from none
-        self._n = 0  # the iteration at hand
+        self._pairs: Keyed[Pair] = Keyed("", [])  # of the training split, from the last scoring
+        self._content: dict[str, str] = {}  # digests of the artifacts read, by key
+        self._weights: dict[str, Callable[[], None]] = {}  # functions that check or derive a model's weights, by key
+        self._made: dict[str, int] = {}  # the iteration that trained a model, by key
+        self._n = 0  # the current iteration
         self._looks = Looks()
         stages.live.before_read = self._have
 
     def sample(self, model: Model, split: Split, n: int) -> Keyed[list[Answer]]:
-        """y1[question][i], the initial answers."""
+        """Returns the initial answers, y1[question][i]."""
         self._n = max(self._n, n)  # an evaluation samples with the noise of iteration 0
         key, rows = self._sampled(
             "initial", self._recipes.initial(model.key, split, n), model, split, lambda: self._stages.ask(split, n)
@@ -81,7 +81,7 @@ class Derivation:
         return Keyed(key, [[rows[q, i] for i in range(n_init)] for q in range(len(split.questions))])
 
     def correct(self, model: Model, split: Split, y1: Keyed[list[Answer]], n: int) -> Keyed[list[list[Answer]]]:
-        """y2[question][i][k], the corrections."""
+        """Returns the corrections, y2[question][i][k]."""
         self._n = max(self._n, n)
         key, rows = self._sampled(
             "correction",
@@ -103,7 +103,7 @@ class Derivation:
         return Keyed(key, [[[rows[r, k] for k in n_corr] for r in requests] for requests in seen])
 
     def score(self, split: Split, y1: Keyed[list[Answer]], y2: Keyed[list[list[Answer]]]) -> Keyed[Pair]:
-        """The pairs with their rewards; those of the training split with the filter's verdict beside them."""
+        """Returns the pairs with their rewards. The artifact of the training split holds the filter's verdicts too."""
         training = split.name == "train"
         describe = self._recipes.filter if training else self._recipes.evaluation
         description = describe(split, y1.key, y2.key)
@@ -111,7 +111,7 @@ class Derivation:
         def compute(work: Path) -> None:
             scored = self._stages.score(split, y1, y2)
             reward = self._stages.reward
-            (work / ERRORS).unlink(missing_ok=True)  # of a try that was interrupted
+            (work / ERRORS).unlink(missing_ok=True)  # left by an interrupted try
             if isinstance(reward, ZeroOnError) and (errors := reward.pop_errors()):
                 durable.write(work / ERRORS, json.dumps(errors).encode())
             verdicts = [{"kept": bool(self._keep(pair.r1, pair.r2))} if training else {} for pair in scored]
@@ -124,10 +124,10 @@ class Derivation:
         def read(artifact: Artifact) -> list[Pair]:
             if ERRORS in artifact.files:
                 artifact.read(ERRORS)
-            place = {question.id: q for q, question in enumerate(split.questions)}
+            index = {question.id: q for q, question in enumerate(split.questions)}
             pairs = []
             for line in map(json.loads, artifact.read("pairs.jsonl").splitlines()):
-                q, i, seen, k = place[line["question"]], line["i"], line["seen"], line["k"]
+                q, i, seen, k = index[line["question"]], line["i"], line["seen"], line["k"]
                 pairs.append(Pair(split.questions[q], i, seen, k, y1[q][i], y2[q][seen][k], line["r1"], line["r2"]))
             return pairs
 
@@ -137,11 +137,11 @@ class Derivation:
         return Keyed(key, pairs)
 
     def unusable(self, pair: Pair) -> str | None:
-        """Why a pair cannot be trained on; None if it can."""
+        """Returns why a pair cannot be trained on; None if it can."""
         return self._stages.unusable(pair)
 
     def finetune(self, start: Model, kept: Sequence[Pair], n: int) -> Model:
-        """M_n: `start` trained on the kept corrections."""
+        """Returns M_n: `start` trained on the kept corrections."""
         assert kept == [pair for pair in self._pairs if self._keep(pair.r1, pair.r2) and not self.unusable(pair)]
         description = self._recipes.finetune(start.key, self._pairs.key, n)
         key = digest(description)
@@ -150,7 +150,7 @@ class Derivation:
 
         def train(work: Path) -> None:
             self._bring(start, description)
-            shutil.rmtree(work / "weights", ignore_errors=True)  # of a try that was interrupted
+            shutil.rmtree(work / "weights", ignore_errors=True)  # left by an interrupted try
             with self._progress("fine-tuning", self._stages.steps(kept), "steps") as advance:
                 model, training = self._stages.finetune(start, kept, n, work / "weights", advance)
             self._stages.live.moved(model, made)
@@ -170,8 +170,8 @@ class Derivation:
             artifact, _ = weights(Artifact.verify)
             if artifact.content != recorded["weights"]:
                 log.warning(
-                    "the weights of M_%d were derived again and came out otherwise than before, as on another machine: "
-                    "what follows from them is computed again, but what this run has from them already stays; "
+                    "the weights of M_%d were derived again and differ from before, as on another machine: later "
+                    "stages are computed again, but earlier results of this run stay; "
                     "for a run from one machine, remove its folder and give the command again",
                     n,
                 )
@@ -185,11 +185,11 @@ class Derivation:
         return made
 
     def _have(self, model: Model) -> None:
-        """Checks the weights of a model that are about to be read, and derives them again if need be."""
+        """Checks the weights of a model before they are read, and derives them again if they are missing."""
         self._weights[model.key]()
 
     def _bring(self, model: Model, description: Description) -> None:
-        """Has a model's weights there before anything is computed with them. Raises: InputsChanged if they changed."""
+        """Makes sure that a model's weights are in the store. Raises: InputsChanged if they were derived otherwise."""
         before = self._inputs(description)
         if model.key in self._weights and not self._stages.live.holds(model):
             self._have(model)
@@ -197,15 +197,14 @@ class Derivation:
             raise InputsChanged
 
     def _inputs(self, description: Description) -> dict[str, str]:
-        """The contents that a stage is computed from. M_0's key is the digest of its content."""
+        """Returns the digests of a stage's inputs. M_0's key is the digest of its content."""
         keys = {name: description[name] for name in INPUTS if name in description}
         return {name: self._content.get(key, key) for name, key in keys.items()}
 
     def _sampled(
         self, kind: str, description: Description, model: Model, split: Split, ask: Callable[[], list[Request]]
     ) -> tuple[str, dict[Row, Answer]]:
-        """The answers of a sampling stage by (request, sample), committed batch by batch."""
-
+        """Returns the answers of a sampling stage by (request, sample). They are committed batch by batch."""
         label = _label(kind, split)
 
         def compute(work: Path) -> None:
@@ -239,7 +238,7 @@ class Derivation:
 
     @contextmanager
     def _naming(self, model: Model, split: Split) -> Iterator[None]:
-        """Puts the model's name, the iteration and the split before what is said of logits that are not finite."""
+        """Puts the model's name, the iteration and the split before an error of non-finite logits."""
         try:
             yield
         except NonFiniteError as error:
@@ -270,7 +269,7 @@ def _training(artifact: Artifact) -> dict[str, Any]:
 
 
 def _whole_chunk(work: Path, number: int) -> bool:
-    """Whether a batch was sampled before an interruption. What is there but not whole is removed."""
+    """Whether a batch was sampled before an interruption. Removes damaged chunks of it."""
     for path in work.glob(f"{number:05d}-*.jsonl"):
         if hashlib.sha256(path.read_bytes()).hexdigest() == path.stem.partition("-")[2]:
             return True

@@ -1,4 +1,4 @@
-"""The content digest of a model's folder: two folders with the same files are the same model, whatever their names."""
+"""Content digests of model folders: folders with the same files are the same model, whatever their paths."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _DECIDING = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, co
 
 
 def folder_digest(folder: Path, cache: Path) -> str:
-    """sha256 over the names and contents of the files that make up a model.
+    """Returns the sha256 over the names and contents of the files that make up a model.
 
-    Hashing gigabytes takes seconds, so `cache` remembers what it gave, by path, size and times of change.
+    Hashing gigabytes takes seconds, so the file `cache` keeps digests by path, size and times of change.
     """
     before = _read(cache)
     known, digests = dict(before), {}
@@ -26,7 +26,7 @@ def folder_digest(folder: Path, cache: Path) -> str:
                 known[state] = file_sha256(path)
             digests[path.name] = known[state]
     if known != before:
-        with suppress(OSError):  # what is not remembered is read again
+        with suppress(OSError):  # a digest that is not cached is computed again
             write_sealed(cache, known)
     return digest(digests)
 

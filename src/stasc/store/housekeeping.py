@@ -1,4 +1,4 @@
-"""The command `python -m stasc.store`: what the store holds, whether it is whole, and what can go."""
+"""The command `python -m stasc.store`: lists, verifies and cleans the store."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, help="the store's folder (default: store.dir of the settings)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="sizes by kind of stage, and the run folders that use the store")
-    commands.add_parser("verify", help="check every file against its checksum; set aside what is damaged")
-    clean = commands.add_parser("clean", help="remove what no run folder refers to")
-    clean.add_argument("--dry-run", action="store_true", help="only say what would go")
+    commands.add_parser("verify", help="check every file against its checksum; set damaged artifacts aside")
+    clean = commands.add_parser("clean", help="remove artifacts that no run folder refers to")
+    clean.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     given = parser.parse_args(arguments)
     try:
         root = path_of("store.dir", given.dir or OmegaConf.load(CONF / "config.yaml").store.dir)
@@ -59,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Item(NamedTuple):
-    """A folder of the store: an artifact, or what has become of one, or is to become one."""
+    """A folder of the store: an artifact, or one that is set aside, unfinished or half removed."""
 
     kind: str
     key: str
-    place: str  # the artifact's kind, "set aside", "unfinished" or "half removed"
+    state: str  # the kind of an artifact, or "set aside", "unfinished", "half removed"
     folder: Path
 
     @property
@@ -72,16 +72,16 @@ class Item(NamedTuple):
 
 
 def _items(store: Store) -> Iterator[Item]:
-    """All that this program has made; what else there is, is none of its business."""
+    """Yields the folders that this program made. Others are left alone."""
     for folder in sorted(path for kind in KINDS for path in (store.root / kind).glob("*")):
         kind = folder.parent.name
-        for place, pattern in (
+        for state, pattern in (
             (kind, f"({KEY.pattern})"),
             ("set aside", rf"({KEY.pattern})\.corrupt-\d+"),
             ("half removed", rf"{re.escape(SCRATCH)}[0-9a-f]+-({KEY.pattern})"),
         ):
             if found := re.fullmatch(pattern, folder.name):
-                yield Item(kind, found[1], place, folder)
+                yield Item(kind, found[1], state, folder)
     for folder in sorted((store.root / "unfinished").glob("*")):
         if found := re.fullmatch(f"({'|'.join(KINDS)})-({KEY.pattern})", folder.name):
             yield Item(found[1], found[2], "unfinished", folder)
@@ -92,12 +92,12 @@ def _list(store: Store) -> None:
     table.add_column("kind")
     table.add_column("artifacts", justify="right")
     table.add_column("size", justify="right")
-    sizes: dict[str, list[int]] = {place: [] for place in (*KINDS, "set aside", "unfinished", "half removed")}
+    sizes: dict[str, list[int]] = {state: [] for state in (*KINDS, "set aside", "unfinished", "half removed")}
     for item in _items(store):
-        sizes[item.place].append(item.size)
-    for place, each in sizes.items():
-        if each or place in KINDS:
-            table.add_row(place, str(len(each)), size_text(sum(each)))
+        sizes[item.state].append(item.size)
+    for state, each in sizes.items():
+        if each or state in KINDS:
+            table.add_row(state, str(len(each)), size_text(sum(each)))
     table.add_section()
     table.add_row("total", str(sum(map(len, sizes.values()))), size_text(sum(map(sum, sizes.values()))))
     print(f"the store {store.root} holds")
@@ -109,28 +109,30 @@ def _list(store: Store) -> None:
 
 
 def _status(store: Store, lease: Lease) -> str:
-    """What has become of a run. Its lease says `running` from its start until it is done, however it ended."""
+    """Returns how a run ended, if it did. Its lease says `running` from its start until it is done."""
+    if lease.status == "expected":
+        return lease.status
     if not _refers(lease):
         return f"{lease.status}, but the folder is gone"
     if lease.status != "running":
         return lease.status
     try:
-        told = str(json.loads(Path(lease.folder, "summary.json").read_bytes())["status"])
+        recorded = str(json.loads(Path(lease.folder, "summary.json").read_bytes())["status"])
     except (OSError, ValueError, KeyError, TypeError):
-        told = "running"
+        recorded = "running"
     try:
-        with store.lock("run", digest(lease.folder), wait=False):  # held as long as its process lives
-            return "killed" if told == "running" else told
+        with store.lock("run", digest(lease.folder), wait=False):  # a living run holds it
+            return "killed" if recorded == "running" else recorded
     except Timeout:
         return "running"
-    except OSError:  # the store is another's
-        return told
+    except OSError:  # no permission to lock another user's store
+        return recorded
 
 
 def _verify(store: Store) -> int:
     whole = damaged = other = 0
     for item in _items(store):
-        if item.place != item.kind:
+        if item.state != item.kind:
             continue
         with store.lock(item.kind, item.key):
             try:
@@ -147,7 +149,7 @@ def _verify(store: Store) -> int:
 
 
 def _clean(store: Store, dry_run: bool) -> None:
-    """An artifact that is being computed or read now is referred to by its run's folder."""
+    """Removes artifacts that no run folder refers to. A running run has a lease, and so keeps what it uses."""
     needed: set[tuple[str, str]] = set()
     for lease in leases.every(store):
         if _refers(lease):
@@ -155,27 +157,27 @@ def _clean(store: Store, dry_run: bool) -> None:
         elif not dry_run:
             leases.remove(store, lease.folder)
     needed |= {("model", key) for kind, key in needed if kind == "finetune"}
-    gone: list[int] = []
+    removed: list[int] = []  # sizes
     in_use = stay = 0
     for item in _items(store):
-        if (item.kind, item.key) in needed and item.place in (item.kind, "unfinished"):
+        if (item.kind, item.key) in needed and item.state in (item.kind, "unfinished"):
             stay += 1
             continue
         size = item.size
         if dry_run or _remove(store, item):
-            gone.append(size)
+            removed.append(size)
         else:
             in_use += 1
     if not dry_run:
         _clean_locks(store)
     verb = "would remove" if dry_run else "removed"
-    what = f"{counted(len(gone), 'artifact')}, {size_text(sum(gone))}, that no run folder refers to"
+    what = f"{counted(len(removed), 'artifact')}, {size_text(sum(removed))}, that no run folder refers to"
     print(f"{verb} {what}; {stay + in_use} stay", end="")
     print(f", {in_use} of them because a run holds them now" if in_use else "")
 
 
 def _clean_locks(store: Store) -> None:
-    """Removes the files of locks that nobody holds. Who is opening one sees that it has gone, and makes it anew."""
+    """Removes the files of locks that nobody holds. A process that is opening one notices, and creates it again."""
     for path in (store.root / "locks").glob("*"):
         kind, _, key = path.name.partition("-")
         with suppress(Timeout), store.lock(kind, key, wait=False):
@@ -183,16 +185,16 @@ def _clean_locks(store: Store) -> None:
 
 
 def _refers(lease: Lease) -> bool:
-    """Whether the run's folder is there; that of a job which a sweep has yet to begin may not be."""
+    """Whether the run's folder exists or, of a job that has not started, the sweep's folder."""
     folder = Path(lease.folder)
     return (folder.parent if lease.status == "expected" else folder).is_dir()
 
 
 def _remove(store: Store, item: Item) -> bool:
-    """Removes an item unless a run holds its lock. Returns: whether it did."""
+    """Removes an item unless a run holds its lock. Returns: whether it was removed."""
     try:
         with store.lock(item.kind, item.key, wait=False):
-            if item.place == item.kind:
+            if item.state == item.kind:
                 store.remove(item.kind, item.key)
             else:
                 shutil.rmtree(item.folder, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""What decides a stage's content, and so its key: the keys of its inputs, its settings, the code and its numerics.
+"""What decides a stage's content, and so its key: the keys of its inputs, its settings, the code and the numerics.
 
-A key is the hash of such a description. Left out is what changes no result: names, paths, tracking. So two runs share
-every stage up to where they differ, and nothing that was made otherwise is taken for the same.
+A key is the hash of such a description. It leaves out what changes no result: names, paths, tracking. So two runs share
+every stage up to where they differ, and a stage whose description changed is computed anew.
 """
 
 from __future__ import annotations
@@ -16,134 +16,125 @@ import sys
 import sysconfig
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from stasc.machine import provenance
 from stasc.machine.sealed import digest
 from stasc.records import Split
+from stasc.settings import table
+from stasc.settings.names import leaves
 from stasc.settings.sections import Sampling
-from stasc.settings.table import INERT, leaves
-from stasc.tasks.prompt import Prompt
 
 Description = dict[str, Any]
 
-
-# The code that can change what a stage computes, besides that of a run's options: modules, and packages whole.
-_COMPUTING = (
+# The modules and whole packages that can change what a stage computes. The code of a run's options counts besides.
+_MODEL = (
     *("stasc.stages", "stasc.records", "stasc.tasks.prompt", "stasc.models", "stasc.prefix_tree"),
-    *("stasc.machine.processor", "stasc.machine.memory"),
+    *("stasc.machine.processor", "stasc.machine.memory", "stasc.engines.noise"),
 )
+_SAMPLING = (*_MODEL, "stasc.engines")
+_SCORING = ("stasc.choices.pairing", "stasc.records", "stasc.tasks.rewards", "stasc.tasks.text")
 CODE = {
-    "sampling": (*_COMPUTING, "stasc.engines"),
-    "finetune": (*_COMPUTING, "stasc.training"),
-    "scoring": ("stasc.choices.pairing", "stasc.records", "stasc.tasks.text"),
+    "initial": _SAMPLING,
+    "correction": _SAMPLING,
+    "filter": _SCORING,
+    "evaluation": _SCORING,
+    "finetune": (*_MODEL, "stasc.training"),
 }
 
 
 @dataclass(frozen=True)
 class Recipes:
-    """Describes each stage of one run."""
+    """Describes each stage of one run.
+
+    `table.STAGES` says which settings a stage reads as values; what it reads as content is added here.
+    """
 
     settings: Mapping[str, Any]  # as composed
     base: str  # content digest of M_0's files
     four_bit: bool
     numerics: Mapping[str, Any]  # device, dtype, library versions
     template: Mapping[str, Any]  # of the chat, with its stop tokens
-    rendered: Mapping[str, str]  # digests of the two turns, asked of no question in particular
+    rendered: Mapping[str, str]  # digests of the prompts of initial answers and corrections, with "?" for each text
     sampling: Mapping[str, Sampling]  # by split name
-    batch: Mapping[str, int]  # answers sampled together, by split name
-    parts: Mapping[str, object]  # reward, filter, target, finetune, engine, prompt: for their code
+    batch: Mapping[str, int | None]  # evaluation.batch, by split name
+    parts: Mapping[str, object]  # the options whose code counts, by group
 
     def m_0(self) -> Description:
         return {"weights": self.base, "four_bit": self.four_bit}
 
     def initial(self, model: str, split: Split, n: int) -> Description:
-        description = self._sampled(model, split, n, self.sampling[split.name].n_init)
-        return {**description, "rendered": self.rendered["initial"]}
+        return self._sampled("initial", model, split, n)
 
     def correction(self, model: str, split: Split, y1: str, n: int) -> Description:
-        description = self._sampled(model, split, n, self.sampling[split.name].n_corr)
-        description |= {"y1": y1, "correction_prompt": self.settings["prompt"]["correction"]}
-        return {**description, "rendered": self.rendered["correction"]}
+        return {**self._sampled("correction", model, split, n), "y1": y1}
 
     def filter(self, split: Split, y1: str, y2: str) -> Description:
-        return {
-            **self._scored(split, y1, y2),
-            "pairing": self.settings["pairing"],
-            "filter": self._part("filter"),
-        }
+        return self._scored("filter", split, y1, y2)
 
     def evaluation(self, split: Split, y1: str, y2: str) -> Description:
-        return {**self._scored(split, y1, y2), "correct_at": self.settings["correct_at"]}
+        return self._scored("evaluation", split, y1, y2)
 
     def finetune(self, start: str, filter_: str, n: int) -> Description:
-        return {
-            "start": start,
-            "pairs": filter_,
-            "prompt": self._asked(),
-            "n": n,
-            "seed": self.settings["seed"],
-            "target": self._part("target"),
-            "finetune": self._part("finetune"),
-            "template": self.template,
-            "numerics": self.numerics,
-            "code": code(*CODE["finetune"]),
-        }
+        inputs = {"start": start, "pairs": filter_, "n": n}
+        return {**inputs, "template": self.template, "numerics": self.numerics, **self._read("finetune", self.settings)}
 
-    def _sampled(self, model: str, split: Split, n: int, samples: int) -> Description:
-        sampling = self.sampling[split.name]
+    def _sampled(self, stage: str, model: str, split: Split, n: int) -> Description:
+        settings = {**self.settings, "sampling": asdict(self.sampling[split.name])}
+        if size := self.batch[split.name]:
+            settings["engine"] = {**self.settings["engine"], "batch_size": size}
         return {
             "model": model,
             "split": split.name,
             "n": n,
-            "seed": self.settings["seed"],
             "questions": digest([[question.id, question.text] for question in split.questions]),
-            "prompt": self._asked(),
+            "rendered": self.rendered[stage],
             "template": self.template,
-            "samples": samples,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_new_tokens": sampling.max_new_tokens,
-            "stop": sampling.stop,
-            "answers": "with the ids that were sampled",  # as they are stored
-            "engine": {**self._part("engine"), "batch_size": self.batch[split.name]},
             "numerics": self.numerics,
-            "code": code(*CODE["sampling"]),
+            **self._read(stage, settings),
         }
 
-    def _asked(self) -> Description:
-        """Returns the prompt settings that an initial answer depends on."""
-        prompt = self._part("prompt")
-        if type(self.parts["prompt"]) is Prompt:  # one of your own may use any setting in any turn
-            prompt = {name: prompt[name] for name in prompt if name not in ("correction", "marker")}
-        return prompt
-
-    def _scored(self, split: Split, y1: str, y2: str) -> Description:
+    def _scored(self, stage: str, split: Split, y1: str, y2: str) -> Description:
         return {
             "y1": y1,
             "y2": y2,
             "split": split.name,
             "references": digest([[question.id, question.references] for question in split.questions]),
-            "reward": self._part("reward"),
-            "reward_errors": self.settings["reward_errors"],
             "unicode": unicodedata.unidata_version,
-            "code": code(*CODE["scoring"]),
+            **self._read(stage, self.settings),
         }
 
-    def _part(self, group: str) -> Description:
-        """An option: its settings but for its names, and its code with that of the classes it derives from."""
-        settings = {name: value for name, value in self.settings[group].items() if f"{group}.{name}" not in INERT}
-        part = self.parts[group]
-        kind = part.func if isinstance(part, functools.partial) else part if callable_itself(part) else type(part)
-        bases = kind.__mro__ if isinstance(kind, type) else (kind,)
-        modules = [*(base.__module__ for base in bases), *_targets(settings)]
-        return {**settings, "code": code(*dict.fromkeys(modules))}
+    def _read(self, stage: str, settings: Mapping[str, Any]) -> Description:
+        """Returns the settings that a stage reads as values, the code of the options among them, and its own code."""
+        names = table.STAGES[stage].values
+        kinds = {group: _kind(part) for group, part in self.parts.items() if group in names}
+        own = {group for group, kind in kinds.items() if not kind.__module__.startswith("stasc.")}
+        values = {
+            name: value
+            for name, value in leaves(settings).items()
+            if table.reads(names, name, own=name.partition(".")[0] in own)
+        }
+        options = {f"{group} code": _option_code(kind, settings[group]) for group, kind in kinds.items()}
+        return {**values, **options, "code": code(*CODE[stage])}
+
+
+def _kind(part: object) -> type | FunctionType:
+    """Returns the class of an option, or the function that it is."""
+    kind: Any = part.func if isinstance(part, functools.partial) else part
+    return kind if hasattr(kind, "__qualname__") else type(kind)
+
+
+def _option_code(kind: type | FunctionType, settings: object) -> str:
+    """Returns the digest of an option's code, that of its base classes and of the parts that its settings build."""
+    bases = kind.__mro__ if isinstance(kind, type) else (kind,)
+    return code(*dict.fromkeys([*(base.__module__ for base in bases), *_targets(settings)]))
 
 
 def _targets(settings: object) -> Iterator[str]:
-    """The modules of all that settings have built, at any depth."""
+    """Yields the modules of all `_target_`s in settings, at any depth."""
     if isinstance(settings, Mapping):
         if isinstance(settings.get("_target_"), str):
             names = settings["_target_"].split(".")
@@ -155,23 +146,19 @@ def _targets(settings: object) -> Iterator[str]:
             yield from _targets(item)
 
 
-def callable_itself(part: object) -> bool:
-    """Whether a part is a plain function or a class, rather than an object with settings."""
-    return hasattr(part, "__qualname__")
-
-
 def numerics(device: str, dtype: str, attention: str | None) -> Description:
-    """What decides the numbers beside the settings: kind of device, dtype, attention, versions of the libraries."""
+    """Returns what decides the numbers beside settings: kind of device, dtype, attention, versions of libraries."""
     libraries = {name: version for name, version in provenance.versions().items() if name not in ("stasc", "python")}
     return {"device": device, "dtype": dtype, "attention": attention, **libraries}
 
 
 @functools.cache
 def code(*modules: str) -> str:
-    """Digest of the modules' code, without comments and docstrings. A module without source counts by its name.
+    """Returns the digest of the modules' code, without comments and docstrings.
 
-    With a module of the user's come those of theirs that it imports; what is installed counts by its name. They are
-    imported first: what runs hours later is then what was read now.
+    It includes the user's modules that a module of the user's imports, but nothing that installed modules import. A
+    module without source counts by its name. All are imported first: the code that runs hours later is then the code
+    that was digested.
     """
     found: dict[str, str] = {}
     todo = [*itertools.chain(*map(_with_submodules, modules))]
@@ -184,7 +171,7 @@ def code(*modules: str) -> str:
 
 
 def _with_submodules(module: str) -> Iterator[str]:
-    """A module, and all modules in it where it is a package of ours."""
+    """Yields a module and, of a package of stasc, all modules in it."""
     yield module
     path = getattr(importlib.import_module(module), "__path__", None)
     if path and module.partition(".")[0] == "stasc":
@@ -192,7 +179,7 @@ def _with_submodules(module: str) -> Iterator[str]:
 
 
 def _own_imports(module: str) -> Iterator[str]:
-    """The modules that a module of the user's imports, if they are the user's too."""
+    """Yields the user's modules that a module of the user's imports."""
     if not _is_own(module):
         return
     here = sys.modules[module]
@@ -208,18 +195,18 @@ def _own_imports(module: str) -> Iterator[str]:
 
 
 def _is_own_module(name: str) -> bool:
-    """Whether a name is that of a module of the user's, which is then imported."""
+    """Whether a name is that of a module of the user's. Imports it."""
     try:
         if importlib.util.find_spec(name) is None:
             return False
         importlib.import_module(name)
-    except Exception:  # it may be no module, or one that is not there, or that cannot be imported here
+    except Exception:  # the name may be no module, or one that is missing or cannot be imported here
         return False
     return _is_own(name)
 
 
 def _is_own(module: str) -> bool:
-    """Whether a module is neither ours nor installed."""
+    """Whether a module is the user's: neither of stasc nor installed."""
     file = getattr(sys.modules[module], "__file__", None)
     if file is None or not file.endswith(".py") or module.partition(".")[0] == "stasc":
         return False
@@ -241,7 +228,7 @@ def _code(module: str) -> str:
 
 
 def differences(made_of: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[str] | None:
-    """What sets a description apart from the nearest of others, as `name: theirs -> ours`; None if there is none."""
+    """Returns how a description differs from the nearest of others, as `name: theirs -> ours`; None without others."""
     ours = leaves(made_of)
 
     def apart(other: Mapping[str, Any]) -> list[str]:
@@ -256,7 +243,7 @@ _NONE = object()
 
 
 def _shown(value: object) -> str:
-    """In few characters: of a digest, its beginning."""
+    """Returns a value in few characters, a digest by its first twelve."""
     text = str(value)
     if re.fullmatch("[0-9a-f]{64}", text):
         return text[:12]

@@ -1,7 +1,7 @@
-"""Which run folders use a store, and which weights they still need.
+"""Leases: which run folders use a store, and which weights they still need.
 
-A run says at its start what it will derive; a sweep says it for all its jobs before the first. Weights that no stage
-still to be computed reads can go: what followed from them is kept, and they can be derived again.
+A run writes its lease when it starts, and a sweep those of all its jobs before the first starts. Weights that no
+missing stage reads are evicted: the stages computed from them are kept, and the weights can be derived again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from stasc.store.plan import Step
 
 @dataclass(frozen=True)
 class Lease:
-    """What a run folder needs: `status` is expected, running or done, `final` the key of its last model.
+    """What a run needs from the store.
 
-    `steps` suppose that every iteration yet to come keeps something. `key` is the run's.
+    Args:
+        key: of the run.
+        status: expected, running or done.
+        steps: the run's stages, if every iteration to come keeps something.
+        final: the key of its last model.
     """
 
     folder: str
@@ -34,15 +38,15 @@ class Lease:
 
 
 def write(store: Store, lease: Lease) -> None:
-    """Says what a run folder needs, in place of what it said before. What it needs is not dropped from then on."""
+    """Writes the lease of a run folder, in place of an earlier one. The weights that it needs are kept from then on."""
     with _lock(store):
         durable.sweep(store.root / "leases")
-        list(every(store))  # one that cannot be read is found before anything is sampled
+        list(every(store))  # raises before anything is sampled if one cannot be read
         write_sealed(_path(store, lease.folder), {"schema": SCHEMA, **asdict(lease)})
 
 
 def every(store: Store) -> Iterator[Lease]:
-    """All leases. One that is damaged is set aside: its run writes it again when it goes on. Raises: OtherVersion."""
+    """Yields all leases. Sets damaged ones aside: the run writes its lease again on resume. Raises: OtherVersion."""
     for path in sorted((store.root / "leases").glob("*.json")):
         if path.name.startswith(durable.SCRATCH):
             continue
@@ -59,11 +63,12 @@ def every(store: Store) -> Iterator[Lease]:
 
 
 def remove(store: Store, folder: str) -> None:
+    """Removes the lease of a run folder, if it has one."""
     _path(store, folder).unlink(missing_ok=True)
 
 
 def drop_unneeded(store: Store, lease: Lease, in_use: Iterable[str]) -> int:
-    """Deletes the weights that a run made and that no run still needs. Returns: bytes freed."""
+    """Evicts the weights that a run made and that no run still needs. Returns: bytes freed."""
     with _lock(store):
         needed = {*in_use, *_needed(store.root, every(store))}
         made = [step.key for step in lease.steps if step.kind == "finetune"]
@@ -71,9 +76,9 @@ def drop_unneeded(store: Store, lease: Lease, in_use: Iterable[str]) -> int:
 
 
 def to_read(root: Path, steps: Sequence[Step], final: str) -> Iterator[str]:
-    """The models whose weights a run will yet read: its last, and those of stages that are not there.
+    """Yields the models whose weights a run will still read: its last one, and those that missing stages read.
 
-    With a model whose weights are gone come those that they are derived from.
+    Where weights are missing, the models that they are derived from follow.
     """
     start = {step.key: step.model for step in steps if step.kind == "finetune"}
     wanted = [final, *(step.model for step in steps if step.model and not (root / step.kind / step.key).exists())]

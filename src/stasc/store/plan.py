@@ -1,4 +1,4 @@
-"""The stages that a run will need, by their keys, before any is computed."""
+"""Plans a run: derives the keys of its stages before any is computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stasc.store.keys import Description, Recipes
 
 
 class Step(NamedTuple):
-    """A stage that a run will need, and the model whose weights computing it reads."""
+    """A stage of a run, and the model whose weights computing it reads."""
 
     kind: str
     key: str
@@ -21,9 +21,9 @@ class Step(NamedTuple):
 
 @dataclass
 class Plan:
-    """Notes the stages of a run, as if every iteration but the `empty` kept something.
+    """Records the stages of a run, as if every iteration but the `empty` kept something.
 
-    Models and answers are their keys.
+    It stands in for `Derivation` in the loop. Models and answers are their keys.
     """
 
     recipes: Recipes

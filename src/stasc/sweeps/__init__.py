@@ -1,1 +1,1 @@
-"""Many runs: what their jobs will need and take."""
+"""Sweeps of many runs: what their jobs need and how long they take."""

@@ -1,4 +1,4 @@
-"""What the jobs of a sweep will need and take, before they start."""
+"""Plans the jobs of a sweep before they start: announces what they need to the store, and estimates their time."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Stages = list[tuple[Store, str, str]]  # of a job, by kind and key
 
 
 def expect(prepared: Prepared, path: Path) -> None:
-    """Tells the store of a run that is yet to come, so that what it needs is not dropped before."""
+    """Writes the lease of a run that has yet to start, so that the weights it needs are kept."""
     store, ours = open_store(prepared), prepared.lease(path, "expected")
     if not any((lease.folder, lease.key) == (ours.folder, ours.key) for lease in leases.every(store)):
         leases.write(store, ours)
 
 
 def seconds_left(jobs: Sequence[Stages], done: int) -> float | None:
-    """What the jobs after the first `done` will take: each stage that is not there, as long as those of its kind took.
+    """Estimates the time of the jobs after the first `done`, from the mean time of each kind of stage so far.
 
-    A stage that several jobs share counts once. None if of some kind nothing has been computed yet.
+    A stage that several jobs share counts once. None while no stage of some missing kind has been computed.
     """
-    took: dict[str, dict[str, float]] = defaultdict(dict)  # seconds of what is there, by kind and key
+    took: dict[str, dict[str, float]] = defaultdict(dict)  # seconds of the stages in the store, by kind and key
     missing: set[tuple[str, str]] = set()
     for number, stages in enumerate(jobs):
         for store, kind, key in stages:
@@ -34,7 +34,7 @@ def seconds_left(jobs: Sequence[Stages], done: int) -> float | None:
                 continue
             if artifact := store.find(kind, key):
                 took[kind][key] = artifact.seconds
-            elif number >= done:  # what a job left out will not come
+            elif number >= done:  # earlier jobs skipped their missing stages
                 missing.add((kind, key))
     if any(not took[kind] for kind, _ in missing):
         return None

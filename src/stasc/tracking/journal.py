@@ -44,7 +44,7 @@ class Journal:
         line, end = body[:-1] + CRC + b'%08x"}\n' % zlib.crc32(body), self._file.seek(0, os.SEEK_END)
         try:
             with durable.naming(self._path):
-                durable.put(self._file, line, self._path)
+                durable.put(self._file, line)
         except BaseException:  # an interrupt as well
             self._file.truncate(end)  # the next event must not follow half of this one
             raise

@@ -13,7 +13,7 @@ from stasc.report.analysis.differences import measure
 from stasc.report.design import Levels
 from stasc.report.records import Interval
 from stasc.report.statistics import intervals
-from stasc.settings.table import DECIDING
+from stasc.settings.table import stages_of
 
 _OF_TRAINING = ("seed", "dataset.n_train", "dataset.train_path", "sampling.n_init", "sampling.n_corr")
 _OF_TESTING = frozenset({"initial", "correction", "evaluation"})
@@ -89,8 +89,8 @@ def _signature(row: Row) -> dict[str, str]:
 def _tests(setting: str) -> bool:
     if setting == "finetune._target_":  # a method with M_0 in 4 bits changes M_0
         return True
-    known = setting in DECIDING or setting.partition(".")[0] in ("init", "filter", "start", "target", "finetune")
-    return setting not in _OF_TRAINING and (not known or bool(_OF_TESTING & {*DECIDING.get(setting, ())}))
+    stages = stages_of(setting)
+    return setting not in _OF_TRAINING and (not stages or bool(_OF_TESTING & stages))
 
 
 def _agree(kind: Sequence[Row], row: Row) -> bool:
