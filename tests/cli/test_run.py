@@ -18,13 +18,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import DictConfig
 from zygote import Zygote
 
 from stasc.cli.build import build_experiment
+from stasc.cli.compose import compose
 from stasc.errors import NonFiniteError
 from stasc.machine.paths import CONF
 from stasc.models.live import LiveModel
@@ -55,9 +54,7 @@ EARNABLE = ("~reward", "+reward={_target_: test_run.even_first_byte, _partial_: 
 
 
 def composed(*overrides: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(overrides))
+    return compose(overrides)
 
 
 def experiment(*overrides: str) -> Experiment:
@@ -276,7 +273,7 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
         ("engine.batch_size=0", r"engine\.batch_size=0"),
         (
             "reward._target_=stasc.tasks.rewards.words.Nothing",
-            r"reward\._target_=stasc\.reward\.Nothing: .* has no .*Nothing",
+            r"reward\._target_=stasc\.tasks\.rewards\.words\.Nothing: .* has no .*Nothing",
         ),
         ("reward._target_=nonesuch.reward", r"reward\._target_=nonesuch\.reward: there is no module 'nonesuch'"),
         ("reward._target_=stasc", r"reward\._target_: <module 'stasc'.* is neither a function nor a class"),
