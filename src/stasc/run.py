@@ -10,6 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from stasc import __version__
 from stasc.cli import job
 from stasc.cli.arguments import parse
 from stasc.cli.compose import config_loader
@@ -32,6 +33,8 @@ def main() -> None:
         command = parse(sys.argv[1:])
     except ValueError as error:
         sys.exit(f"error: {error}")
+    if command.has("--version"):
+        print(f"stasc {__version__}")  # Hydra prints its own below
     sys.argv[1:] = command.arguments
     sys.path.append(str(paths.start()))  # so that the installed command finds a user's modules, as `python -m` does
     # peft reads a transformers property by its old name, which no user can change

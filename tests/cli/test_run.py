@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import __version__ as hydra_version
 from hydra.utils import get_object
 from omegaconf import DictConfig
 from zygote import Zygote
 
+from stasc import __version__ as stasc_version
 from stasc.cli.build import build_experiment
 from stasc.cli.compose import compose
 from stasc.errors import NonFiniteError
@@ -377,6 +379,12 @@ def test_help_and_the_composed_config_come_at_once(tmp_path: Path) -> None:
         assert min(seconds) < 1.5
     script = "import sys, stasc.run; sys.exit(bool({'torch', 'transformers', 'wandb', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_the_version_is_ours_and_then_hydras(command: Zygote, tmp_path: Path) -> None:
+    answer = command.run(tmp_path, "--version")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout == f"stasc {stasc_version}\nHydra {hydra_version}\n"
 
 
 @pytest.mark.slow
