@@ -27,6 +27,7 @@ from stasc.cli.arguments import parse, quoted
         ("prompt.system='~/a' prompt.marker=a~/b", "prompt.system='~/a' prompt.marker=a~/b"),
         ("hydra.run.dir=~/a hydra.sweep.dir='~/b c'", "hydra.run.dir='HOME/a' hydra.sweep.dir='HOME/b c'"),
         ("~reward ~baseline=x", "~reward ~baseline=x"),
+        ("tracking=False baseline=null seed=null", "tracking='False' baseline='null' seed=null"),
     ],
 )
 def test_options_come_first_and_paths_are_quoted(line: str, expected: str) -> None:
@@ -55,4 +56,5 @@ def test_the_users_folder_of_settings_is_found_wherever_it_stands(line: str, fol
 
 def test_an_abbreviated_option_is_the_option() -> None:
     assert parse(["--multi", "seed=0,1"]).has("--multirun")
+    assert parse(["-m", "seed=0,1"]).has("--multirun", "-m")
     assert not parse(["-m", "seed=0,1"]).has("--version")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose
+from hydra.errors import HydraException
 
 from stasc.cli.arguments import parse
 from stasc.cli.build import build_experiment
@@ -155,3 +157,14 @@ def test_a_text_where_a_list_belongs_is_a_list_of_it_in_the_key_too(given: str) 
 def test_braces_other_than_a_questions_are_text() -> None:
     prompt = built(r""" 'prompt.initial="{question} as \boxed{x}, {{y}} and \${z}"' """).prompt
     assert prompt.ask("Why?")[-1]["content"] == r"Why? as \boxed{x}, {{y}} and ${z}"
+
+
+def test_a_setting_of_an_option_in_the_users_folder_belongs_to_it(tmp_path: Path) -> None:
+    (tmp_path / "filter").mkdir()
+    (tmp_path / "filter" / "mine.yaml").write_text("_target_: mine.keep\nletter: K\ndepth: 1\n")
+    command = parse(["--config-dir", str(tmp_path), "filter.depth=2"])
+    with config_loader() as loader:
+        with pytest.raises(HydraException) as raised:
+            compose("config", list(command.settings))
+        told = explain(raised.value, command, loader)
+    assert told == "filter.depth belongs to filter=mine: give filter=mine filter.depth=2"

@@ -21,6 +21,7 @@ ALONE = (
 CHOSEN = (*GROUPS, "baseline", "experiment")  # config groups
 OPEN = ("model.template_args",)  # settings with keys of any name, which Hydra accepts with ++ only
 _FOLDER = re.compile(r"\+{0,2}hydra\.(run|sweep)\.dir=")  # Hydra does not expand ~ in these
+_NO_TEXT = re.compile(r"true|false|null|[-+.\d]+", re.IGNORECASE)  # Hydra accepts no such option of a group
 _HOME = re.compile(r"(?:^|(?<=,))~(?:/[^,'\"]*)?(?=,|$)")  # one of several values with commas between them
 
 
@@ -45,9 +46,9 @@ class Command:
                 return value if equals else following
         return None
 
-    def has(self, option: str) -> bool:
-        """Whether a long option was given, maybe abbreviated."""
-        return any(len(one) > 2 and option.startswith(one) for one in self.options)
+    def has(self, option: str, short: str = "") -> bool:
+        """Whether an option was given, maybe abbreviated."""
+        return any(one == short or (len(one) > 2 and option.startswith(one)) for one in self.options)
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -94,6 +95,8 @@ def _setting(argument: str) -> str:
         value = f"{quote}{path_of(name, value.strip(quote))}{quote}"
     if not any(quote in value for quote in "'\""):
         value = _HOME.sub(lambda found: f"'{found[0]}'", value)
+    if name in CHOSEN and _NO_TEXT.fullmatch(value):
+        value = f"'{value}'"
     if any(name == one or name.startswith(f"{one}.") for one in OPEN):
         name = f"++{name}"
     return f"{name}={value}"

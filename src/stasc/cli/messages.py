@@ -52,10 +52,10 @@ def explain(error: Exception, command: Command, loader: ConfigLoader) -> str | N
     if isinstance(error, yaml.YAMLError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
-        setting = "hydra.sweep.dir" if _sweeps(command, loader) else "hydra.run.dir"
+        cfg = loader.load_configuration("config", [*_search_path(command), *command.settings], RunMode.MULTIRUN)
+        sweeps = cfg.hydra.mode == RunMode.MULTIRUN or command.has("--multirun", "-m")
+        setting = "hydra.sweep.dir" if sweeps else "hydra.run.dir"
         return f"{setting}: {error.filename}: {error.strerror}; set {setting} to a folder of yours"
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        return _no_text(command, loader)
     return None
 
 
@@ -146,9 +146,8 @@ def _composition(error: HydraException, command: Command, loader: ConfigLoader) 
         return _several(found[1])
     if found := re.match(r"Could not append to config\. An item is already at '(.+)'", said):
         return f"{found[1]} is a setting already: give {found[1]}=..., without the +"
-    if (found := re.match(r"Could not override '([\w.]+)'\.", said)) and (
-        reason := _unknown(found[1], command, loader)
-    ):
+    found = re.match(r"Could not override '([\w.]+)'\.", said)
+    if found and (reason := _unknown(found[1], command, loader)):
         return reason
     if isinstance(error.__cause__, OmegaConfBaseException):
         return f"{said} {of_value(error.__cause__)}".strip()
@@ -165,11 +164,12 @@ def _several(argument: str) -> str:
 
 def _unknown(setting: str, command: Command, loader: ConfigLoader) -> str | None:
     """Returns the message for an override of an unknown setting; None for a setting of a user's own part."""
-    value = next((value for name, value in _given(command) if name.lstrip("+") == setting), "")
+    names = {override: override.partition("=")[0].lstrip("+~") for override in command.settings}
+    value = next((override.partition("=")[2] for override, name in names.items() if name == setting), "")
     group = setting.partition(".")[0]
     if group == setting and setting in FUNCTIONS and "_target_" in value:
         return f"{setting}={value}: a part of yours in place of an option is given as '~{setting}' '+{setting}={value}'"
-    chosen = [f"{name}={value}" if value else name for name, value in _given(command) if name.lstrip("+~") in CHOSEN]
+    chosen = [override for override, name in names.items() if name in CHOSEN]
     cfg = loader.load_configuration("config", [*_search_path(command), *chosen], RunMode.MULTIRUN)
     part = OmegaConf.select(cfg, f"{group}._target_")
     if part and not str(part).startswith("stasc."):
@@ -203,14 +203,6 @@ def _options(group: str, loader: ConfigLoader, search_path: Sequence[str]) -> It
             yield option, [*map(str, part)]
 
 
-def _no_text(command: Command, loader: ConfigLoader) -> str | None:
-    """Returns the message for a group whose option is a boolean, a number or null."""
-    for group, option in _given(command):
-        if group in CHOSEN and re.fullmatch(r"true|false|null|[-+.\d]+", option, re.I):
-            return no_such_option(group, option, loader.get_group_options(group, overrides=_search_path(command)))
-    return None
-
-
 def _recursive_file(command: Command) -> Path | str:
     """Returns the YAML file that cannot be read without end, one of a chosen option first."""
     folders = [Path(folder) for folder in (command.config_dir, CONF) if folder]
@@ -223,16 +215,6 @@ def _recursive_file(command: Command) -> Path | str:
         except (OSError, ValueError, yaml.YAMLError):
             continue
     return "a YAML file"
-
-
-def _sweeps(command: Command, loader: ConfigLoader) -> bool:
-    cfg = loader.load_configuration("config", [*_search_path(command), *command.settings], RunMode.MULTIRUN)
-    return bool(command.has("--multirun") or "-m" in command.options or cfg.hydra.mode == RunMode.MULTIRUN)
-
-
-def _given(command: Command) -> list[tuple[str, str]]:
-    pairs = (setting.partition("=") for setting in command.settings)
-    return [(name, value) for name, _, value in pairs]
 
 
 def _search_path(command: Command) -> list[str]:
