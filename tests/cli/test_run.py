@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import __version__ as hydra_version
 from hydra.utils import get_object
 from omegaconf import DictConfig
 from zygote import Zygote
 
+from stasc import __version__ as stasc_version
 from stasc.cli.build import build_experiment
+from stasc.cli.compose import compose
 from stasc.errors import NonFiniteError
 from stasc.machine.paths import CONF
 from stasc.models.live import LiveModel
@@ -55,9 +56,7 @@ EARNABLE = ("~reward", "+reward={_target_: test_run.even_first_byte, _partial_: 
 
 
 def composed(*overrides: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(overrides))
+    return compose(overrides)
 
 
 def experiment(*overrides: str) -> Experiment:
@@ -276,7 +275,7 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
         ("engine.batch_size=0", r"engine\.batch_size=0"),
         (
             "reward._target_=stasc.tasks.rewards.words.Nothing",
-            r"reward\._target_=stasc\.reward\.Nothing: .* has no .*Nothing",
+            r"reward\._target_=stasc\.tasks\.rewards\.words\.Nothing: .* has no .*Nothing",
         ),
         ("reward._target_=nonesuch.reward", r"reward\._target_=nonesuch\.reward: there is no module 'nonesuch'"),
         ("reward._target_=stasc", r"reward\._target_: <module 'stasc'.* is neither a function nor a class"),
@@ -380,6 +379,12 @@ def test_help_and_the_composed_config_come_at_once(tmp_path: Path) -> None:
         assert min(seconds) < 1.5
     script = "import sys, stasc.run; sys.exit(bool({'torch', 'transformers', 'wandb', 'datasets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_the_version_is_ours_and_then_hydras(command: Zygote, tmp_path: Path) -> None:
+    answer = command.run(tmp_path, "--version")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout == f"stasc {stasc_version}\nHydra {hydra_version}\n"
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from sweeps import Made, write_multirun, write_run, write_sweep
 
-from stasc.report.commands import commands, products
+from stasc.report.commands import commands, products, swept
 from stasc.report.data import read
+from stasc.report.design import level
 
 SMALL = Made(factors={"filter": ("strict", "lenient")}, questions=5, iterations=1, seeds=(0, 1))
 ABLATION = {"seed": "0,1,2", "filter": "strict,lenient"}
@@ -68,6 +70,27 @@ def test_single_runs_have_a_command_each(folder: Path) -> None:
 def test_values_that_a_shell_would_read_are_quoted(folder: Path) -> None:
     write_run(folder, {"filter": "lenient"}, 0, Made(questions=5, iterations=1, settings=("model.path='a b'",)))
     assert told(folder) == ["""python -m stasc.run filter=lenient seed=0 'model.path='"'"'a b'"'"''"""]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("seed=0,1,2", "seed=0, 1", "seed=range(3)", "seed=range(1,10,3)", "seed=range(3,0,-1)", "a=range(0,1,0.25)"),
+        *("a=choice(x,y)", "a=choice(x)", "a=range(start=1,stop=4)", "a=true,false", "a=null,1", "a=1e-4,1.50"),
+        *("a='x,y'", "a='x,y',z", """a="q'",b""", r"a=x\,y,z", "a=[1,2]", "a=[1,2],[3,4]", "a={b:1,c:2},{b:3}"),
+        *("~reward", "+reward={_target_: mine.f, _partial_: true}", "a="),
+    ],
+)
+def test_an_override_has_the_values_that_hydra_sweeps(override: str) -> None:
+    name, _, value = override.partition("=")
+    parsed = OverridesParser.create().parse_override(override)
+    expected = [*parsed.sweep_string_iterator()] if parsed.is_sweep_override() else [value]
+    assert swept([override]) == {name.lstrip("~+"): tuple(map(level, expected))}
+
+
+@pytest.mark.parametrize("override", ["a=interval(0,1)", "a=glob(*)", "a=range(0,1,0)", "a=range(x)"])
+def test_a_sweep_without_a_list_of_values_is_left_out(override: str) -> None:
+    assert swept([override, "seed=0"]) == {"seed": ("0",)}
 
 
 @pytest.mark.parametrize(

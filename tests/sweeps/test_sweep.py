@@ -155,7 +155,7 @@ def table(ran: Ran) -> list[str]:
 MINE = """\
 import os, sys, weakref
 from pathlib import Path
-from stasc.model import LiveModel
+from stasc.models.live import LiveModel
 from test_run import even_first_byte
 
 networks = []

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from tracked import FakeWandb, info_of, only, records_of, settings, summary_of, told
 
 from stasc.cli.build import build_experiment
+from stasc.cli.job import own_wandb_run, warn_once
 from stasc.machine.paths import CONF
-from stasc.run import _one_of_many, _warn_once
 from stasc.runs.execute import run
 from stasc.runs.experiment import Experiment
 from stasc.tracking import Wandb
@@ -65,12 +65,12 @@ def test_the_environment_wins_over_defaults_and_loses_to_settings(
 def test_in_a_sweep_a_name_is_what_all_names_begin_with_and_an_id_is_no_runs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _warn_once.cache_clear()
+    warn_once.cache_clear()
     monkeypatch.setenv("WANDB_NAME", "mine")
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
     names = []
     for seed in (0, 1):
-        tracking = _one_of_many(experiment(f"seed={seed}")).tracking
+        tracking = own_wandb_run(experiment(f"seed={seed}")).tracking
         assert isinstance(tracking, Wandb)
         names.append(tracking.name)
     assert names == ["mine-EIE-seed0", "mine-EIE-seed1"]

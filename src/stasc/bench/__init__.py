@@ -1,6 +1,5 @@
-"""How fast is this project beside others, on the same work? `make bench` answers; nothing else imports this package.
+"""Benchmarks this project against others on the same work. `make bench` runs it; nothing else imports it.
 
-Each contender (this project and its peers) runs in a process of its own, maybe with another Python, and reads the work
-as token ids from a file, so that all do the same. `contender.py` is what such a process needs and uses the standard
-library only.
+Each contender (this project and its peers) runs in its own process, maybe with its own Python, and reads the work as
+token ids from a file, so that all do the same. `contender.py` is their side of it and uses the standard library only.
 """

@@ -1,4 +1,4 @@
-"""`python -m stasc.bench`: this project beside its peers, in one run and one table."""
+"""Compares this project with its peers: `python -m stasc.bench`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import datetime
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,12 +24,14 @@ WIDTH = 140  # of the table where there is no terminal
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     names = [peer.name for peer in race.PEERS]
     parser = argparse.ArgumentParser(prog="python -m stasc.bench", description=__doc__)
     parser.add_argument("--only", type=_names(WORKS), default=WORKS, help=f"works to run, of {','.join(WORKS)}")
-    parser.add_argument("--peers", type=_names(names), default=names, help=f"whom to run, of {','.join(names)}")
-    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of each pair (default: %(default)s)")
+    parser.add_argument("--peers", type=_names(names), default=names, help=f"peers to run, of {','.join(names)}")
+    parser.add_argument(
+        "--repetitions", type=int, default=REPETITIONS, help="of each pair of contenders (default: %(default)s)"
+    )
     parser.add_argument("--gsm8k", metavar="FILE", help="JSON Lines with question and answer; L is left out without it")
     parser.add_argument("--folder", type=Path, default=Path(".bench"), help="environments, work files and logs")
     parser.add_argument("--set", action="append", default=[], metavar="PEER.NAME=VALUE", help="a contender's setting")
@@ -39,15 +41,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _names(known: Sequence[str]) -> type:
-    class Names(tuple[str, ...]):
-        def __new__(cls, text: str) -> Names:
-            names = [name for name in text.split(",") if name]
-            if unknown := [name for name in names if name not in known]:
-                raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
-            return super().__new__(cls, names)
+def _names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def names(text: str) -> tuple[str, ...]:
+        given = tuple(name for name in text.split(",") if name)
+        if unknown := [name for name in given if name not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
+        return given
 
-    return Names
+    return names
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def tables(grown: Sequence[race.Outcome]) -> list[report.Table]:
         made = report.tables(outcomes, grown, left_out)
-        if write:  # after each work: it takes hours
+        if write:  # after each work, since all take hours
             durable.write(args.page, report.page(made, _facts(began, commit, arena.threads, args.repetitions)).encode())
             err.print(f"written: {args.page}")
         return made
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _options(settings: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Settings of contenders, by their names. Raises: SystemExit if one is no PEER.NAME=VALUE."""
+    """Returns settings by contender. Raises: SystemExit for one that is not PEER.NAME=VALUE."""
     options: dict[str, dict[str, str]] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -93,7 +94,7 @@ def _options(settings: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _make(args: argparse.Namespace, err: Console) -> tuple[list[Work], dict[str, str]]:
-    """The works that were asked for, and why the others of them cannot be had."""
+    """Makes the works that were asked for. Returns them, and the reasons why works are missing."""
     maker = Maker(args.overrides, args.gsm8k)
     wanted = [name for name in args.only if name != "growth"]
     wanted += [f"G{size}" for size in GROWTH if "growth" in args.only]
@@ -113,7 +114,7 @@ def _facts(began: datetime.datetime, commit: str | None, threads: int, repetitio
     ended = datetime.datetime.now(datetime.UTC)
     return {
         "date": f"{began:%Y-%m-%d}, {(ended - began).total_seconds() / 60:.0f} minutes in all",
-        "commit": commit or "not known",
+        "commit": commit or "unknown",
         "processor": f"{machine['processor']}, {threads} threads for every contender",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "repetitions": f"{repetitions} of each pair, after a warm-up",

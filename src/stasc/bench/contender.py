@@ -1,7 +1,7 @@
-"""A contender: a process that loads a model, and then does its work once whenever it is told to.
+"""The process of a contender: loads a model and then does its work once per request.
 
-A line of JSON on standard input asks for one thing, {"do": "warm_up"} or {"do": "repeat"}; a line of JSON on standard
-output answers it. Before the first, it says how it loaded. What libraries print goes to standard error.
+A request is a line of JSON on standard input, {"do": "warm_up"} or {"do": "repeat"}; a line of JSON on standard output
+answers it. The first line of output describes the loading. Output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 WARM_UP_PROMPTS = 32  # of each stage
 WARM_UP_EXAMPLES = 16
-STILL = 1e-12  # a learning rate that leaves float32 weights as they are: a warm-up must not train
+STILL = 1e-12  # a learning rate that leaves float32 weights unchanged: a warm-up must not train
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Prompts that may be sampled together, and noise keys, as many as answers are wanted, for each of them."""
+    """Prompts that may be sampled together; each has as many noise keys as samples are wanted."""
 
     prompts: list[list[int]]
     keys: list[list[int]]
@@ -31,10 +31,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done, in token ids: to sample the stages one after another, or to train on the examples.
+    """The work in token ids: samples the stages one after another, or trains on the examples.
 
-    `overrides` are the settings that the work was made with, `model` is the folder with M_0, and `dtype` what every
-    contender computes in unless told otherwise.
+    `overrides` are the settings that the work was made with, `model` is M_0's folder, and `dtype` every contender's
+    default.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Work:
 
     @property
     def trains(self) -> bool:
+        """Whether the work is training."""
         return bool(self.examples)
 
     def write(self, path: Path) -> None:
@@ -65,7 +66,7 @@ class Work:
 
 
 def read_work(path: Path) -> Work:
-    """The work of a work file."""
+    """Reads a work file."""
     content = json.loads(path.read_text(encoding="utf-8"))
     content["stages"] = [Stage(**stage) for stage in content["stages"]]
     return Work(**content)
@@ -73,22 +74,18 @@ def read_work(path: Path) -> Work:
 
 @dataclass(frozen=True)
 class Done:
-    """What was done: per row the length of its answer in useful tokens, or the mean loss of the trained tokens.
-
-    `followed` is given by us alone: in each stage, the different beginnings of answers to a prompt that another token
-    was drawn behind. `seconds` is given where less than the whole call is to count, `rates` by what measures the
-    machine.
-    """
+    """The result of one repetition: each sample's length in useful tokens, or the mean loss of the trained tokens."""
 
     lengths: list[int] = field(default_factory=list)
-    followed: list[int] = field(default_factory=list)
+    followed: list[int] = field(default_factory=list)  # of ours alone: distinct answer prefixes per stage that grew
     loss: float | None = None
-    seconds: float | None = None
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)  # of the machine's limit alone
+    seconds: float = 0.0  # 0: those of the whole call
+    peak_bytes: int = 0  # set by `serve`
 
 
 class Runner(Protocol):
-    """A contender's side of the work. `setting` says which of its settings it runs with."""
+    """A contender with its model loaded. `setting` describes its settings."""
 
     @property
     def setting(self) -> str: ...
@@ -97,18 +94,18 @@ class Runner(Protocol):
     def versions(self) -> Mapping[str, str]: ...
 
     def run(self, work: Work) -> Done:
-        """Does the work, which has the model and the settings of the one that it was loaded for."""
+        """Does the work, or a part of it, for which the contender was loaded."""
         ...
 
 
 def useful(ids: Sequence[int], stop_ids: Sequence[int]) -> int:
-    """How many of the sampled tokens are of use: up to the first stop token, and that one; not what pads after it."""
+    """Returns the number of sampled tokens up to and including the first stop token, without padding."""
     stops = set(stop_ids)
     return next((position + 1 for position, id_ in enumerate(ids) if id_ in stops), len(ids))
 
 
 def serve(load: Callable[[Work, Mapping[str, str]], Runner]) -> None:
-    """Runs a contender: its arguments are the work file, and settings of its own as JSON."""
+    """Runs a contender. The command line gives the work file and, as JSON, the contender's own settings."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     work = read_work(Path(sys.argv[1]))
@@ -116,35 +113,33 @@ def serve(load: Callable[[Work, Mapping[str, str]], Runner]) -> None:
     began = time.perf_counter()
     runner = load(work, options)
     loading_s = time.perf_counter() - began
-    tell(answers, {"loading_s": loading_s, "setting": runner.setting, "versions": dict(runner.versions)})
+    hello = {"loading_s": loading_s, "setting": runner.setting, "versions": dict(runner.versions)}
+    print(json.dumps(hello), file=answers, flush=True)
     for line in sys.stdin:
         part = work if json.loads(line)["do"] == "repeat" else warm_up(work)
         reset_peak()
         began = time.perf_counter()
         done = runner.run(part)
-        seconds = time.perf_counter() - began if done.seconds is None else done.seconds
-        tell(answers, {**asdict(done), "seconds": seconds, "peak_bytes": peak_bytes()})
+        seconds = done.seconds or time.perf_counter() - began
+        done = replace(done, seconds=seconds, peak_bytes=peak_bytes())
+        print(json.dumps(asdict(done)), file=answers, flush=True)
 
 
 def warm_up(work: Work) -> Work:
-    """A part of the work, which leaves the weights as they are."""
+    """Returns a part of the work that leaves the weights unchanged."""
     stages = [Stage(stage.prompts[:WARM_UP_PROMPTS], stage.keys[:WARM_UP_PROMPTS]) for stage in work.stages]
     return replace(work, stages=stages, examples=work.examples[:WARM_UP_EXAMPLES], epochs=1, learning_rate=STILL)
 
 
-def tell(out: Any, message: Mapping[str, Any]) -> None:
-    print(json.dumps(message), file=out, flush=True)
-
-
 def reset_peak() -> None:
-    """Begins the peak memory of this process and its children anew, where the system can do that."""
+    """Resets the peak memory of this process and its children, where the system supports it."""
     for pid in family():
-        with suppress(OSError):  # then the peak is that of the whole life
+        with suppress(OSError):  # then the peak is that of the process's lifetime
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process and of its children, added up; 0 where the system does not tell."""
+    """Returns the sum of the peak resident memory of this process and its children; 0 outside Linux."""
     return sum(_high_water(pid) for pid in family())
 
 
@@ -157,15 +152,10 @@ def _high_water(pid: int) -> int:
 
 
 def family() -> list[int]:
-    """This process and all that it has started."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
+    """Returns the ids of this process and its descendants."""
     found = [os.getpid()]
     for pid in found:
-        found += children.get(pid, [])
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            with suppress(OSError):  # the thread has ended
+                found += map(int, children.read_text().split())
     return found

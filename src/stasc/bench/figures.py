@@ -1,19 +1,19 @@
-"""From repetitions to figures: speeds, ratios pair by pair, and the share of what the machine can do."""
+"""Computes figures from repetitions: speeds, ratios pair by pair, and shares of the machine's limit."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from stasc.bench.contender import Stage, Work
-from stasc.bench.race import Outcome, Reply
+from stasc.bench.contender import Done, Stage, Work
+from stasc.bench.race import Outcome
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some numbers, with the least and the greatest."""
+    """The median of some numbers, with their minimum and maximum."""
 
     median: float
     low: float
@@ -21,13 +21,13 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Raises: StatisticsError if there is none."""
+    """Returns the spread of some numbers. Raises: StatisticsError for none."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a work says of one contender; `ratio` is our speed by its speed, `memory_ratio` our peak by its peak."""
+    """A contender's figures on a work; `ratio` is our speed over its speed, `memory_ratio` our peak over its peak."""
 
     name: str
     seconds: Spread
@@ -36,37 +36,31 @@ class Figures:
     peak_bytes: float
     loading_s: float
     loss: float | None  # of the first repetition
-    ratio: Spread | None
-    memory_ratio: float | None
-    share: Spread | None  # of the limit, ours alone
+    ratio: Spread | None = None
+    memory_ratio: float | None = None
+    share: Spread | None = None  # of the machine's limit, for ours alone
 
 
 def figures(outcome: Outcome, ours: str) -> list[Figures]:
-    """Ours first, then each peer that ran."""
+    """Returns our figures, then those of each peer that ran."""
     work, matches = outcome.work, outcome.matches
     shares = [
         limit_seconds(work, match.ours, outcome.limits[match.round].rates) / match.ours.seconds
         for match in matches
         if match.round < len(outcome.limits)
     ]
-    rows = [_figures(outcome, ours, [match.ours for match in matches], None, None, shares)]
+    row = _figures(outcome, ours, [match.ours for match in matches])
+    rows = [replace(row, share=spread(shares) if shares else None)]
     for name in dict.fromkeys(match.peer for match in matches if match.theirs):
         pairs = [(match.ours, match.theirs) for match in matches if match.peer == name and match.theirs]
         ratios = [speed(work, first) / speed(work, second) for first, second in pairs]
         peaks = [first.peak_bytes / second.peak_bytes for first, second in pairs if second.peak_bytes]
-        memory = statistics.median(peaks) if peaks else None
-        rows.append(_figures(outcome, name, [second for _, second in pairs], spread(ratios), memory, []))
+        row = _figures(outcome, name, [second for _, second in pairs])
+        rows.append(replace(row, ratio=spread(ratios), memory_ratio=statistics.median(peaks) if peaks else None))
     return rows
 
 
-def _figures(
-    outcome: Outcome,
-    name: str,
-    replies: Sequence[Reply],
-    ratio: Spread | None,
-    memory_ratio: float | None,
-    shares: Sequence[float],
-) -> Figures:
+def _figures(outcome: Outcome, name: str, replies: Sequence[Done]) -> Figures:
     work = outcome.work
     return Figures(
         name=name,
@@ -76,38 +70,36 @@ def _figures(
         peak_bytes=statistics.median(reply.peak_bytes for reply in replies),
         loading_s=outcome.hellos[name].loading_s,
         loss=replies[0].loss,
-        ratio=ratio,
-        memory_ratio=memory_ratio,
-        share=spread(shares) if shares else None,
     )
 
 
-def tokens(work: Work, reply: Reply) -> int:
-    """Useful tokens sampled; or tokens of the trained examples, each with its whole prompt, times epochs."""
+def tokens(work: Work, reply: Done) -> int:
+    """Returns the useful tokens sampled, or the tokens of the trained examples with their prompts, times epochs."""
     if work.trains:
         return work.epochs * sum(len(prompt) + len(completion) for prompt, completion in work.examples)
     return sum(reply.lengths)
 
 
-def speed(work: Work, reply: Reply) -> float:
+def speed(work: Work, reply: Done) -> float:
+    """Returns tokens per second."""
     return tokens(work, reply) / reply.seconds
 
 
 @dataclass(frozen=True)
 class Needed:
-    """What a work needs at least: token positions that go through the layers, and positions that need logits."""
+    """The minimum of a work: token positions that pass through the layers, and positions that need logits."""
 
     forward: int
     logits: int
 
 
 def needed(work: Work, followed: Sequence[int]) -> Needed:
-    """Each distinct prompt once, what all prompts of a stage begin with once, each beginning of its answers once.
+    """Counts the common prefix of a stage's prompts, each distinct prompt and each distinct answer prefix once.
 
-    Logits: once for each distinct prompt and beginning that a token is drawn behind; or for each trained token.
+    Logits are needed for each distinct prefix that a token is sampled after, or for each trained token.
 
     Args:
-        followed: beginnings of answers that a token is drawn behind, by stage.
+        followed: the distinct answer prefixes that a token is sampled after, by stage.
     """
     if work.trains:
         prompts = {tuple(prompt) for prompt, _ in work.examples}
@@ -124,19 +116,19 @@ def needed(work: Work, followed: Sequence[int]) -> Needed:
 
 
 def common_prefix(stage: Stage) -> int:
-    """How many tokens all prompts of a stage begin with."""
+    """Returns the length of the common prefix of a stage's prompts."""
     columns = zip(*stage.prompts, strict=False)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def flops(work: Work, followed: Sequence[int], layers: float, head: float) -> tuple[float, float]:
-    """Of the matrix products with layers and output matrix, of so many parameters; a backward pass costs two more."""
+    """Returns the FLOPs of the products with the layers and with the output matrix, given their parameter counts."""
     work_needs = needed(work, followed)
-    passes = 3 if work.trains else 1
+    passes = 3 if work.trains else 1  # a backward pass costs two forward passes
     return 2 * layers * work_needs.forward * passes, 2 * head * work_needs.logits * passes
 
 
-def limit_seconds(work: Work, reply: Reply, rates: dict[str, float]) -> float:
-    """How long the machine's matrix products alone would take."""
+def limit_seconds(work: Work, reply: Done, rates: dict[str, float]) -> float:
+    """Returns the seconds that the necessary matrix products take at the machine's limit."""
     layers, head = flops(work, reply.followed, rates["layers_parameters"], rates["head_parameters"])
     return layers / rates["layers_flops_per_s"] + head / rates["head_flops_per_s"]

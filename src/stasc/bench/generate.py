@@ -15,7 +15,7 @@ BEST = {"batch": "64"}
 
 
 class Generate:
-    """Batches of prompts of like length, padded on the left, all samples of a prompt in one batch."""
+    """Contender that batches prompts of similar length, left-padded, with all samples of a prompt in one batch."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
         chosen = {**BEST, "dtype": work.dtype, **options}
@@ -30,17 +30,17 @@ class Generate:
 
     @torch.inference_mode()
     def run(self, work: Work) -> Done:
-        """Answers of all prompts."""
+        """Samples from all prompts."""
         return Done([n for stage in work.stages for batch in self._batches(stage) for n in self._lengths(*batch)])
 
     def _batches(self, stage: Stage) -> list[tuple[list[list[int]], int]]:
-        """Prompts that are sampled together, and how often each; a batch has at most `batch` rows, or one prompt."""
+        """Returns batches of at most `batch` samples, or of one prompt, each with its number of samples per prompt."""
         order = sorted(range(len(stage.prompts)), key=lambda p: (len(stage.keys[p]), len(stage.prompts[p])))
         batches = []
         for samples, prompts in itertools.groupby(order, key=lambda p: len(stage.keys[p])):
-            rest = [stage.prompts[p] for p in prompts]
+            alike = [stage.prompts[p] for p in prompts]
             size = max(1, self.batch // samples)
-            batches += [(rest[first : first + size], samples) for first in range(0, len(rest), size)]
+            batches += [(alike[first : first + size], samples) for first in range(0, len(alike), size)]
         return batches
 
     def _lengths(self, prompts: list[list[int]], samples: int) -> list[int]:

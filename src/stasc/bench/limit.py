@@ -1,4 +1,4 @@
-"""What the machine can do at most: matrix products of the model's own shapes, as if a contender."""
+"""The machine's limit as a contender: measures matrix products of the model's own shapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PASSES = 5  # of which the median counts
 
 
 class Limit:
-    """A pass is one product with every matrix of the model, each by ROWS rows."""
+    """Contender that multiplies ROWS rows by every matrix of the model, once a pass."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
         processor.prepare(torch.device("cpu"))
@@ -39,7 +39,7 @@ class Limit:
 
     @torch.inference_mode()
     def run(self, work: Work) -> Done:
-        """Measures; what the work is beyond its model does not matter."""
+        """Measures the products; the work's prompts and examples do not matter."""
         layers = [self._pass(self.layers) for _ in range(PASSES)]
         head = [self._pass(self.head) for _ in range(PASSES)]
         return Done(
@@ -52,7 +52,7 @@ class Limit:
         )
 
     def _pass(self, shapes: Counter[tuple[int, ...]]) -> float:
-        """Seconds of one product with each matrix of these shapes."""
+        """Returns the seconds of one product with each matrix of these shapes."""
         seconds = 0.0
         for shape, times in shapes.items():
             weight, rows = torch.randn(shape, dtype=self.dtype), torch.randn(ROWS, shape[1], dtype=self.dtype)

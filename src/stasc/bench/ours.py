@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from stasc.bench.contender import Done, Work, serve, useful
-from stasc.bench.works import compose, quieten
+from stasc.bench.works import quieten
 from stasc.cli.build import build
+from stasc.cli.compose import compose
 from stasc.engines.engine import Completion, Decoding, Request
 from stasc.engines.hf.engine import HF
 from stasc.machine import provenance

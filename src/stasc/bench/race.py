@@ -1,4 +1,4 @@
-"""Contenders side by side on one work: ours, peer, ours, peer, ..., so that a slow spell of the machine hits both."""
+"""Runs contenders on one work by turns (ours, peer, ours, peer, ...), so that a slow spell of the machine hits both."""
 
 from __future__ import annotations
 
@@ -12,42 +12,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stasc.bench.contender import Work
+from stasc.bench.contender import Done, Work
 
 SOURCES = str(Path(__file__).resolve().parents[2])
 OURS, LIMIT = "stasc", "limit"
 
 
 class ContenderError(RuntimeError):
-    """A contender ended, or never began; says why."""
+    """A contender could not start, or ended early."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Whom we are compared with: the module that runs it, and its environment, `venv` or (null) this one.
-
-    `preload` is a library of that environment which it is faster with; `env` and `options` are what else it begins
-    with.
-    """
+    """A contender that this project is compared with."""
 
     name: str
-    module: str
-    venv: str | None
+    module: str  # that runs it
+    venv: str | None  # its environment; None: this one
     trains: bool
-    preload: str | None = None
+    preload: str | None = None  # a library of its environment that makes it faster
     env: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-# What `stasc.machine.processor` tells this project's process, and others could be told. To generate and vLLM it made no
+# What `stasc.machine.processor` sets for this project's process, and anyone could set. To generate and vLLM it made no
 # difference beyond noise (S2: 67.3 and 34.6 s with it, 68.8 and 36.2 s without).
-TOLD = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "16000000000"}
+TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "16000000000"}
 
 PEERS = (
     Peer("generate", "stasc.bench.generate", None, trains=False),
     Peer("vllm", "stasc.bench.vllm", "vllm", trains=False, preload="lib/libiomp5.so"),
     Peer("trl", "stasc.bench.sft", "trl", trains=True),
-    Peer("trl_told", "stasc.bench.sft", "trl", trains=True, env=TOLD, options={"onednn": "true"}),
+    Peer("trl_told", "stasc.bench.sft", "trl", trains=True, env=TUNED, options={"onednn": "true"}),
 )
 US = Peer(OURS, "stasc.bench.ours", None, trains=True)
 MACHINE = Peer(LIMIT, "stasc.bench.limit", None, trains=True)
@@ -55,7 +51,7 @@ MACHINE = Peer(LIMIT, "stasc.bench.limit", None, trains=True)
 
 @dataclass(frozen=True)
 class Hello:
-    """How a contender began."""
+    """A contender's first line of output, once it has loaded."""
 
     loading_s: float
     setting: str
@@ -63,48 +59,36 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """One repetition of a contender; what it holds besides is said at `contender.Done`."""
-
-    seconds: float
-    peak_bytes: int
-    lengths: list[int]
-    followed: list[int]
-    loss: float | None
-    rates: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Match:
-    """One repetition of ours, the repetition of a peer after it, and the machine's limit measured in that round."""
+    """One repetition of ours and the repetition of a peer after it."""
 
     round: int
     peer: str
-    ours: Reply
-    theirs: Reply | None  # none where there is no peer
+    ours: Done
+    theirs: Done | None  # None without a peer
 
 
 @dataclass
 class Outcome:
-    """All that was seen of a work."""
+    """All results of a work."""
 
     work: Work
     hellos: dict[str, Hello] = field(default_factory=dict)
     matches: list[Match] = field(default_factory=list)
-    limits: list[Reply] = field(default_factory=list)  # by round
+    limits: list[Done] = field(default_factory=list)  # of the machine, by round
     left_out: dict[str, str] = field(default_factory=dict)  # peers, and why
 
 
 @dataclass(frozen=True)
 class Arena:
-    """Where contenders run: `folder` has their environments, work files and logs."""
+    """Starts contenders; `folder` has their environments, work files and logs."""
 
     folder: Path
     threads: int
     options: Mapping[str, Mapping[str, str]]  # of contenders, by name
 
     def python(self, peer: Peer) -> Path:
-        """Raises: ContenderError if the peer's environment is not there."""
+        """Returns the peer's interpreter. Raises: ContenderError if its environment is not installed."""
         if peer.venv is None:
             return Path(sys.executable)
         python = self.folder / peer.venv / "bin" / "python"
@@ -114,21 +98,15 @@ class Arena:
 
     @contextmanager
     def contender(self, peer: Peer, work: Work) -> Iterator[Contender]:
-        """A contender that has loaded. Raises: ContenderError if it cannot."""
+        """Yields a contender that has loaded. Raises: ContenderError if it cannot."""
         file = self.folder / "work" / f"{work.name}.json"
         work.write(file)
         log = self.folder / "logs" / f"{work.name}-{peer.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         options = {**peer.options, **self.options.get(peer.name, {})}
         command = [str(self.python(peer)), "-m", peer.module, str(file), json.dumps(options)]
-        env = {
-            **os.environ,
-            **peer.env,
-            "PYTHONPATH": SOURCES,
-            "OMP_NUM_THREADS": str(self.threads),
-            "HF_HUB_OFFLINE": "1",
-        }
-        env["VLLM_CACHE_ROOT"] = str(self.folder / "cache")
+        ours = {"PYTHONPATH": SOURCES, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
+        env = {**os.environ, **peer.env, **ours, "VLLM_CACHE_ROOT": str(self.folder / "cache")}
         library = self.folder / (peer.venv or "") / (peer.preload or "")
         if peer.preload and library.exists():
             env["LD_PRELOAD"] = str(library)
@@ -139,8 +117,7 @@ class Arena:
             ) as process,
         ):
             try:
-                contender = Contender(process, log)
-                yield contender
+                yield Contender(process, log)
             finally:
                 assert process.stdin
                 process.stdin.close()  # which ends it
@@ -157,17 +134,17 @@ class Contender:
         self._process, self._log = process, log
         self.hello = Hello(**self._read())
 
-    def do(self, what: str) -> Reply:
-        """Has it `warm_up` or `repeat`. Raises: ContenderError if it ends instead of answering."""
+    def do(self, what: str) -> Done:
+        """Requests `warm_up` or `repeat`. Raises: ContenderError if the process ends instead of answering."""
         assert self._process.stdin
-        with suppress(BrokenPipeError):  # its end is read below
+        with suppress(BrokenPipeError):  # `_read` raises for it
             print(json.dumps({"do": what}), file=self._process.stdin, flush=True)
-        return Reply(**self._read())
+        return Done(**self._read())
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout
         while (line := self._process.stdout.readline()) and not line.startswith("{"):
-            pass  # what a library printed while it was imported
+            pass  # output of a library that is being imported
         if not line:
             said = [line for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line]
             raise ContenderError(f"it ended with status {self._process.wait()}: {said[-1] if said else 'no word'}")
@@ -176,7 +153,7 @@ class Contender:
 
 
 def race(arena: Arena, work: Work, peers: Sequence[Peer], repetitions: int, say: Callable[[str], None]) -> Outcome:
-    """Runs a work `repetitions` times against each peer. A peer that fails is left out, and the outcome says why."""
+    """Runs a work `repetitions` times against each peer. The outcome gives the reason why a peer was left out."""
     outcome = Outcome(work)
     with ExitStack() as stack:
         ours = _enter(stack, arena, US, work, outcome)
@@ -191,7 +168,7 @@ def race(arena: Arena, work: Work, peers: Sequence[Peer], repetitions: int, say:
             for name in list(rivals) or [""]:
                 match = _match(round_, name, ours, rivals.get(name), outcome)
                 if match:
-                    say(f"{work.name} round {round_ + 1}: " + told(match))
+                    say(f"{work.name} round {round_ + 1}: {_text(match)}")
                     outcome.matches.append(match)
                 else:
                     del rivals[name]
@@ -215,20 +192,19 @@ def _match(round_: int, name: str, ours: Contender, theirs: Contender | None, ou
         return None
 
 
-def told(match: Match) -> str:
-    """A match in a few words, for those who watch."""
-    words = f"{OURS} {match.ours.seconds:.1f} s"
-    return words + (f", {match.peer} {match.theirs.seconds:.1f} s" if match.theirs else "")
+def _text(match: Match) -> str:
+    theirs = f", {match.peer} {match.theirs.seconds:.1f} s" if match.theirs else ""
+    return f"{OURS} {match.ours.seconds:.1f} s{theirs}"
 
 
 def grow(arena: Arena, works: Sequence[Work], repetitions: int, say: Callable[[str], None]) -> list[Outcome]:
-    """Ours alone on works of growing size, by turns."""
+    """Runs this project alone on works of growing size, by turns."""
     outcomes = [Outcome(work) for work in works]
     with ExitStack() as stack:
         ours = [_enter(stack, arena, US, outcome.work, outcome) for outcome in outcomes]
         for round_ in range(repetitions):
             for contender, outcome in zip(ours, outcomes, strict=True):
                 match = Match(round_, "", contender.do("repeat"), None)
-                say(f"{outcome.work.name} round {round_ + 1}: " + told(match))
+                say(f"{outcome.work.name} round {round_ + 1}: {_text(match)}")
                 outcome.matches.append(match)
     return outcomes

@@ -1,4 +1,4 @@
-"""The table, for the terminal and for BENCHMARKS.md: both are written from the same rows."""
+"""Writes the tables for the terminal and for BENCHMARKS.md, from the same rows."""
 
 from __future__ import annotations
 
@@ -16,42 +16,39 @@ from stasc.bench.race import LIMIT, OURS, Outcome
 from stasc.units import size_text
 
 NOTES = f"""\
-- **tokens/s**: sampling counts useful tokens, those up to and including the one that ends an answer, not what pads
-  after it. Training counts the tokens of the trained examples, each with its whole prompt.
-- Speeds, seconds and memory are medians. **ours / peer** is the ratio of speeds, pair by pair: the contenders took
-  turns (ours, peer, ours, peer, ...), and each ratio is of two that followed each other; median, and in brackets the
-  least and the greatest.
+- **tokens/s**: sampling counts useful tokens, up to and including an answer's stop token, without padding. Training
+  counts the tokens of the trained examples with their whole prompts.
+- Speeds, seconds and memory are medians. **ours / peer** is the ratio of speeds of consecutive repetitions: the
+  contenders took turns (ours, peer, ours, peer, ...). It is given as median [minimum, maximum].
 - **peak**: resident memory of the process and its children in a repetition (VmHWM, reset before each).
-- **peak / theirs**: our peak by the peer's. **loss**: the mean loss of the first repetition, which has to agree but
-  for the order of examples.
-- **loading**: from the start of the process's own work to a model in memory, imports of a peer included.
+- **peak / theirs**: our peak over the peer's. **loss**: the mean loss of the first repetition, equal up to the order of
+  examples.
+- **loading**: from the start of the process's own work to a model in memory, including a peer's imports.
 - All contenders sample in bfloat16 where the processor has instructions for it, and train in float32.
-- **limit**: what matrix products of the model's own shapes reach by {ROWS} rows in this dtype, layers and output matrix
-  apart, measured in every round. **share of limit**: the seconds that the products which a work needs at least would
-  take at this speed, by the seconds it took. Needed are, once each: what all prompts of a stage begin with, the rest of
-  each distinct prompt, each beginning of its answers that another token is drawn behind, and logits only where a token
-  is drawn or trained; in training, each distinct prompt once an epoch. Two FLOPs per parameter, three times as many in
-  training. Attention itself, sampling and optimizer are not counted. So work that is done twice, or for nothing, lowers
-  the share.
-- **trl_told** is `SFTTrainer` with what this project found for itself and anyone could set (`processor.py`): float32
-  products by oneDNN, and freed memory that is kept. **trl** runs as it comes. So the ratio to trl is what a user gets,
-  and the ratio to trl_told what is left of it for one who knew.
+- **limit**: the speed of matrix products of the model's own shapes with {ROWS} rows in this dtype, measured in every
+  round for layers and output matrix. **share of limit**: the seconds that the necessary products would take at this
+  speed, over the seconds of the work. Necessary are, once each: the common prefix of a stage's prompts, the remainder
+  of each distinct prompt, each distinct answer prefix that a token is sampled after, and logits only for tokens that
+  are sampled or trained; in training, each distinct prompt once an epoch. A forward pass costs two FLOPs per parameter,
+  training three times as much. Attention, sampling and optimizer are not counted. Redundant work lowers the share.
+- **trl** is `SFTTrainer` with its defaults, which is what a user gets. **trl_told** adds the process settings of this
+  project (`processor.py`), which anyone could set: float32 products by oneDNN, freed memory kept.
 - Every contender trains on the same examples, in batches of 8 at the same learning rate, and samples from the same
-  prompts with the same temperature and top-p. Corrections are asked for the same initial answers. Before the first
-  repetition each has warmed up on a part of the work.
+  prompts with the same temperature and top-p. Corrections are sampled for the same initial answers. Each contender
+  warms up on a part of the work before the first repetition.
 """
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the heads of the columns, and rows of text."""
+    """A table of text."""
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def rich(self) -> RichTable:
-        """For the terminal."""
+        """Returns the table for the terminal."""
         table = RichTable(title=self.title, box=box.SIMPLE_HEAD)
         for column, head in enumerate(self.heads):
             table.add_column(head, justify="left" if column < 2 else "right", overflow="fold")
@@ -60,14 +57,14 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """For a file."""
+        """Returns the table for a file."""
         lines = [self.heads, ["---"] * len(self.heads), *self.rows]
         body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         return f"## {self.title}\n\n{body}\n"
 
 
 def tables(outcomes: Sequence[Outcome], grown: Sequence[Outcome], left_out: Mapping[str, str]) -> list[Table]:
-    """All that there is to show. `left_out` names works that were not run, and why."""
+    """Returns the tables that have rows. `left_out` gives the reasons why works were not run."""
     made = [_speeds(outcomes), _left_out(outcomes, left_out), _limits(outcomes), _growth(grown)]
     return [table for table in [*made, _settings([*outcomes, *grown])] if table.rows]
 
@@ -155,8 +152,8 @@ def show(made: Sequence[Table], console: Console) -> None:
 
 
 def page(made: Sequence[Table], facts: Mapping[str, str]) -> str:
-    """BENCHMARKS.md."""
-    told = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    """Returns the text of BENCHMARKS.md."""
+    listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     body = "\n".join(table.markdown() for table in made)
-    begin = "# Benchmarks\n\nWritten by `make bench`: this project beside others, on the same work."
-    return f"{begin}\n\n{told}\n\n{body}\n## Notes\n\n{NOTES}"
+    begin = "# Benchmarks\n\nWritten by `make bench`: this project against others on the same work."
+    return f"{begin}\n\n{listed}\n\n{body}\n## Notes\n\n{NOTES}"

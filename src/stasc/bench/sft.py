@@ -1,4 +1,4 @@
-"""`trl.SFTTrainer` as a contender. Runs in an environment of its own, without this project's packages."""
+"""`trl.SFTTrainer` as a contender. Runs in its own environment, without this project's packages."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from stasc.bench.contender import Done, Work, serve
 from stasc.machine import processor
 
-# Padding-free gives the same loss on the CPU, in 1.04 times the CPU time of padded batches where prompts are of like
-# length. Packing is left out: a step would have other examples than everywhere else.
+# On the CPU, padding-free gives the same loss in 1.04 times the CPU time of padded batches of similar prompts. Packing
+# would change the examples of a step.
 BEST = {"padding_free": "false", "optim": "adamw_torch_fused", "onednn": "false"}
 
 
 class SFT:
-    """Loss on completions only, the same examples per step as everywhere."""
+    """Contender that trains on completions only, with the same examples per step as all contenders."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
         import datasets  # type: ignore[import-untyped]
@@ -36,7 +36,7 @@ class SFT:
         self.versions = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
     def run(self, work: Work) -> Done:
-        """One fine-tuning; the seconds are those of `SFTTrainer.train` alone, without the preparation of the data."""
+        """Fine-tunes once; counts the seconds of `SFTTrainer.train` alone, without the preparation of the data."""
         rows = {
             "input_ids": [[*prompt, *completion] for prompt, completion in work.examples],
             "completion_mask": [[0] * len(prompt) + [1] * len(completion) for prompt, completion in work.examples],

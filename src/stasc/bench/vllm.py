@@ -1,4 +1,4 @@
-"""vLLM on the CPU as a contender. Runs in an environment of its own, without this project's packages."""
+"""vLLM on the CPU as a contender. Runs in its own environment, without this project's packages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 from stasc.bench.contender import Done, Work, serve, useful
 
-# The best that were found on a CPU with AVX-512 BF16, by CPU time on one thread: bfloat16 does 1.6 times the tokens/s
-# of float32, compiled 1.04 times those of eager, Intel's OpenMP library 1.05 times those of the compiler's, and 256
-# sequences at once as many as 128.
+# The fastest settings found on a CPU with AVX-512 BF16, by CPU time on one thread. In tokens/s, bfloat16 is 1.6 times
+# float32, compiled 1.04 times eager, Intel's OpenMP 1.05 times the compiler's; 256 sequences at once equal 128.
 BEST = {
     "enforce_eager": "false",
     "max_num_seqs": "256",
@@ -21,7 +20,7 @@ BEST = {
 
 
 class VLLM:
-    """`n` samples per prompt, prefix caching on."""
+    """Contender with `n` samples per prompt and prefix caching."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
         chosen = {**BEST, "dtype": work.dtype, **options}
@@ -51,7 +50,7 @@ class VLLM:
         self.versions = {"vllm": vllm.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
     def run(self, work: Work) -> Done:
-        """All prompts of a stage at once: the engine schedules them. What it had cached goes first."""
+        """Samples from all prompts of a stage at once, scheduled by the engine, after resetting its prefix cache."""
         self.model.reset_prefix_cache()
         lengths = []
         for stage in work.stages:

@@ -7,16 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from hydra import compose as hydra_compose  # a benchmark is an entrypoint of its own, beside run.py
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
 from transformers.utils import logging as transformers_logging
 
 from stasc.bench.contender import Stage, Work
 from stasc.cli.build import build_experiment
+from stasc.cli.compose import compose
 from stasc.engines.engine import Decoding, Request
-from stasc.machine.paths import CONF
 from stasc.models.config import load_chat, resolve_device, resolve_dtype
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0
@@ -31,13 +27,6 @@ _ON_CPU = ("model.device=cpu", "tracking=off")
 _PAPERS = ("sampling.n_init=5", "sampling.n_corr=5", "dataset.n_train=24")  # of all questions it would take an hour
 _LENIENT = ("filter=lenient", "sampling.n_corr=5")
 _ALL_COUNTRIES = ("dataset.min_population=0", "dataset.test_countries=1", "dataset.n_train=null")
-
-
-def compose(overrides: Sequence[str]) -> DictConfig:
-    """The settings of a run with these overrides."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra_compose("config", list(overrides))
 
 
 def quieten() -> None:

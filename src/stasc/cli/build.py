@@ -16,7 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from stasc.cli.hints import belonging, reason_of
+from stasc.cli.messages import belonging, reason_of
+from stasc.cli.plain import plain
 from stasc.settings.names import GROUPS, SYNONYMS, check_known, check_name, chosen_options, nearest
 
 if TYPE_CHECKING:
@@ -273,10 +274,3 @@ def _check_target(target: Any, keep: Callable[[float, float], bool], cfg: DictCo
             f"filter={type(keep).__name__.lower()} keeps nothing with target={name}, in whose pairs y2 is y1: take "
             "filter=lenient for the right ones, or filter=all"
         )
-
-
-def plain(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
-    """Settings as plain data."""
-    config = OmegaConf.to_container(cfg, resolve=resolve)
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}

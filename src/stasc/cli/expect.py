@@ -1,4 +1,4 @@
-"""A sweep: all its jobs are known before the first begins; how far it is, is told before each."""
+"""Foresees the jobs of a sweep, reports their progress, and records what the sweep declared at first."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 class Expect(Callback):
-    """Tells the store of all jobs of a sweep, so that the first does not drop weights that a later one needs.
+    """Hydra callback that announces all jobs of a sweep to the store, so that it keeps weights that later jobs need.
 
-    Before each job it says how far the sweep is. When the first job of a sweep's first command starts, its seeds and
-    the values that it sweeps are written down.
+    It logs the sweep's progress before each job. When the first job of a sweep's first command starts, it writes down
+    the sweep's seeds and swept values.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,7 @@ class Expect(Callback):
         self._declared: tuple[Path, bytes] | None = None  # to be written
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Announces the jobs of the sweep to the store."""
         from stasc.cli.build import build_experiment
         from stasc.runs import prepare
         from stasc.sweeps import foresee
@@ -62,7 +63,7 @@ class Expect(Callback):
                     foresee.expect(prepared, folder)
                     store = prepare.open_store(prepared)
                     stages = [(store, step.kind, step.key) for step in prepared.steps]
-                except (Exception, SystemExit) as error:  # the job will say it too; its weights may be derived twice
+                except (Exception, SystemExit) as error:  # the job reports it too; its weights may be derived twice
                     log.warning("%s could not be foreseen: %s", folder.name, scrub(str(error)))
                 self._jobs.append(stages)
             self._declared = declaration(config, seeds)
@@ -70,6 +71,7 @@ class Expect(Callback):
             log.debug("the sweep's jobs could not be foreseen: %s", error)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Logs the sweep's progress."""
         if not self._jobs:  # no sweep
             return
         if self._declared:
@@ -85,10 +87,10 @@ class Expect(Callback):
 
 
 def declaration(config: DictConfig, seeds: Sequence[int]) -> tuple[Path, bytes] | None:
-    """What a sweep's first command declares: its seeds, and the values of each setting that it sweeps.
+    """Returns the file in which a sweep's first command declares its seeds and swept values, with its content.
 
-    Seeds that are added later, once results are known, make these look surer than they are, and the report says so.
-    Returns: the file and its content. None for a later command.
+    Seeds that are added once results are known make these look more certain than they are; the report warns of them.
+    Returns None for a later command.
     """
     from stasc.tracking import redact
 
@@ -101,20 +103,27 @@ def declaration(config: DictConfig, seeds: Sequence[int]) -> tuple[Path, bytes] 
 
 
 def jobs(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
-    """The settings and the folder of each job of a sweep that the basic sweeper makes."""
-    root = Path(config.hydra.sweep.dir)  # first: a time in its name, once resolved, is that of all jobs
+    """Yields the settings and the folder of each job that Hydra's basic sweeper makes, in its order."""
+    root = Path(config.hydra.sweep.dir)  # resolved first: all jobs share a time in its name
     loader = GlobalHydra.instance().config_loader()
-    for batch in BasicSweeper.split_arguments(_given(config), None):
-        for override in batch:
-            cfg = loader.load_sweep_config(config, list(override))
-            folder = root / cfg.hydra.sweep.subdir
-            with open_dict(cfg):
-                del cfg["hydra"]
-            yield cfg, folder
+    values = {one.get_key_element(): _values(one) for one in _given(config)}  # the last override of a setting counts
+    for combination in product(*values.values()):
+        overrides = [f"{name}={value}" for name, value in zip(values, combination, strict=True)]
+        cfg = loader.load_sweep_config(config, overrides)
+        folder = root / cfg.hydra.sweep.subdir
+        with open_dict(cfg):
+            del cfg["hydra"]
+        yield cfg, folder
+
+
+def _values(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        return [*override.sweep_string_iterator()]
+    return [override.get_value_element_as_str()]
 
 
 def _given(config: DictConfig) -> list[Override]:
-    """The overrides of a sweep's command, those of its experiment first."""
+    """Returns the overrides of a sweep's command, those of its experiment first."""
     params = [f"{name}={value}" for name, value in (config.hydra.sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     return parser.parse_overrides([*params, *config.hydra.overrides.task])

@@ -1,9 +1,13 @@
-"""The commands that make a sweep's runs: the last, which Hydra keeps, and what runs that it does not make add up to."""
+"""Reconstructs the commands of a sweep: the last from the file that Hydra keeps, earlier ones from their runs."""
 
 from __future__ import annotations
 
+import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +17,11 @@ from stasc.report import design
 from stasc.report.design import Levels
 from stasc.report.records import Run
 
-Product = Mapping[str, tuple[str, ...]]  # settings with their values, of which a sweep runs all combinations
+Product = Mapping[str, tuple[str, ...]]  # settings with their values; a sweep runs all combinations
 
 
 def commands(folder: Path, runs: Sequence[Run]) -> list[str]:
-    """Each as one would type it. Of runs on their own, each one's."""
+    """Returns the commands that make a folder's runs, as one would type them; one for each run outside a sweep."""
     runs = [run for run in runs if run.overrides is not None]
     try:
         params, last = read_last(folder)
@@ -41,9 +45,9 @@ def commands(folder: Path, runs: Sequence[Run]) -> list[str]:
 
 
 def read_last(folder: Path) -> tuple[list[str], list[str]]:
-    """The overrides of a sweep's last command: those that its experiment sweeps, and those that were typed.
+    """Returns the overrides of a sweep's last command: those that its experiment sweeps, and those that were typed.
 
-    Raises: FileNotFoundError if there was no sweep, and ValueError if the file does not say.
+    Raises: FileNotFoundError without a sweep, and ValueError for a damaged file.
     """
     path = folder / "multirun.yaml"
     try:
@@ -57,34 +61,68 @@ def read_last(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def swept(task: Iterable[str]) -> dict[str, Levels]:
-    """The values that a command gives to settings, as levels."""
+    """Returns the values that a command gives to settings, as levels."""
     return {name.lstrip("+~"): tuple(map(design.level, values)) for name, values in _product(task).items()}
 
 
 def _product(task: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """A command's values, setting by setting, as typed."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
+    """Returns a command's values, setting by setting."""
     found: dict[str, tuple[str, ...]] = {}
-    for text in task:
-        name, _, value = text.partition("=")
-        try:
-            override = OverridesParser.create().parse_override(text)
-            found[name] = tuple(override.sweep_string_iterator()) if override.is_sweep_override() else (value,)
-        except (HydraException, ValueError):  # a command of another version, or an endless sweep
-            continue
+    for override in task:
+        name, _, value = override.partition("=")
+        with suppress(ValueError, ArithmeticError):  # a sweep that has no list of values
+            found[name] = _values(value)
     return found
 
 
+def _values(text: str) -> tuple[str, ...]:
+    """Returns the values that an override sweeps, or the one value that it sets, spelt as Hydra spells a job's.
+
+    Raises: ValueError or ArithmeticError for sweeps other than a,b and choice(a,b) and range(start,stop,step).
+    """
+    if function := re.fullmatch(r"(choice|range|glob|interval|shuffle|sort|tag)\((.*)\)", text, re.S):
+        name, elements = function[1], _split(function[2])
+        if name == "range":
+            return _range([Decimal(element.rpartition("=")[2]) for element in elements])
+        if name != "choice":
+            raise ValueError(f"{text}: the values of {name}(...) are not known")
+    elif len(elements := _split(text)) == 1:
+        return (text,)
+    return tuple(element.capitalize() if element.lower() in ("true", "false") else element for element in elements)
+
+
+def _range(numbers: Sequence[Decimal]) -> tuple[str, ...]:
+    start, stop, step = (Decimal(0), *numbers, Decimal(1)) if len(numbers) == 1 else (*numbers, Decimal(1))[:3]
+    return tuple(str(start + n * step) for n in range(math.ceil((stop - start) / step)))
+
+
+def _split(text: str) -> list[str]:
+    """Returns what stands between commas outside quotes and brackets."""
+    parts, depth, quote = [""], 0, ""
+    for sign in re.findall(r"\\.|.", text, re.S):
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        depth += 0 if quote else (sign in "([{") - (sign in ")]}")
+        if sign == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts]
+
+
 def _makes(command: Product, job: Product) -> bool:
-    """Whether a job is one of a command's."""
-    asked = {name: {*map(design.level, values)} for name, values in command.items()}
-    return {*asked} == {*job} and all({*map(design.level, values)} <= asked[name] for name, values in job.items())
+    """Whether a command makes this job."""
+    return {*command} == {*job} and all(_levels(values) <= _levels(command[name]) for name, values in job.items())
+
+
+def _levels(values: Iterable[str]) -> set[str]:
+    return {*map(design.level, values)}
 
 
 def products(jobs: Sequence[Product]) -> list[Product]:
-    """Sweeps that run these jobs, each once, and no others: jobs are merged setting by setting, as far as that goes."""
+    """Returns sweeps that run exactly these jobs, each once, by merging jobs setting by setting."""
     found = [dict(job) for job in jobs]
     for name in dict.fromkeys(name for job in found for name in job):
         merged: dict[frozenset[tuple[str, frozenset[str]]], dict[str, tuple[str, ...]]] = {}
@@ -97,9 +135,9 @@ def products(jobs: Sequence[Product]) -> list[Product]:
 
 
 def _without(product: Product, params: Mapping[str, str]) -> list[str]:
-    """A command's overrides: what its experiment sweeps anyway is left out, other settings of it come last."""
+    """Returns the overrides that differ from what a command's experiment sweeps; those of swept settings come last."""
     usual = _product(f"{name}={values}" for name, values in params.items())
-    given = [name for name in product if {*product[name]} != {*usual.get(name, ())}]
+    given = [name for name, values in product.items() if _levels(values) != _levels(usual.get(name, ()))]
     names = sorted(given, key=lambda name: name in usual)
     return [name if name.startswith("~") else f"{name}={','.join(product[name])}" for name in names]
 

@@ -1,21 +1,22 @@
-"""One-line messages for settings that Hydra cannot compose, with the correct line where it is known."""
+"""One-line messages for settings that Hydra cannot compose, with the correct setting where it is known."""
 
 from __future__ import annotations
 
 import re
-import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from types import FrameType
-from typing import Any
+from pathlib import Path
 
+import yaml
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stasc.cli.arguments import quoted
+from stasc.cli.arguments import CHOSEN, Command, quoted
+from stasc.cli.plain import plain
+from stasc.machine.paths import CONF
 from stasc.settings.names import leaves, no_such_setting
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {  # what the paper, or other tools, call an option
@@ -31,14 +32,13 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {  # what the paper, or other tools, 
     "reward": {"em": "exact_match", "accuracy": "in_accuracy"},
     "tracking": dict.fromkeys(("none", "no", "null", "false", "disabled"), "off"),
 }
-FUNCTIONS = ("init", "filter", "start", "reward")  # groups whose part may be anybody's function
+FUNCTIONS = ("init", "filter", "start", "reward")  # groups whose part may be a function of the user's
 DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 GSM8K = r"""'dataset.answer_pattern="####\s*(.+)$"'"""
 
 
-def explain(error: Exception) -> str | None:
-    """Returns the message for settings that Hydra could not compose; None for any other error."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+def explain(error: Exception, command: Command, loader: ConfigLoader) -> str | None:
+    """Returns the message for a command whose settings could not be composed; None for any other error."""
     if isinstance(error, OmegaConfBaseException):
         return of_value(error)
     if isinstance(error, OverrideParseException):
@@ -46,13 +46,26 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing(error)
     if isinstance(error, HydraException):
-        return _composition(error, frames)
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        override = next(frame.f_locals["override"] for frame in reversed(frames) if "override" in frame.f_locals)
-        group, _, option = override.input_line.partition("=")
-        loader = _loader(frames)
-        return no_such_option(group, option, loader.get_group_options(group) if loader else [])
+        return _composition(error, command, loader)
+    if isinstance(error, RecursionError):
+        return f"{_recursive_file(command)} refers to itself by an alias, or is nested too deeply"
+    if isinstance(error, yaml.YAMLError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        cfg = loader.load_configuration("config", [*_search_path(command), *command.settings], RunMode.MULTIRUN)
+        sweeps = cfg.hydra.mode == RunMode.MULTIRUN or command.has("--multirun", "-m")
+        setting = "hydra.sweep.dir" if sweeps else "hydra.run.dir"
+        return f"{setting}: {error.filename}: {error.strerror}; set {setting} to a folder of yours"
     return None
+
+
+def message(error: BaseException) -> str:
+    """Returns the message for an error of a run."""
+    if isinstance(error, OmegaConfBaseException):
+        return of_value(error)
+    if isinstance(error, OSError) and error.filename is None and error.strerror:  # it names the setting
+        return error.strerror
+    return str(error)
 
 
 def of_value(error: OmegaConfBaseException) -> str:
@@ -78,8 +91,8 @@ def reason_of(error: OmegaConfBaseException) -> str:
 def no_such_option(group: str, option: str, options: Sequence[str]) -> str:
     """Returns the message for an unknown option of a config group."""
     said = f"{group}={option}: no such option; there are {', '.join(options)}"
-    plain = option.lower().replace("-", "_")
-    near = OPTIONS.get(group, {}).get(plain) or next(iter(get_close_matches(plain, options, n=1)), None)
+    word = option.lower().replace("-", "_")
+    near = OPTIONS.get(group, {}).get(word) or next(iter(get_close_matches(word, options, n=1)), None)
     if group == "model":
         either = f"did you mean model={near}? Or " if near and "/" not in option else ""
         return f"{said}; {either}a model of the hub, a folder or a .gguf file: model=custom model.path={option}"
@@ -88,7 +101,7 @@ def no_such_option(group: str, option: str, options: Sequence[str]) -> str:
     if near:
         return f"{said}; did you mean {group}={near}?"
     if group == "dataset":
-        pattern = f" {GSM8K}" if "gsm8k" in plain else ""
+        pattern = f" {GSM8K}" if "gsm8k" in word else ""
         return f"{said}; other data are given as a file of JSON Lines: dataset=jsonl dataset.path=FILE.jsonl{pattern}"
     if group in FUNCTIONS and "." in option:
         return f"{said}; {_function(group, option)}"
@@ -125,77 +138,88 @@ def _unreadable(error: OverrideParseException) -> str:
     )
 
 
-def _composition(error: HydraException, frames: Sequence[FrameType]) -> str:
+def _composition(error: HydraException, command: Command, loader: ConfigLoader) -> str:
     said = str(error)
     if found := re.match(r"Multiple values for (\w+)\.", said):
         return f"{found[1]} is a group with an option chosen already: give {found[1]}=..., without the +, and once"
     if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?:\n1\.| requires)", said, re.S):
-        return _several(found[1], _loader(frames))
+        return _several(found[1])
     if found := re.match(r"Could not append to config\. An item is already at '(.+)'", said):
         return f"{found[1]} is a setting already: give {found[1]}=..., without the +"
-    if (found := re.match(r"Could not override '([\w.]+)'\.", said)) and (told := _unknown(found[1], frames)):
-        return told
+    found = re.match(r"Could not override '([\w.]+)'\.", said)
+    if found and (reason := _unknown(found[1], command, loader)):
+        return reason
     if isinstance(error.__cause__, OmegaConfBaseException):
         return f"{said} {of_value(error.__cause__)}".strip()
     return " ".join(said.split())
 
 
-def _several(argument: str, loader: ConfigLoader | None) -> str:
+def _several(argument: str) -> str:
     name, _, value = argument.partition("=")
     said = f"{argument}: several values make a sweep: add --multirun"
-    if re.search(r"\w\(", value) or (loader and name in loader.list_groups("")):
+    if re.search(r"\w\(", value) or name in CHOSEN:
         return said
     return f"{said}; a list is {name}=[{value}], and a text with commas {quoted(name, value)}"
 
 
-def _unknown(setting: str, frames: Sequence[FrameType]) -> str | None:
+def _unknown(setting: str, command: Command, loader: ConfigLoader) -> str | None:
     """Returns the message for an override of an unknown setting; None for a setting of a user's own part."""
-    found = [frame.f_locals for frame in reversed(frames) if {"cfg", "override"} <= frame.f_locals.keys()]
-    if not found:
-        return None
-    cfg, value = found[0]["cfg"], found[0]["override"].input_line.partition("=")[2]
+    names = {override: override.partition("=")[0].lstrip("+~") for override in command.settings}
+    value = next((override.partition("=")[2] for override, name in names.items() if name == setting), "")
     group = setting.partition(".")[0]
     if group == setting and setting in FUNCTIONS and "_target_" in value:
         return f"{setting}={value}: a part of yours in place of an option is given as '~{setting}' '+{setting}={value}'"
+    chosen = [override for override, name in names.items() if name in CHOSEN]
+    cfg = loader.load_configuration("config", [*_search_path(command), *chosen], RunMode.MULTIRUN)
     part = OmegaConf.select(cfg, f"{group}._target_")
     if part and not str(part).startswith("stasc."):
         return None
-    known = [name for name in leaves(_plain(cfg)) if group == "hydra" or not name.startswith("hydra.")]
-    return belonging(setting, _loader(frames), value) or no_such_setting(setting, known, value)
+    known = [name for name in leaves(plain(cfg, resolve=False)) if group == "hydra" or not name.startswith("hydra.")]
+    return belonging(setting, loader, value, _search_path(command)) or no_such_setting(setting, known, value)
 
 
-def belonging(setting: str, loader: ConfigLoader | None, value: str = "...") -> str | None:
+def belonging(
+    setting: str, loader: ConfigLoader | None, value: str = "...", search_path: Sequence[str] = ()
+) -> str | None:
     """Returns the message for a setting that belongs to another option of its group; None if it belongs to none."""
     group, _, name = setting.partition(".")
-    every = _options(group, loader) if loader else []
+    every = _options(group, loader, search_path) if loader else ()
     options = [f"{group}={option}" for option, settings in every if name.partition(".")[0] in settings]
     if not options:
         return None
     return f"{setting} belongs to {' and '.join(options)}: give {options[0]} {setting}={value}"
 
 
-def _options(group: str, loader: ConfigLoader) -> list[tuple[str, Collection[str]]]:
-    """The options of a group with the names of their settings."""
-    found: list[tuple[str, Collection[str]]] = []
-    if group == "hydra" or group not in loader.list_groups(""):
-        return found
-    for option in loader.get_group_options(group):
+def _options(group: str, loader: ConfigLoader, search_path: Sequence[str]) -> Iterator[tuple[str, Collection[str]]]:
+    """Yields the options of a group with the names of their settings."""
+    if group == "hydra":
+        return
+    for option in loader.get_group_options(group, overrides=[*search_path]):
         try:
-            cfg = loader.load_configuration("config", [f"{group}={option}"], RunMode.RUN)
-        except (HydraException, OmegaConfBaseException):  # a broken one is not what was asked for
+            cfg = loader.load_configuration("config", [*search_path, f"{group}={option}"], RunMode.RUN)
+        except (HydraException, OmegaConfBaseException):  # a broken file, which was not chosen
             continue
         if isinstance(part := OmegaConf.select(cfg, group), DictConfig):
-            found.append((option, [*map(str, part)]))
-    return found
+            yield option, [*map(str, part)]
 
 
-def _loader(frames: Sequence[FrameType]) -> ConfigLoader | None:
-    """What composes settings, also after Hydra has forgotten it."""
-    every = (value for frame in frames for value in frame.f_locals.values())
-    return next((value for value in every if isinstance(value, ConfigLoader)), None)
+def _recursive_file(command: Command) -> Path | str:
+    """Returns the YAML file that cannot be read without end, one of a chosen option first."""
+    folders = [Path(folder) for folder in (command.config_dir, CONF) if folder]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.yaml"))]
+    for file in sorted(files, key=lambda file: f"{file.parent.name}={file.stem}" not in command.settings):
+        try:
+            OmegaConf.load(file)
+        except RecursionError:
+            return file.absolute()
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+    return "a YAML file"
 
 
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    settings = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(settings, dict)
-    return {str(name): value for name, value in settings.items()}
+def _search_path(command: Command) -> list[str]:
+    """Returns the override that adds the user's folder of settings."""
+    if command.config_dir is None:
+        return [setting for setting in command.settings if setting.startswith("hydra.searchpath=")]
+    folder = str(Path(command.config_dir).absolute()).replace("'", r"\'")
+    return [f"hydra.searchpath=['file://{folder}']"]

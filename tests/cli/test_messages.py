@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
-from hypothesis import strategies as st
+from hydra import compose
+from hydra.errors import HydraException
 
-from stasc.cli.arguments import quoted, readable
+from stasc.cli.arguments import parse
 from stasc.cli.build import build_experiment
-from stasc.machine.paths import CONF
-from stasc.run import _config_error
+from stasc.cli.compose import config_loader
+from stasc.cli.messages import explain
 from stasc.runs.experiment import Experiment
 
 DEBUG = "experiment=debug"
@@ -25,12 +22,8 @@ DEBUG = "experiment=debug"
 
 def built(line: str) -> Experiment:
     """The experiment of a command line, as a shell reads it."""
-    options, settings = [], []
-    for argument in readable(shlex.split(line)):
-        (options if argument.startswith("--") else settings).append(argument)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return build_experiment(compose("config", [DEBUG, *settings]))
+    with config_loader():
+        return build_experiment(compose("config", [DEBUG, *parse(shlex.split(line)).settings]))
 
 
 def said(line: str) -> str:
@@ -38,7 +31,12 @@ def said(line: str) -> str:
     try:
         built(line)
     except Exception as error:
-        return _config_error(error) or str(error)
+        try:
+            command = parse(shlex.split(line))
+        except ValueError:
+            return str(error)
+        with config_loader() as loader:
+            return explain(error, command, loader) or str(error)
     raise AssertionError(f"{line} was taken")
 
 
@@ -107,10 +105,10 @@ REFUSED = {
     "reward=mine.f": r".*a function of yours is given as '~reward' '\+reward=\{_target_: mine\.f, _partial_: true\}'",
     "reward=mine.py": r".*'\+reward=\{_target_: mine\.FUNCTION, _partial_: true\}'",
     "filter=mine": r".*one of yours is filter/mine\.yaml in a folder named with --config-dir",
-    "'~filter' '+filter={_target_: test_hints.keep, _partial_: true}'": r"variant: filter has no letter.*"
+    "'~filter' '+filter={_target_: test_messages.keep, _partial_: true}'": r"variant: filter has no letter.*"
     r"add letter: X to its YAML file, or \+filter\.letter=X",
-    "'~filter' '+filter={_target_: test_hints.keep, letter: K}'": r"filter: keep\(r1.*add _partial_: true",
-    "'~start' '+start={_target_: test_hints.first, letter: K}'": r"start: first\(m_0.*add _partial_: true",
+    "'~filter' '+filter={_target_: test_messages.keep, letter: K}'": r"filter: keep\(r1.*add _partial_: true",
+    "'~start' '+start={_target_: test_messages.first, letter: K}'": r"start: first\(m_0.*add _partial_: true",
     "seed=1.5": r"seed: Value '1\.5' of type 'float' could not be converted to Integer",
     "finetune.packing=maybe": r"finetune\.packing: Value 'maybe' is not a valid bool",
 }
@@ -132,7 +130,7 @@ def test_a_wrong_setting_is_one_line_that_says_what_to_give(line: str, expected:
 
 
 def test_a_filter_of_ones_own_has_the_letter_that_it_is_given() -> None:
-    experiment = built("'~filter' '+filter={_target_: test_hints.keep, _partial_: true}' +filter.letter=K")
+    experiment = built("'~filter' '+filter={_target_: test_messages.keep, _partial_: true}' +filter.letter=K")
     assert experiment.variant == "EKE"
 
 
@@ -161,27 +159,12 @@ def test_braces_other_than_a_questions_are_text() -> None:
     assert prompt.ask("Why?")[-1]["content"] == r"Why? as \boxed{x}, {{y}} and ${z}"
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("filter=strict --multirun seed=0,1", "--multirun filter=strict seed=0,1"),
-        ("seed=0 -m --config-dir conf filter=mine", "-m --config-dir conf seed=0 filter=mine"),
-        ("seed=0 --cfg job", "--cfg job seed=0"),
-        ("seed=0 --cfg=job -cd a=b", "--cfg=job -cd a=b seed=0"),
-        ("--multi seed=0", "--multi seed=0"),
-        ("store.dir=~/a model.path=~", "store.dir='~/a' model.path='~'"),
-        ("model.path=~/a,~/b,c", "model.path='~/a','~/b',c"),
-        ("prompt.system='~/a' prompt.marker=a~/b", "prompt.system='~/a' prompt.marker=a~/b"),
-        ("hydra.run.dir=~/a hydra.sweep.dir='~/b c'", "hydra.run.dir='HOME/a' hydra.sweep.dir='HOME/b c'"),
-        ("~reward ~baseline=x", "~reward ~baseline=x"),
-    ],
-)
-def test_options_come_first_and_paths_are_quoted(line: str, expected: str) -> None:
-    arguments = re.findall(r"(?:[^\s']|'[^']*')+", line)
-    assert " ".join(readable(arguments)) == expected.replace("HOME", str(Path.home()))
-
-
-@given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1))
-def test_a_value_in_two_pairs_of_quotes_reaches_the_run_as_it_is(value: str) -> None:
-    (argument,) = shlex.split(quoted("prompt.system", value))
-    assert OverridesParser.create().parse_overrides([argument])[0].value() == value
+def test_a_setting_of_an_option_in_the_users_folder_belongs_to_it(tmp_path: Path) -> None:
+    (tmp_path / "filter").mkdir()
+    (tmp_path / "filter" / "mine.yaml").write_text("_target_: mine.keep\nletter: K\ndepth: 1\n")
+    command = parse(["--config-dir", str(tmp_path), "filter.depth=2"])
+    with config_loader() as loader:
+        with pytest.raises(HydraException) as raised:
+            compose("config", list(command.settings))
+        told = explain(raised.value, command, loader)
+    assert told == "filter.depth belongs to filter=mine: give filter=mine filter.depth=2"
