@@ -221,7 +221,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "finetune.micro_batch_tokens": ((), 100),
     "finetune.packing": ((), False),
     "finetune.shuffle": ((), "prompts"),
-    "finetune.loss_per": ((), "example"),
+    "loss.per": ((), "example"),
     "finetune.optimizer": ((), "sgd"),
     "finetune.schedule": ((), "linear"),
     "finetune.warmup_ratio": (["finetune.schedule=linear"], 0.1),
@@ -715,7 +715,8 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
         "stasc.choices.filter": {"filter"},
         "stasc.choices.target": {"finetune"},
         "stasc.training.methods": {"finetune"},
-        "stasc.training.trainer": {"finetune"},
+        "stasc.training.loop": {"finetune"},
+        "stasc.training.losses": {"finetune"},
     }
     digest_of = keys._code
     for module, kinds in expected.items():

@@ -130,7 +130,6 @@ def test_after_training_the_network_in_memory_is_as_if_read_again(base: str, tmp
         ("batch_size", 0),
         ("micro_batch_size", 0),
         ("micro_batch_tokens", 0),
-        ("loss_per", "batch"),
         ("shuffle", "none"),
         ("optimizer", "adam"),
         ("schedule", "lineal"),

@@ -29,6 +29,7 @@ CALLED_WITH = {  # parts that may be anybody's function
     "init": ("m_0", "m_prev"),
     "filter": ("r1", "r2"),
     "start": ("m_0", "m_prev"),
+    "loss": ("logp", "step"),
     "reward": ("answer", "references"),
 }
 
@@ -199,7 +200,10 @@ def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -
     if cfg.reward_errors not in ("fail", "zero"):
         raise ValueError(f"reward_errors={cfg.reward_errors}: expected fail or zero")
     evaluation = build_part(cfg.evaluation, "evaluation.", Evaluation)
-    parts = {group: build(cfg, group) for group in ("init", "start", "target", "finetune", "model", "prompt", "reward")}
+    parts = {
+        group: build(cfg, group)
+        for group in ("init", "start", "target", "finetune", "loss", "model", "prompt", "reward")
+    }
     parts |= {"keep": build(cfg, "filter"), "engine": build(cfg, "engine"), "tracking": build(cfg, "tracking")}
     if cfg.baseline is not None:
         check_name("baseline", cfg.baseline)

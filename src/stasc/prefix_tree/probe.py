@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from stasc.machine.oom import ran_out
 from stasc.models import precision
 from stasc.prefix_tree.batch import Example, collate, tree
-from stasc.prefix_tree.likelihood import token_losses
+from stasc.prefix_tree.likelihood import logprobs
 from stasc.prefix_tree.masks import Mask, attending
 from stasc.tracking import fallback
 
@@ -64,15 +64,11 @@ def _fault(network: Network, mask: Mask) -> str:
     completions = [tuple(4 + (at * at + branch * at) % 6 for at in range(12)) for branch in range(3)]
     prompts = ((1, 2, 3), (1, 2, 3), (1, 8, 2))
     examples = [Example("", prompt, ids) for prompt, ids in zip(prompts, completions, strict=True)]
-    weights = [1.0] * len(examples)
     attempt = Attempt()
     with _evaluated(network), attempt, precision.widened(network), attending(network, mask):
         packed, rows = (
-            (batch.weights * token_losses(network, batch)).sum()
-            for batch in (
-                batch.to(network.device)
-                for batch in (tree(examples, weights, mask, network.device), collate(examples, weights))
-            )
+            logprobs(network, batch.to(network.device)).total()
+            for batch in (tree(examples, mask, network.device), collate(examples))
         )
         attempt.compare(packed, rows, 1e-5 if precision.is_floating(network) else 0.05)
     return attempt.fault
@@ -93,7 +89,7 @@ def pads(network: Network) -> bool:
         attempt = Attempt()
         with _evaluated(network), attempt, precision.widened(network):
             alone, beside = (
-                token_losses(network, collate(examples, [1.0] * len(examples)).to(network.device))[:2]
+                logprobs(network, collate(examples).to(network.device)).tokens()[0]
                 for examples in ([short], [short, long])
             )
             attempt.compare(beside, alone, 1e-3 if precision.is_floating(network) else 0.05)

@@ -58,7 +58,8 @@ DECIDING: dict[str, tuple[str, ...]] = {
     **_settings(  # one that holds M_0 in 4 bits makes it another model
         "finetune.", "_target_ learning_rate epochs batch_size micro_batch_size optimizer schedule", "finetune"
     ),
-    **_settings("finetune.", "micro_batch_tokens packing shuffle loss_per", "finetune"),
+    **_settings("finetune.", "micro_batch_tokens packing shuffle", "finetune"),
+    **_settings("loss.", "_target_ per", "finetune"),
     **_settings("finetune.", "warmup_ratio weight_decay max_grad_norm gradient_checkpointing", "finetune"),
     **_settings("finetune.", "on_nonfinite max_skipped_steps truncated", "finetune"),
     **_settings("finetune.", "max_steps steps_match", "finetune"),

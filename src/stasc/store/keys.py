@@ -54,7 +54,7 @@ class Recipes:
     rendered: Mapping[str, str]  # digests of the two turns, asked of no question in particular
     sampling: Mapping[str, Sampling]  # by split name
     batch: Mapping[str, int]  # answers sampled together, by split name
-    parts: Mapping[str, object]  # reward, filter, target, finetune, engine, prompt: for their code
+    parts: Mapping[str, object]  # reward, filter, target, finetune, loss, engine, prompt: for their code
 
     def m_0(self) -> Description:
         return {"weights": self.base, "four_bit": self.four_bit}
@@ -87,6 +87,7 @@ class Recipes:
             "seed": self.settings["seed"],
             "target": self._part("target"),
             "finetune": self._part("finetune"),
+            "loss": self._part("loss"),
             "template": self.template,
             "numerics": self.numerics,
             "code": code(*CODE["finetune"]),

@@ -1,28 +1,25 @@
-"""How is a model fine-tuned on the corrections that were kept? Full weights, LoRA, or LoRA on a 4-bit base.
+"""Methods of fine-tuning: what is trained and saved. Full weights, LoRA, or LoRA on a 4-bit base.
 
-The loss is the negative log-likelihood of y2 given (x, y1), per trained token; prompts carry none. Trainer of
-`transformers` and `peft` do the work; ours are batches that compute nothing twice, and only the logits that are needed.
-
-Shapes: B rows, T tokens, K positions with logits, E trained tokens, V vocabulary.
+A method of your own is a frozen dataclass derived from `Method`, and a YAML file in `conf/finetune/` that names it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from stasc.machine import durable
 from stasc.models.live import LiveModel
 from stasc.models.model import Model
-from stasc.prefix_tree.batch import Example
-from stasc.records import Advance
 from stasc.settings.check import expect
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -38,7 +35,6 @@ _OPTIMIZERS = (
     "sgd",
 )
 _ON_NONFINITE = ("abort", "skip_step")
-_LOSS_PER = ("token", "example")
 _SHUFFLE = ("examples", "prompts")
 _TRUNCATED = ("drop", "keep")
 _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
@@ -46,10 +42,10 @@ _SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
 
 @dataclass(frozen=True)
 class Training:
-    """What a fine-tuning did: mean loss per trained token, optimizer steps, trained tokens, examples.
+    """The figures of one fine-tuning: mean negative log-likelihood per trained token, steps, trained tokens, examples.
 
-    `micro_batch_tokens` is how many tokens it computed at once, at most: fewer than it began with after it ran out of
-    memory. Neither loss nor steps nor tokens count what was `skipped`: steps whose loss or gradient was not finite.
+    `micro_batch_tokens` is the bound on tokens per micro-batch at the end: lower than at the start after an out of
+    memory error. `loss`, `steps` and `tokens` leave out `skipped` steps, whose loss or gradient was not finite.
     """
 
     loss: float
@@ -62,7 +58,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Optimization:
-    """The settings that all methods share, by their names in the paper and in `transformers.TrainingArguments`."""
+    """The settings that all methods share, named as in the paper and in `transformers.TrainingArguments`."""
 
     suffix: str
     learning_rate: float
@@ -73,7 +69,6 @@ class Optimization:
     micro_batch_size: int | None
     micro_batch_tokens: int | None
     packing: bool
-    loss_per: str
     shuffle: str
     optimizer: str
     schedule: str
@@ -84,12 +79,6 @@ class Optimization:
     on_nonfinite: str
     max_skipped_steps: int
     truncated: str
-
-    four_bit: ClassVar[bool] = False
-
-    @property
-    def needs_bitsandbytes(self) -> bool:
-        return self.four_bit or self.optimizer.endswith("8bit") or self.optimizer.startswith("paged")
 
     def __post_init__(self) -> None:
         expect("finetune.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
@@ -103,7 +92,6 @@ class Optimization:
         expect("finetune.micro_batch_size", self.micro_batch_size, some, "null or at least 1")
         enough = self.micro_batch_tokens is None or self.micro_batch_tokens >= 1
         expect("finetune.micro_batch_tokens", self.micro_batch_tokens, enough, "null or at least 1")
-        expect("finetune.loss_per", self.loss_per, self.loss_per in _LOSS_PER, f"one of {', '.join(_LOSS_PER)}")
         expect("finetune.shuffle", self.shuffle, self.shuffle in _SHUFFLE, f"one of {', '.join(_SHUFFLE)}")
         expect("finetune.optimizer", self.optimizer, self.optimizer in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}")
         expect("finetune.schedule", self.schedule, self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
@@ -118,48 +106,61 @@ class Optimization:
         known = self.truncated in _TRUNCATED
         expect("finetune.truncated", self.truncated, known, f"one of {', '.join(_TRUNCATED)}")
 
-    def train(
-        self, network: Network, examples: Sequence[Example], live: LiveModel, seed: int, advance: Advance
-    ) -> Training:
-        """Trains `network` in place. Raises: NonFiniteError, by `on_nonfinite`."""
-        from stasc.training import trainer
 
-        return trainer.train(network, examples, self, live, seed, advance)
+@dataclass(frozen=True)
+class Method(Optimization, ABC):
+    """A method of fine-tuning. `four_bit` holds the base in NF4; `adapter` leaves base weights as they are."""
+
+    four_bit: ClassVar[bool] = False
+    adapter: ClassVar[bool] = False
+
+    @property
+    def needs_bitsandbytes(self) -> bool:
+        """Whether weights or optimizer states are quantised."""
+        return self.four_bit or self.optimizer.endswith("8bit") or self.optimizer.startswith("paged")
+
+    @abstractmethod
+    def network(self, live: LiveModel, start: Model, seed: int) -> Network:
+        """Returns the network of `start`, ready to train: exactly the parameters that require gradients are trained."""
+
+    @abstractmethod
+    def save(self, network: Network, folder: Path) -> None:
+        """Writes a trained network to `folder`."""
+
+    @abstractmethod
+    def model(self, start: Model, folder: Path, key: str = "") -> Model:
+        """Names the model that fine-tuning `start` into `folder` gives."""
+
+    def saved_bytes(self, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:
+        """Estimates the size of what `save` writes, from the shapes of the base's tensors and the dtype of training."""
+        return sum(dtype.itemsize * math.prod(shape) for shape in shapes.values())
 
 
 @dataclass(frozen=True)
-class Full(Optimization):
-    """Every weight is trained. They are held in float32 and computed with in `model.dtype`."""
+class Full(Method):
+    """Fine-tuning of every weight, held in float32 and computed with in `model.dtype`."""
+
+    def network(self, live: LiveModel, start: Model, seed: int) -> Network:
+        """Returns the network of `start` in the dtype of training."""
+        return live.load(start, live.training_dtype)
+
+    def save(self, network: Network, folder: Path) -> None:
+        """Writes all weights."""
+        network.save_pretrained(str(folder))
 
     def model(self, start: Model, folder: Path, key: str = "") -> Model:
-        """What fine-tuning `start` into `folder` gives."""
+        """Names the model of the weights in `folder`."""
         return Model(weights=folder, key=key)
-
-    def __call__(
-        self,
-        live: LiveModel,
-        start: Model,
-        examples: Sequence[Example],
-        folder: Path,
-        seed: int,
-        advance: Advance,
-    ) -> tuple[Model, Training]:
-        """Fine-tunes `start` and writes the result to `folder`."""
-        network = live.load(start, live.training_dtype)
-        training = self.train(network, examples, live, seed, advance)
-        with durable.naming(folder):
-            network.save_pretrained(str(folder))
-        model = self.model(start, folder)
-        live.adopt(model, network, live.training_dtype)
-        return model, training
 
 
 @dataclass(frozen=True)
-class Lora(Optimization):
+class Lora(Method):
     """Low-rank adapters (Hu et al., arXiv 2106.09685) on the base weights, never merged during a run.
 
-    From a model without an adapter a new one begins; from one with an adapter, that adapter is trained on.
+    A model without an adapter gets a new one; a model with an adapter has that adapter trained further.
     """
+
+    adapter: ClassVar[bool] = True
 
     rank: int
     alpha: float
@@ -176,30 +177,30 @@ class Lora(Optimization):
         named = bool(self.target_modules)
         expect("finetune.target_modules", self.target_modules, named, "[all-linear] or names of modules")
 
-    def __call__(
-        self,
-        live: LiveModel,
-        start: Model,
-        examples: Sequence[Example],
-        folder: Path,
-        seed: int,
-        advance: Advance,
-    ) -> tuple[Model, Training]:
-        """Fine-tunes an adapter of `start` and writes it to `folder`."""
+    def network(self, live: LiveModel, start: Model, seed: int) -> Network:
+        """Returns the network of `start` with its adapter, or with a new one drawn from `seed`."""
         network = live.load(start)
-        if start.adapter is None:
-            network = self._with_new_adapter(network, seed)
-        training = self.train(network, examples, live, seed, advance)
-        with durable.naming(folder):
-            network.save_pretrained(str(folder))
-            _forget_place(folder)
-        model = self.model(start, folder)
-        live.adopt(model, network, live.dtype)
-        return model, training
+        return network if start.adapter else self._with_new_adapter(network, seed)
+
+    def save(self, network: Network, folder: Path) -> None:
+        """Writes the adapter."""
+        network.save_pretrained(str(folder))
+        _remove_paths(folder)
 
     def model(self, start: Model, folder: Path, key: str = "") -> Model:
-        """What fine-tuning an adapter of `start` into `folder` gives."""
+        """Names the model of the adapter in `folder` on the base weights of `start`."""
         return Model(weights=start.weights, adapter=folder, key=key)
+
+    def saved_bytes(self, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:
+        """Estimates the size of the adapter, which is held in float32."""
+        return sum(4 * self.rank * sum(shape) for name, shape in shapes.items() if self._adapts(name, shape))
+
+    def _adapts(self, name: str, shape: Sequence[int]) -> bool:
+        """Checks whether a tensor gets an adapter. peft's all-linear excludes embeddings and the output matrix."""
+        module = name.removesuffix(".weight")
+        if self.target_modules == ["all-linear"]:
+            return len(shape) == 2 and not re.search("embed|lm_head|wte|wpe", module)
+        return any(f".{module}".endswith(f".{target}") for target in self.target_modules)
 
     def _with_new_adapter(self, network: Network, seed: int) -> Network:
         from peft import LoraConfig, get_peft_model
@@ -222,7 +223,7 @@ class Lora(Optimization):
             raise ValueError(f"finetune.target_modules={self.target_modules}: {error}") from error
 
     def _check_target_modules(self, network: Network) -> None:
-        """peft is content if one of the names exists."""
+        """Raises: ValueError if a target module does not exist; peft raises only if none does."""
         from torch import nn
 
         known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
@@ -235,12 +236,12 @@ class Lora(Optimization):
                 )
 
 
-def _forget_place(folder: Path) -> None:
-    """Takes out of an adapter's files where its base stands on this machine: other runs may share the adapter.
+def _remove_paths(folder: Path) -> None:
+    """Removes the path of the base from an adapter's files, which other runs may share, and sorts its module names.
 
-    Names of modules come from a set, in another order in each process.
+    peft takes the names from a set, in another order in each process.
     """
-    (folder / "README.md").unlink(missing_ok=True)  # peft's form of a model card, which has that path as well
+    (folder / "README.md").unlink(missing_ok=True)  # peft's model card has the path as well
     file = folder / "adapter_config.json"
     settings = json.loads(file.read_bytes()) | {"base_model_name_or_path": None, "revision": None}
     if isinstance(settings["target_modules"], list):
@@ -256,7 +257,7 @@ class QLora(Lora):
 
 
 def steps(settings: Optimization, examples: int) -> int:
-    """Optimizer steps of a fine-tuning on so many examples."""
+    """Returns the number of optimizer steps of a fine-tuning on so many examples."""
     if settings.steps_match is not None:
         return settings.steps_match
     steps = settings.epochs * math.ceil(examples / settings.batch_size)

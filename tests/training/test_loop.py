@@ -29,7 +29,7 @@ from torch import Tensor
 
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
-from stasc.training import trainer
+from stasc.training import micro_batches
 from stasc.training.methods import Full, Lora, Training, steps
 
 
@@ -115,19 +115,24 @@ def test_a_limit_and_a_number_of_steps_are_not_given_both():
 
 
 def stepped(
-    monkeypatch: pytest.MonkeyPatch, base: str, folder: Path, settings: Full | Lora, examples: Sequence[Example]
+    monkeypatch: pytest.MonkeyPatch,
+    base: str,
+    folder: Path,
+    settings: Full | Lora,
+    examples: Sequence[Example],
+    seed: int = 0,
 ) -> tuple[list[list[str]], Training]:
     """The examples of each step, by their ids."""
     seen: list[list[str]] = []
-    run_step = trainer.CompletionTrainer.training_step
+    backward = micro_batches.MicroBatches.backward
 
-    def noted(self: Any, model: Any, inputs: dict[str, Any], *args: Any) -> Tensor:
-        seen.append([example.id for example in inputs["examples"]])
-        return run_step(self, model, inputs, *args)
+    def noted(self: Any, step: Sequence[Example]) -> list[micro_batches.MicroBatch]:
+        seen.append([example.id for example in step])
+        return backward(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.CompletionTrainer, "training_step", noted)
-        _, training = train(settings, make_live(base), folder, examples=examples)
+        patch.setattr(micro_batches.MicroBatches, "backward", noted)
+        _, training = train(settings, make_live(base), folder, examples=examples, seed=seed)
     return seen, training
 
 
@@ -334,18 +339,8 @@ def test_training_warns_of_nothing_that_will_be_removed(base: str, tmp_path: Pat
 
 def order(monkeypatch: pytest.MonkeyPatch, base: str, folder: Path, seed: int, **changes: Any) -> list[list[str]]:
     """The examples of each step."""
-    seen: list[list[str]] = []
-    step = trainer.CompletionTrainer.training_step
-
-    def watched(self: Any, model: Any, inputs: dict[str, Any], *args: Any) -> Tensor:
-        seen.append([example.id for example in inputs["examples"]])
-        return step(self, model, inputs, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.CompletionTrainer, "training_step", watched)
-        examples = [Example(f"{p}.{c}", (5, p + 4), (c + 10,)) for c in range(3) for p in range(6)]
-        train(make("full", epochs=2, **changes), make_live(base), folder, examples=examples, seed=seed)
-    return seen
+    examples = [Example(f"{p}.{c}", (5, p + 4), (c + 10,)) for c in range(3) for p in range(6)]
+    return stepped(monkeypatch, base, folder, make("full", epochs=2, **changes), examples, seed)[0]
 
 
 @pytest.mark.parametrize("shuffle", ["examples", "prompts"])
