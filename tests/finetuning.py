@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
-from stasc.training.finetune import finetune
+from stasc.training.loop import Training, finetune
 from stasc.training.losses import NLL, Loss
-from stasc.training.methods import Full, Lora, Method, QLora, Training
+from stasc.training.methods import Full, Lora, Method, QLora
 
 CPU = torch.device("cpu")
 END = 0  # the end token of the tiny model; ids 4 and above are bytes

@@ -20,12 +20,12 @@ from stasc.prefix_tree.batch import Example
 from stasc.records import NOT_ASKED, Advance, Answer, Pair, Question, Split
 from stasc.settings.sections import Sampling
 from stasc.tasks.prompt import Message, Prompt
-from stasc.training.finetune import finetune
 from stasc.training.losses import Loss
-from stasc.training.methods import Method, Training, steps
+from stasc.training.methods import Method
 
 if TYPE_CHECKING:
     from stasc.engines.hf.memory import Limit
+    from stasc.training.loop import Training
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,15 @@ class Stages:
         self, start: Model, kept: Sequence[Pair], n: int, folder: Path, advance: Advance
     ) -> tuple[Model, Training]:
         """Returns M_n: `start` fine-tuned on the kept pairs and written to `folder`."""
+        from stasc.training.loop import finetune  # a run whose fine-tunings are stored does without
+
         examples = [self.example(pair) for pair in kept]
         seed = noise.noise_key(self.seed, "finetune", n) % 2**32
         return finetune(self.tune, self.loss, self.live, start, examples, folder, seed, advance)
 
     def steps(self, kept: Sequence[Pair]) -> int:
         """Returns the number of optimizer steps of `finetune`."""
-        return steps(self.tune, len(kept))
+        return self.tune.steps(len(kept))
 
     def example(self, pair: Pair) -> Example:
         """Returns a pair's training example: its target answer, as sampled, in its conversation. Raises: Refused."""

@@ -30,7 +30,8 @@ from torch import Tensor
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
 from stasc.training import micro_batches
-from stasc.training.methods import Full, Lora, Training, steps
+from stasc.training.loop import Training
+from stasc.training.methods import Full, Lora
 
 
 @pytest.mark.usefixtures("exact_norms")
@@ -54,6 +55,38 @@ def test_one_step_moves_the_weights_against_the_gradient_of_the_mean_loss(base: 
         skipped=0,
         micro_batch_tokens=training.micro_batch_tokens,
     )
+
+
+@pytest.mark.usefixtures("exact_norms")
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_training_is_a_plain_loop_of_adamw_in_the_order_of_trainer_of_transformers(
+    packing: bool, base: str, tmp_path: Path
+):
+    """Which seeds a generator with the seed plus the epoch."""
+    network, seed, losses, tokens = read(base).train(), 7, 0.0, 0
+    decayed = [parameter for name, parameter in network.named_parameters() if "norm" not in name]
+    others = [parameter for name, parameter in network.named_parameters() if "norm" in name]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    for epoch in range(3):
+        order = torch.randperm(len(EXAMPLES), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        for batch in ([EXAMPLES[i] for i in order[:4]], [EXAMPLES[i] for i in order[4:]]):
+            trained = sum(len(example.completion) for example in batch)
+            summed = sum(nll(network, example) for example in batch)
+            (summed / trained).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses, tokens = losses + summed.item(), tokens + trained
+
+    live = make_live(base)
+    changes = {"optimizer": "adamw_torch", "learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.5}
+    settings = make("full", epochs=3, packing=packing, **changes)
+    model, training = train(settings, live, tmp_path / "1", seed=seed)
+
+    assert_same(weights(live.load(model)), weights(network), atol=1e-9)
+    assert differ(weights(network), weights(read(base)))
+    assert (training.loss, training.tokens) == (pytest.approx(losses / tokens, rel=1e-9), tokens)
 
 
 @pytest.mark.usefixtures("exact_norms")
@@ -85,7 +118,7 @@ def test_the_reported_loss_is_the_mean_over_trained_tokens_whatever_the_batches(
     ("examples", "batch", "epochs", "expected"), [(6, 4, 1, 2), (6, 4, 3, 6), (8, 4, 1, 2), (1, 4, 2, 2), (5, 1, 1, 5)]
 )
 def test_the_number_of_steps_is_known_before(examples: int, batch: int, epochs: int, expected: int):
-    assert steps(make("full", batch_size=batch, epochs=epochs), examples) == expected
+    assert make("full", batch_size=batch, epochs=epochs).steps(examples) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,7 +136,7 @@ def test_the_number_of_steps_is_known_before(examples: int, batch: int, epochs: 
 def test_steps_are_limited_or_given(examples: int, max_steps: int | None, steps_match: int | None, expected: int):
     """6 examples in batches of 4 are 2 steps, twice."""
     settings = make("full", batch_size=4, epochs=2, max_steps=max_steps, steps_match=steps_match)
-    assert steps(settings, examples) == expected
+    assert settings.steps(examples) == expected
 
 
 def test_a_limit_and_a_number_of_steps_are_not_given_both():
@@ -193,7 +226,7 @@ def test_each_step_is_told(base: str, tmp_path: Path):
     told: list[None] = []
     settings = make("full", batch_size=4, micro_batch_size=1, epochs=2)
     _, training = train(settings, make_live(base), tmp_path / "1", advance=lambda: told.append(None))
-    assert len(told) == training.steps == steps(settings, len(EXAMPLES)) == 4
+    assert len(told) == training.steps == settings.steps(len(EXAMPLES)) == 4
 
 
 def step_sizes(base: str, folder: Path, settings: Full | Lora, examples: Sequence[Example]) -> list[float]:

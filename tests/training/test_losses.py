@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from stasc.prefix_tree.batch import Batch, Example, collate, tree
 from stasc.prefix_tree.likelihood import Logprobs, logprobs
 from stasc.prefix_tree.trie import Trie, parts
 from stasc.training import micro_batches
-from stasc.training.losses import NLL
+from stasc.training.losses import NLL, Loss
 
 Batched = Callable[[Sequence[Example]], Batch]
 
@@ -335,6 +336,49 @@ def test_an_edge_of_several_examples_counts_for_each() -> None:
     assert logp.weighted([1.0, 10.0, 100.0]).item() == -3 - 50 - 300
     (gradient,) = torch.autograd.grad((logp.by_example() * torch.tensor([1.0, 10.0, 100.0])).sum(), edges)
     assert gradient.tolist() == edge_weights(batch, [1.0, 10.0, 100.0]) == [111, 101, 10]
+
+
+# Losses of your own.
+
+
+class Advantage:
+    """Weighs each example by how much the correction improved on the initial answer."""
+
+    def __call__(self, logp: Logprobs, step: Sequence[Example]) -> Tensor:
+        return -logp.weighted([(one.r2 - one.r1) / len(step) for one in logp.examples])
+
+
+def margin(logp: Logprobs, step: Sequence[Example]) -> Tensor:
+    """Is not linear in log-likelihoods, as those that compare with a reference model."""
+    return -torch.nn.functional.logsigmoid(logp.by_example() + 10).sum() / len(step)
+
+
+@pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 2}, {"packing": False}], ids=["packed", "micro", "rows"])
+@pytest.mark.parametrize(
+    ("loss", "of_one"),
+    [
+        (Advantage(), lambda one, nll: (one.r2 - one.r1) * nll),
+        (margin, lambda one, nll: torch.nn.functional.softplus(nll - 10)),
+    ],
+    ids=["advantage", "margin"],
+)
+def test_a_loss_of_your_own_is_minimised_and_the_reported_loss_stays_the_mean_per_token(
+    loss: Loss, of_one: Callable[[Example, Tensor], Tensor], changes: dict[str, Any], base: str, tmp_path: Path
+) -> None:
+    draw = random.Random(0)
+    examples = [replace(one, r1=draw.random(), r2=draw.random()) for one in ragged(2, 2, 3)]
+    expected = read(base)
+    costs = [nll(expected, one) for one in examples]
+    (sum(of_one(one, cost) for one, cost in zip(examples, costs, strict=True)) / len(examples)).backward()
+    with torch.no_grad():
+        for parameter in expected.parameters():
+            parameter -= 0.05 * parameter.grad
+    live = make_live(base)
+    settings = make("full", batch_size=len(examples), **changes)
+    model, training = train(settings, live, tmp_path / "1", examples=examples, loss=loss)
+    assert_same(weights(live.load(model)), weights(expected), atol=1e-10)
+    mean = sum(cost.item() for cost in costs) / sum(len(one.completion) for one in examples)
+    assert training.loss == pytest.approx(mean, rel=1e-10)
 
 
 class Uniform(nn.Module):

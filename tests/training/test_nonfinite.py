@@ -25,7 +25,7 @@ from stasc.models.model import M_0
 from stasc.prefix_tree.batch import Batch, Example
 from stasc.prefix_tree.likelihood import Logprobs, logprobs
 from stasc.training import loop, micro_batches
-from stasc.training.methods import Training
+from stasc.training.loop import Training
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: str, value: float, ids: str = "d") -> None:

@@ -1,4 +1,4 @@
-"""The training loop: optimizer steps on the kept pairs, in mixed precision, on one device."""
+"""Fine-tuning, step 4 of Algorithm 1: optimizer steps on the kept pairs, in mixed precision, on one device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,25 +17,62 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler, set_seed
 
 from stasc.errors import NonFiniteError
+from stasc.machine import durable
 from stasc.prefix_tree.batch import Example
 from stasc.records import Advance
 from stasc.training.losses import Loss
-from stasc.training.methods import Optimization, Training, steps
+from stasc.training.methods import Method
 from stasc.training.micro_batches import MicroBatch, MicroBatches
 from stasc.training.optimizer import make_optimizer
 from stasc.training.order import batches
 
 if TYPE_CHECKING:
     from stasc.models.live import LiveModel
-    from stasc.models.model import Network
+    from stasc.models.model import Model, Network
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The figures of one fine-tuning: mean negative log-likelihood per trained token, steps, trained tokens, examples.
+
+    `micro_batch_tokens` is the bound on tokens per micro-batch at the end: lower than at the start after running out of
+    memory. `loss`, `steps` and `tokens` leave out `skipped` steps, whose loss or gradient was not finite.
+    """
+
+    loss: float
+    steps: int
+    tokens: int
+    examples: int
+    skipped: int
+    micro_batch_tokens: int
+
+
+def finetune(
+    method: Method,
+    loss: Loss,
+    live: LiveModel,
+    start: Model,
+    examples: Sequence[Example],
+    folder: Path,
+    seed: int,
+    advance: Advance,
+) -> tuple[Model, Training]:
+    """Returns M_n: `start` trained on some examples and written to `folder`. The trained network stays in memory."""
+    network = method.network(live, start, seed)
+    training = train(network, examples, method, loss, live, seed, advance)
+    with durable.naming(folder):
+        method.save(network, folder)
+    model = method.model(start, folder)
+    live.adopt(model, network, live.dtype if method.adapter else live.training_dtype)
+    return model, training
 
 
 def train(
     network: Network,
     examples: Sequence[Example],
-    settings: Optimization,
+    method: Method,
     loss: Loss,
     live: LiveModel,
     seed: int,
@@ -50,17 +88,17 @@ def train(
             raise ValueError(f"{example.id}: no token to train on, its correction or its prompt is empty")
     set_seed(seed)
     scaler = GradScaler(live.device.type, enabled=live.dtype == torch.float16)
-    micro_batches = MicroBatches(network, loss, settings, live, examples, scaler)
-    optimizer, number = make_optimizer(network, settings), steps(settings, len(examples))
-    scheduler = get_scheduler(settings.schedule, optimizer, math.ceil(number * settings.warmup_ratio), number)
-    tally = _Tally(settings)
+    micro_batches = MicroBatches(network, loss, method, live, examples, scaler)
+    optimizer, number = make_optimizer(network, method), method.steps(len(examples))
+    scheduler = get_scheduler(method.schedule, optimizer, math.ceil(number * method.warmup_ratio), number)
+    tally = _Tally(method)
     network.train()
     network.zero_grad()
-    with micro_batches.running(), _checkpointing(network, settings.gradient_checkpointing):
-        for step, batch in enumerate(batches(examples, settings, seed), start=1):
+    with micro_batches.running(), _checkpointing(network, method.gradient_checkpointing):
+        for step, batch in enumerate(batches(examples, method, seed), start=1):
             computed = micro_batches.backward(batch)
             scaler.unscale_(optimizer)
-            norm = clip_grad_norm_(list(network.parameters()), settings.max_grad_norm or math.inf)
+            norm = clip_grad_norm_(list(network.parameters()), method.max_grad_norm or math.inf)
             scale = scaler.get_scale()
             if not tally.may_step(step, computed, float(norm), scale):
                 network.zero_grad()  # optimizers leave a weight without a gradient as it is
@@ -77,20 +115,22 @@ def train(
 @contextmanager
 def _checkpointing(network: Network, wanted: bool) -> Iterator[None]:
     """Recomputes activations in backward passes, if wanted."""
+    newer = hasattr(network, "activation_checkpointing_enable")  # its name from transformers 5.23 on
+    name = "activation_checkpointing" if newer else "gradient_checkpointing"
     if wanted:
-        network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        getattr(network, f"{name}_enable")()
     try:
         yield
     finally:
         if wanted:
-            network.activation_checkpointing_disable()
+            getattr(network, f"{name}_disable")()
 
 
 @dataclass
 class _Tally:
     """Counts the steps that were taken, and decides on those whose loss or gradient is not finite."""
 
-    settings: Optimization
+    method: Method
     nll: list[Tensor] = field(default_factory=list)  # one per micro-batch of the steps that were taken
     steps: int = 0
     tokens: int = 0
@@ -118,8 +158,8 @@ class _Tally:
         return False
 
     def _skip(self, fault: str) -> None:
-        bound = self.settings.max_skipped_steps
-        if self.settings.on_nonfinite == "abort":
+        bound = self.method.max_skipped_steps
+        if self.method.on_nonfinite == "abort":
             raise NonFiniteError(
                 f"{fault}: {self._advice()}, or leave such steps out with finetune.on_nonfinite=skip_step"
             )
@@ -131,7 +171,7 @@ class _Tally:
         log.warning("%s: skipped", fault)
 
     def _advice(self) -> str:
-        return f"lower finetune.learning_rate ({self.settings.learning_rate}) or set model.dtype=float32"
+        return f"lower finetune.learning_rate ({self.method.learning_rate}) or set model.dtype=float32"
 
     def result(self, examples: int, micro_batch_tokens: int) -> Training:
         """Returns what the training did. Raises: NonFiniteError if all its steps were skipped."""

@@ -25,40 +25,30 @@ if TYPE_CHECKING:
 
     from stasc.models.model import Network
 
-_OPTIMIZERS = (
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adamw_8bit",
-    "paged_adamw_32bit",
-    "paged_adamw_8bit",
-    "adafactor",
-    "sgd",
-)
-_ON_NONFINITE = ("abort", "skip_step")
-_SHUFFLE = ("examples", "prompts")
-_TRUNCATED = ("drop", "keep")
-_SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine")
+_LEAST = {  # settings that have a minimum
+    **dict.fromkeys(("epochs", "batch_size"), (1, "at least 1")),
+    **dict.fromkeys(("max_steps", "steps_match", "micro_batch_size", "micro_batch_tokens"), (1, "null or at least 1")),
+    **dict.fromkeys(("weight_decay", "max_skipped_steps"), (0, "at least 0")),
+    "max_grad_norm": (0, "at least 0 (0: no clipping)"),
+}
+_KNOWN = {  # settings that name one of several options
+    "optimizer": (
+        *("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+        *("adafactor", "sgd"),
+    ),
+    "schedule": ("constant", "constant_with_warmup", "linear", "cosine"),
+    "shuffle": ("examples", "prompts"),
+    "truncated": ("drop", "keep"),
+    "on_nonfinite": ("abort", "skip_step"),
+}
 
 
 @dataclass(frozen=True)
-class Training:
-    """The figures of one fine-tuning: mean negative log-likelihood per trained token, steps, trained tokens, examples.
+class Method(ABC):
+    """A method of fine-tuning, with the settings of its optimization, named as in `transformers.TrainingArguments`.
 
-    `micro_batch_tokens` is the bound on tokens per micro-batch at the end: lower than at the start after an out of
-    memory error. `loss`, `steps` and `tokens` leave out `skipped` steps, whose loss or gradient was not finite.
+    `four_bit` holds the base weights in NF4. `adapter` says that base weights stay as they are.
     """
-
-    loss: float
-    steps: int
-    tokens: int
-    examples: int
-    skipped: int
-    micro_batch_tokens: int
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """The settings that all methods share, named as in the paper and in `transformers.TrainingArguments`."""
 
     suffix: str
     learning_rate: float
@@ -80,48 +70,38 @@ class Optimization:
     max_skipped_steps: int
     truncated: str
 
+    four_bit: ClassVar[bool] = False
+    adapter: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         expect("finetune.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
-        expect("finetune.epochs", self.epochs, self.epochs >= 1, "at least 1")
-        expect("finetune.batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
-        for name, limit in (("max_steps", self.max_steps), ("steps_match", self.steps_match)):
-            expect(f"finetune.{name}", limit, limit is None or limit >= 1, "null or at least 1")
+        for name, (least, expected) in _LEAST.items():
+            value = getattr(self, name)
+            expect(f"finetune.{name}", value, value is None or value >= least, expected)
+        for name, options in _KNOWN.items():
+            value = getattr(self, name)
+            expect(f"finetune.{name}", value, value in options, f"one of {', '.join(options)}")
         one = self.max_steps is None or self.steps_match is None
         expect("finetune.max_steps", self.max_steps, one, "null where finetune.steps_match says how many there are")
-        some = self.micro_batch_size is None or self.micro_batch_size >= 1
-        expect("finetune.micro_batch_size", self.micro_batch_size, some, "null or at least 1")
-        enough = self.micro_batch_tokens is None or self.micro_batch_tokens >= 1
-        expect("finetune.micro_batch_tokens", self.micro_batch_tokens, enough, "null or at least 1")
-        expect("finetune.shuffle", self.shuffle, self.shuffle in _SHUFFLE, f"one of {', '.join(_SHUFFLE)}")
-        expect("finetune.optimizer", self.optimizer, self.optimizer in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}")
-        expect("finetune.schedule", self.schedule, self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
         expect("finetune.warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "0 <= ratio < 1")
         warms_up = self.schedule != "constant" or not self.warmup_ratio
         expect("finetune.warmup_ratio", self.warmup_ratio, warms_up, "0, or finetune.schedule=constant_with_warmup")
-        expect("finetune.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        expect("finetune.max_grad_norm", self.max_grad_norm, self.max_grad_norm >= 0, "at least 0 (0: no clipping)")
-        known = self.on_nonfinite in _ON_NONFINITE
-        expect("finetune.on_nonfinite", self.on_nonfinite, known, f"one of {', '.join(_ON_NONFINITE)}")
-        expect("finetune.max_skipped_steps", self.max_skipped_steps, self.max_skipped_steps >= 0, "at least 0")
-        known = self.truncated in _TRUNCATED
-        expect("finetune.truncated", self.truncated, known, f"one of {', '.join(_TRUNCATED)}")
-
-
-@dataclass(frozen=True)
-class Method(Optimization, ABC):
-    """A method of fine-tuning. `four_bit` holds the base in NF4; `adapter` leaves base weights as they are."""
-
-    four_bit: ClassVar[bool] = False
-    adapter: ClassVar[bool] = False
 
     @property
     def needs_bitsandbytes(self) -> bool:
         """Whether weights or optimizer states are quantised."""
         return self.four_bit or self.optimizer.endswith("8bit") or self.optimizer.startswith("paged")
 
+    def steps(self, examples: int) -> int:
+        """Returns the number of optimizer steps of a fine-tuning on so many examples."""
+        if self.steps_match is not None:
+            return self.steps_match
+        steps = self.epochs * math.ceil(examples / self.batch_size)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
     @abstractmethod
     def network(self, live: LiveModel, start: Model, seed: int) -> Network:
-        """Returns the network of `start`, ready to train: exactly the parameters that require gradients are trained."""
+        """Returns the network of `start`, ready to train: all parameters that require gradients are trained."""
 
     @abstractmethod
     def save(self, network: Network, folder: Path) -> None:
@@ -141,15 +121,12 @@ class Full(Method):
     """Fine-tuning of every weight, held in float32 and computed with in `model.dtype`."""
 
     def network(self, live: LiveModel, start: Model, seed: int) -> Network:
-        """Returns the network of `start` in the dtype of training."""
         return live.load(start, live.training_dtype)
 
     def save(self, network: Network, folder: Path) -> None:
-        """Writes all weights."""
         network.save_pretrained(str(folder))
 
     def model(self, start: Model, folder: Path, key: str = "") -> Model:
-        """Names the model of the weights in `folder`."""
         return Model(weights=folder, key=key)
 
 
@@ -178,21 +155,17 @@ class Lora(Method):
         expect("finetune.target_modules", self.target_modules, named, "[all-linear] or names of modules")
 
     def network(self, live: LiveModel, start: Model, seed: int) -> Network:
-        """Returns the network of `start` with its adapter, or with a new one drawn from `seed`."""
         network = live.load(start)
         return network if start.adapter else self._with_new_adapter(network, seed)
 
     def save(self, network: Network, folder: Path) -> None:
-        """Writes the adapter."""
         network.save_pretrained(str(folder))
         _remove_paths(folder)
 
     def model(self, start: Model, folder: Path, key: str = "") -> Model:
-        """Names the model of the adapter in `folder` on the base weights of `start`."""
         return Model(weights=start.weights, adapter=folder, key=key)
 
     def saved_bytes(self, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:
-        """Estimates the size of the adapter, which is held in float32."""
         return sum(4 * self.rank * sum(shape) for name, shape in shapes.items() if self._adapts(name, shape))
 
     def _adapts(self, name: str, shape: Sequence[int]) -> bool:
@@ -254,11 +227,3 @@ class QLora(Lora):
     """LoRA on base weights in NF4 (Dettmers et al., arXiv 2305.14314). M_0 is the 4-bit model, in sampling too."""
 
     four_bit: ClassVar[bool] = True
-
-
-def steps(settings: Optimization, examples: int) -> int:
-    """Returns the number of optimizer steps of a fine-tuning on so many examples."""
-    if settings.steps_match is not None:
-        return settings.steps_match
-    steps = settings.epochs * math.ceil(examples / settings.batch_size)
-    return steps if settings.max_steps is None else min(steps, settings.max_steps)

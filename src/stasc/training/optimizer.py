@@ -8,20 +8,20 @@ from torch import nn, optim
 from transformers import Adafactor
 from transformers.trainer_pt_utils import get_parameter_names
 
-from stasc.training.methods import Optimization
+from stasc.training.methods import Method
 
 _WITHOUT_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]  # parameter names
 
 
-def make_optimizer(network: nn.Module, settings: Optimization) -> optim.Optimizer:
+def make_optimizer(network: nn.Module, method: Method) -> optim.Optimizer:
     """Returns an optimizer of a network's trainable parameters. Biases and norms get no weight decay."""
     decayed = set(get_parameter_names(network, [nn.LayerNorm], _WITHOUT_DECAY))
     trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in trained if name in decayed], "weight_decay": settings.weight_decay},
+        {"params": [p for name, p in trained if name in decayed], "weight_decay": method.weight_decay},
         {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
     ]
-    name, lr = settings.optimizer, settings.learning_rate
+    name, lr = method.optimizer, method.learning_rate
     if name.startswith("adamw_torch"):
         return optim.AdamW(groups, lr=lr, fused=name.endswith("fused") or None)
     if name == "adafactor":
