@@ -298,6 +298,18 @@ def test_the_first_step_of_every_adam_is_the_learning_rate_against_the_sign_of_t
         torch.testing.assert_close(step, -1e-3 * start.grad[clear].sign(), rtol=1e-2, atol=1e-6)
 
 
+def test_8_bit_states_are_chosen_anew_for_each_training(base: str, tmp_path: Path):
+    """bitsandbytes keeps what was set for parameters by their position, for all optimizers of a process."""
+    settings = make("lora", optimizer="adamw_8bit", learning_rate=1e-2, rank=256, epochs=3)  # fewer values stay in 32
+    results = []
+    for name in ("1", "2"):
+        live = make_live(base, torch.float32)
+        model, _ = train(settings, live, tmp_path / name)
+        results.append(weights(live.load(model)))
+        train(make("full", optimizer="adamw_8bit"), make_live(base, torch.float32), tmp_path / f"{name}-full")
+    assert_same(*results)
+
+
 def test_adafactor_lowers_the_loss(base: str, tmp_path: Path):
     live = make_live(base, torch.float32)
     settings = make("full", optimizer="adafactor", learning_rate=1e-3, batch_size=6)

@@ -35,11 +35,11 @@ def _bitsandbytes(network: nn.Module, groups: list[dict[str, Any]], name: str, l
     from bitsandbytes.optim.adamw import AdamW
     from bitsandbytes.optim.optimizer import GlobalOptimManager
 
+    manager = GlobalOptimManager.get_instance()
+    manager.initialize()  # without the overrides of earlier fine-tunings, which it keeps by position of the parameter
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):  # its optimizer states are unstable in 8 bits
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
     bits = 8 if name.endswith("8bit") else 32
     optimizer: optim.Optimizer = AdamW(groups, lr=lr, optim_bits=bits, is_paged=name.startswith("paged"))
-    if bits == 8:
-        manager = GlobalOptimManager.get_instance()
-        for module in network.modules():
-            if isinstance(module, nn.Embedding):  # in 8 bits its optimizer states are unstable
-                manager.register_module_override(module, "weight", {"optim_bits": 32})
     return optimizer
