@@ -64,8 +64,9 @@ def build_part(cfg: DictConfig, prefix: str, target: type | None = None) -> Any:
         known = [field.name for field in fields(kind)]
         if told := belonging(f"{prefix}{error.full_key}", _loader()):
             raise ValueError(told) from error
-        near = nearest(str(error.full_key), known) or SYNONYMS.get(str(error.full_key), "").removeprefix(prefix)
-        hint = f"; did you mean {prefix}{near}?" if near in known else ""
+        near = nearest(str(error.full_key), known)
+        meant = f"{prefix}{near}" if near else SYNONYMS.get(str(error.full_key), "")
+        hint = f"; did you mean {meant}?" if meant and " " not in meant else ""
         raise ValueError(f"{prefix}{error.full_key}: no such setting; there are {', '.join(known)}{hint}") from error
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} is not set, and has no default: give {error.full_key}=...") from error

@@ -62,10 +62,10 @@ class MicroBatches:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Sets up the network for `backward`. On CUDA, the allocator keeps the memory of gradients by itself."""
-        on_cpu = self.device.type == "cpu"
-        if not on_cpu:
+        """Sets up the network for `backward`."""
+        if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        on_cpu = self.device.type == "cpu"  # CUDA's allocator keeps the memory of gradients by itself
         keeping = gradients.kept(self.network, self.gradients) if on_cpu else nullcontext()
         with keeping, masks.attending(self.network, self.mask):
             yield
@@ -78,7 +78,7 @@ class MicroBatches:
             except RuntimeError as error:
                 if not ran_out(error) or self.most_tokens <= max(len(example.prompt) for example in step):
                     raise
-            self.most_tokens //= 2  # out here, where the error no longer holds on to the failed pass
+            self.most_tokens //= 2  # outside the handler, whose error holds the tensors of the failed pass
             log.warning("out of memory: fine-tuning continues with micro-batches of %d tokens", self.most_tokens)
             fallback.report("smaller micro-batches", f"out of memory with {2 * self.most_tokens} tokens at once")
             self.network.zero_grad()
