@@ -45,6 +45,7 @@ from stasc.tasks.prompt import Prompt
 from stasc.tasks.rewards.words import F1
 from stasc.tracking import Off
 from stasc.tracking.console import Console
+from stasc.training.losses import NLL
 from stasc.training.methods import Full
 
 # Every setting is classified
@@ -119,6 +120,10 @@ class OtherEngine(HF):
 
 
 class OtherFull(Full):
+    pass
+
+
+class OtherNLL(NLL):
     pass
 
 
@@ -221,6 +226,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "finetune.micro_batch_tokens": ((), 100),
     "finetune.packing": ((), False),
     "finetune.shuffle": ((), "prompts"),
+    "loss._target_": ((), "test_keys.OtherNLL"),
     "loss.per": ((), "example"),
     "finetune.optimizer": ((), "sgd"),
     "finetune.schedule": ((), "linear"),
