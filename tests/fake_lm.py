@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from stasc.runs import execute as runner
 from stasc.runs import prepare
 from stasc.runs.experiment import Experiment
 from stasc.tracking.console import Console
-from stasc.training.methods import Full, Training
+from stasc.training import loop
+from stasc.training.loop import Training
+from stasc.training.methods import Method
 
 ROUNDING = "b"  # of the machine
 
@@ -117,24 +119,23 @@ class FakeEngine(HF):
         return [Completion(tuple(text[:6].encode()), False) for text in texts]
 
 
-@dataclass(frozen=True)
-class FakeTune(Full):
-    def __call__(
-        self,
-        live: Any,
-        start: Model,
-        examples: Sequence[Example],
-        folder: Path,
-        seed: int,
-        advance: Callable[[], None],
-    ) -> tuple[Model, Training]:
-        network = live.load(start)
-        folder.mkdir(parents=True)
-        (folder / "model.safetensors").write_text(sha256(ROUNDING, network, [e.completion for e in examples], seed))
-        (folder / "config.json").write_text("{}")
-        model = self.model(start, folder)
-        live.adopt(model)
-        return model, Training(1.0, 1, len(examples), len(examples), 0, 64)
+def fake_finetune(
+    method: Method,
+    loss: object,
+    live: Any,
+    start: Model,
+    examples: Sequence[Example],
+    folder: Path,
+    seed: int,
+    advance: Callable[[], None],
+) -> tuple[Model, Training]:
+    network = live.load(start)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_text(sha256(ROUNDING, network, [e.completion for e in examples], seed))
+    (folder / "config.json").write_text("{}")
+    model = method.model(start, folder)
+    live.adopt(model)
+    return model, Training(1.0, 1, len(examples), len(examples), 0, 64)
 
 
 def fake_experiment(*overrides: str) -> Experiment:
@@ -148,8 +149,7 @@ def fake_experiment(*overrides: str) -> Experiment:
         "evaluation.batch=2",
         *overrides,
     )
-    tune = FakeTune(**{field.name: getattr(real.finetune, field.name) for field in fields(Full)})
-    return replace(real, engine=FakeEngine(real.engine.batch_size), finetune=tune)
+    return replace(real, engine=FakeEngine(real.engine.batch_size))
 
 
 versions = functools.cache(runner.provenance.versions)  # to read them takes a quarter of such a run
@@ -158,6 +158,7 @@ versions = functools.cache(runner.provenance.versions)  # to read them takes a q
 def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     """From now on, runs load no model."""
     monkeypatch.setattr(prepare, "_open_model", lambda experiment: (FakeChat(), FakeLive(base)))
+    monkeypatch.setattr(loop, "finetune", fake_finetune)
     monkeypatch.setattr(runner.provenance, "commit", lambda: None)  # git takes longer than the whole run
     monkeypatch.setattr(runner.provenance, "machine", lambda device: {"processor": ROUNDING, "threads": 1})
     monkeypatch.setattr(runner.provenance, "versions", versions)

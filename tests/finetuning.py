@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
-from stasc.training.methods import Full, Lora, QLora, Training
+from stasc.training.loop import Training, finetune
+from stasc.training.losses import NLL, Loss
+from stasc.training.methods import Full, Lora, Method, QLora
 
 CPU = torch.device("cpu")
 END = 0  # the end token of the tiny model; ids 4 and above are bytes
@@ -47,7 +49,6 @@ def make(method: str, **changes: Any) -> Full | Lora:
         "micro_batch_tokens": None,
         "packing": True,
         "shuffle": "examples",
-        "loss_per": "token",
         "optimizer": "sgd",
         "schedule": "constant",
         "warmup_ratio": 0.0,
@@ -106,15 +107,17 @@ def nothing() -> None:
 
 
 def train(
-    settings: Full | Lora,
+    settings: Method,
     live: LiveModel,
     folder: Path,
     start: Model = M_0,
     examples: Sequence[Example] = EXAMPLES,
     seed: int = 0,
     advance: Callable[[], None] = nothing,
+    per: str = "token",
+    loss: Loss | None = None,
 ) -> tuple[Model, Training]:
-    return settings(live, start, examples, folder, seed, advance)
+    return finetune(settings, loss or NLL(per), live, start, examples, folder, seed, advance)
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) -> None:

@@ -20,10 +20,12 @@ from stasc.prefix_tree.batch import Example
 from stasc.records import NOT_ASKED, Advance, Answer, Pair, Question, Split
 from stasc.settings.sections import Sampling
 from stasc.tasks.prompt import Message, Prompt
-from stasc.training.methods import Full, Lora, Training, steps
+from stasc.training.losses import Loss
+from stasc.training.methods import Method
 
 if TYPE_CHECKING:
     from stasc.engines.hf.memory import Limit
+    from stasc.training.loop import Training
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Stages:
     reward: pairing.Reward
     pairing: pairing.Pairing
     target: Correction | Initial | Gold
-    tune: Full | Lora
+    tune: Method
+    loss: Loss
     sampling: Mapping[str, Sampling]
     seed: int
     limit: Limit | None = None
@@ -115,22 +118,24 @@ class Stages:
     def finetune(
         self, start: Model, kept: Sequence[Pair], n: int, folder: Path, advance: Advance
     ) -> tuple[Model, Training]:
-        """M_n, `start` trained on what was kept and written to `folder`."""
+        """Returns M_n: `start` fine-tuned on the kept pairs and written to `folder`."""
+        from stasc.training.loop import finetune  # a run whose fine-tunings are stored does without
+
         examples = [self.example(pair) for pair in kept]
         seed = noise.noise_key(self.seed, "finetune", n) % 2**32
-        return self.tune(self.live, start, examples, folder, seed, advance)
+        return finetune(self.tune, self.loss, self.live, start, examples, folder, seed, advance)
 
     def steps(self, kept: Sequence[Pair]) -> int:
-        """Optimizer steps of that."""
-        return steps(self.tune, len(kept))
+        """Returns the number of optimizer steps of `finetune`."""
+        return self.tune.steps(len(kept))
 
     def example(self, pair: Pair) -> Example:
-        """What is trained for a pair: an answer of it, as it was sampled, in its conversation. Raises: Refused."""
+        """Returns a pair's training example: its target answer, as sampled, in its conversation. Raises: Refused."""
         conversation, answer = self.target.example(self.prompt, pair)
         completion = answer.ids
         if completion is None:
             completion = self.chat.completion(conversation, answer.text, ended=not answer.truncated)
-        return Example(pair.id, self.chat.prompt(conversation), completion)
+        return Example(pair.id, self.chat.prompt(conversation), completion, pair.r1, pair.r2)
 
     def unusable(self, pair: Pair) -> str | None:
         """Why a pair cannot be trained on, one of `REASONS`; None if it can."""

@@ -68,6 +68,7 @@ REFUSED = {
     "tracking.project=x": r"tracking\.project belongs to tracking=wandb: give tracking=wandb tracking\.project=x",
     "finetune.lr=1e-4": r"finetune\.lr: no such setting; did you mean finetune\.learning_rate\?",
     "+finetune.lr=1e-4": r"finetune\.lr: .*did you mean finetune\.learning_rate\?",
+    "finetune.loss_per=example": r"finetune\.loss_per: no such setting; did you mean loss\.per\?",
     "lr=1e-4": r"lr: no such setting; did you mean finetune\.learning_rate\?",
     "+lr=1e-4": r"lr: no such setting; did you mean finetune\.learning_rate\?",
     "batch_size=4": r"batch_size: no such setting; did you mean engine\.batch_size or finetune\.batch_size\?",

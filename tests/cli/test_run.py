@@ -283,6 +283,8 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
         ("+sampling.n_cor=5", r"^sampling\.n_cor: no such setting; .*did you mean sampling\.n_corr\?"),
         ("+learning_rate=1", r"^learning_rate: no such setting; did you mean finetune\.learning_rate\?"),
         ("+filtr=strict", r"^filtr: no such setting; did you mean filter\?"),
+        ("+finetune.loss_per=example", r"^finetune\.loss_per: no such setting; .*did you mean loss\.per\?"),
+        ("loss.per=batch", r"^loss\.per=batch: expected one of token, example"),
         ("+finetune.rank=8", r"^finetune\.rank: no such setting; (?!.*did you mean)"),
         ("+seeed=1", r"^seeed: no such setting; did you mean seed\?"),
         ("+sweep.nam=x", r"^sweep\.nam: no such setting; did you mean sweep\.name\?"),

@@ -28,7 +28,8 @@ from stasc.engines.hf.engine import HF
 from stasc.models import lengths
 from stasc.prefix_tree import probe
 from stasc.prefix_tree.batch import Example
-from stasc.training import trainer
+from stasc.training import loop
+from stasc.training.losses import NLL
 
 VOCABULARY = 96
 SWITCH = 16
@@ -155,7 +156,7 @@ def check_gradients(network: PreTrainedModel, examples: list[Example], packs: bo
     network.zero_grad()
     live: Any = SimpleNamespace(device=CPU, dtype=torch.float64)
     settings = make("full", batch_size=len(examples), packing=packs, learning_rate=0.05)
-    trainer.train(network, examples, settings, live, 0, nothing)
+    loop.train(network, examples, settings, NLL("token"), live, 0, nothing)
     scale = max(float((trained[name] - value).abs().max()) for name, value in expected.items())
     found = {name: weight.detach() for name, weight in network.named_parameters() if name in expected}
     assert scale > 1e-6

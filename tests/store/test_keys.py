@@ -47,6 +47,7 @@ from stasc.tasks.prompt import Prompt
 from stasc.tasks.rewards.words import F1
 from stasc.tracking import Off
 from stasc.tracking.console import Console
+from stasc.training.losses import NLL
 from stasc.training.methods import Full
 
 # Every setting is classified
@@ -205,6 +206,10 @@ class OtherFull(Full):
     pass
 
 
+class OtherNLL(NLL):
+    pass
+
+
 class OtherTracking(Off):
     pass
 
@@ -304,7 +309,8 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "finetune.micro_batch_tokens": ((), 100),
     "finetune.packing": ((), False),
     "finetune.shuffle": ((), "prompts"),
-    "finetune.loss_per": ((), "example"),
+    "loss._target_": ((), "test_keys.OtherNLL"),
+    "loss.per": ((), "example"),
     "finetune.optimizer": ((), "sgd"),
     "finetune.schedule": ((), "linear"),
     "finetune.warmup_ratio": (["finetune.schedule=linear"], 0.1),
@@ -794,7 +800,8 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
         "stasc.choices.filter": {"filter"},
         "stasc.choices.target": {"finetune"},
         "stasc.training.methods": {"finetune"},
-        "stasc.training.trainer": {"finetune"},
+        "stasc.training.loop": {"finetune"},
+        "stasc.training.losses": {"finetune"},
     }
     digest_of = keys._code
     for module, kinds in expected.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0, Model
-from stasc.training.methods import Optimization
+from stasc.training.methods import Full, Method
 
 # The trained model.
 
@@ -117,6 +117,33 @@ def test_after_training_the_network_in_memory_is_as_if_read_again(base: str, tmp
     assert torch.equal(actual, expected)
 
 
+# A method of your own.
+
+
+@dataclass(frozen=True)
+class Norms(Full):
+    """Trains the weights of norms alone."""
+
+    def network(self, live: LiveModel, start: Model, seed: int) -> Any:
+        network = super().network(live, start, seed)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_("norm" in name)
+        return network
+
+
+def test_a_method_of_your_own_trains_what_it_says(base: str, tmp_path: Path):
+    live, settings = make_live(base), Norms(**vars(make("full")))
+    m_1, _ = train(settings, live, tmp_path / "1")
+    m_2, _ = train(settings, live, tmp_path / "2", m_1, seed=1)
+    before, first, second = (weights(read(folder)) for folder in (base, str(tmp_path / "1"), str(tmp_path / "2")))
+    assert m_2 == Model(weights=tmp_path / "2")
+    assert {name for name in before if differ({"": before[name]}, {"": first[name]})} == {
+        name for name in before if "norm" in name
+    }
+    assert differ(first, second)
+    assert_same(weights(live.load(m_2)), second)
+
+
 # Settings.
 
 
@@ -130,7 +157,6 @@ def test_after_training_the_network_in_memory_is_as_if_read_again(base: str, tmp
         ("batch_size", 0),
         ("micro_batch_size", 0),
         ("micro_batch_tokens", 0),
-        ("loss_per", "batch"),
         ("shuffle", "none"),
         ("optimizer", "adam"),
         ("schedule", "lineal"),
@@ -150,7 +176,7 @@ def test_after_training_the_network_in_memory_is_as_if_read_again(base: str, tmp
 def test_a_setting_out_of_range_is_named_with_its_value(name: str, value: object):
     with pytest.raises(ValueError, match=rf"finetune\.{name}={value}: expected".replace("[]", r"\[\]")):
         make("lora", **{name: value})
-    if name in {field.name for field in fields(Optimization)}:
+    if name in {field.name for field in fields(Method)}:
         with pytest.raises(ValueError, match=rf"finetune\.{name}="):
             make("full", **{name: value})
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,19 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from stasc.models.live import LiveModel
-from stasc.models.model import M_0
-from stasc.prefix_tree.batch import Example
-from stasc.training.methods import Lora, Training
+from stasc.models.model import M_0, Model
+from stasc.training.methods import Lora
 
 # LoRA.
 
 
-@dataclass(frozen=True)
-class Untrained(Lora):
-    """LoRA of which only the start is of interest."""
-
-    def train(
-        self, network: Any, examples: Sequence[Example], live: LiveModel, seed: int, advance: Callable[[], None]
-    ) -> Training:
-        return Training(0.0, 0, 0, 0, 0, 0)
-
-
-def untrained(settings: Lora) -> Untrained:
-    return Untrained(**{field.name: getattr(settings, field.name) for field in fields(Lora)})
+def begin(settings: Lora, live: LiveModel, folder: Path, start: Model = M_0, seed: int = 0) -> Model:
+    """The model that a fine-tuning begins with, saved as it is."""
+    network = settings.network(live, start, seed)
+    settings.save(network, folder)
+    model = settings.model(start, folder)
+    live.adopt(model, network, live.dtype)
+    return model
 
 
 each_adapter = pytest.mark.parametrize(
@@ -45,7 +37,7 @@ each_adapter = pytest.mark.parametrize(
 @each_adapter
 def test_a_new_adapter_starts_as_the_function_of_m_0(base: str, tmp_path: Path, changes: dict[str, Any]):
     live = make_live(base)
-    model, _ = train(untrained(make("lora", **changes)), live, tmp_path / "1")
+    model = begin(make("lora", **changes), live, tmp_path / "1")
     assert isinstance(live.load(model), PeftModel)
     torch.testing.assert_close(logits(live.load(model)), logits(read(base)), rtol=0.0, atol=1e-10)
 
@@ -55,7 +47,7 @@ def test_an_evolving_start_goes_on_from_the_adapter(base: str, tmp_path: Path, c
     live = make_live(base)
     m_1, _ = train(make("lora", **changes), live, tmp_path / "1")
     expected = logits(live.load(m_1))
-    m_2, _ = train(untrained(make("lora", **changes)), live, tmp_path / "2", m_1, seed=1)
+    m_2 = begin(make("lora", **changes), live, tmp_path / "2", m_1, seed=1)
     assert_same(
         load_file(m_2.adapter / "adapter_model.safetensors"), load_file(tmp_path / "1/adapter_model.safetensors")
     )
@@ -65,7 +57,7 @@ def test_an_evolving_start_goes_on_from_the_adapter(base: str, tmp_path: Path, c
 def test_a_fixed_start_begins_a_new_adapter(base: str, tmp_path: Path):
     live = make_live(base)
     train(make("lora"), live, tmp_path / "1")
-    model, _ = train(untrained(make("lora")), live, tmp_path / "2", seed=1)
+    model = begin(make("lora"), live, tmp_path / "2", seed=1)
     adapter = load_file(tmp_path / "2" / "adapter_model.safetensors")
     assert all(value.count_nonzero() == 0 for name, value in adapter.items() if "lora_B" in name)
     assert list(live.load(model).peft_config) == ["default"]
@@ -100,7 +92,7 @@ def test_the_settings_of_an_adapter_arrive_in_its_file(base: str, tmp_path: Path
     settings = make(
         "lora", rank=3, alpha=5.0, dropout=0.25, target_modules=["q_proj", "up_proj"], dora=True, rslora=True
     )
-    train(untrained(settings), make_live(base), tmp_path / "1")
+    begin(settings, make_live(base), tmp_path / "1")
     saved = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
     names = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "task_type")
     assert [saved[name] for name in names] == [3, 5.0, 0.25, True, True, "CAUSAL_LM"]
@@ -109,14 +101,14 @@ def test_the_settings_of_an_adapter_arrive_in_its_file(base: str, tmp_path: Path
 
 @pytest.mark.parametrize("switch", ["dora", "rslora"])
 def test_dora_and_rslora_are_off_unless_asked_for(base: str, tmp_path: Path, switch: str):
-    train(untrained(make("lora", **{switch: True})), make_live(base), tmp_path / "1")
+    begin(make("lora", **{switch: True}), make_live(base), tmp_path / "1")
     saved = json.loads((tmp_path / "1" / "adapter_config.json").read_text())
     assert {name for name in ("dora", "rslora") if saved[f"use_{name}"]} == {switch}
 
 
 def test_all_linear_adapts_every_projection_but_the_output_layer(base: str, tmp_path: Path):
     live = make_live(base)
-    model, _ = train(untrained(make("lora")), live, tmp_path / "1")
+    model = begin(make("lora"), live, tmp_path / "1")
     adapted = {
         name.split(".")[-1] for name, module in live.load(model).named_modules() if isinstance(module, LoraLayer)
     }
@@ -147,7 +139,7 @@ def test_m_0_of_qlora_is_the_model_in_nf4_in_sampling_too(base: str):
 def test_a_new_adapter_on_4_bits_starts_as_the_4_bit_m_0(base: str, tmp_path: Path):
     live = make_live(base, torch.float32, four_bit=True)
     expected = logits(live.load(M_0))
-    model, _ = train(untrained(make("qlora")), live, tmp_path / "1")
+    model = begin(make("qlora"), live, tmp_path / "1")
     torch.testing.assert_close(logits(live.load(model)), expected, rtol=0.0, atol=1e-5)
 
 

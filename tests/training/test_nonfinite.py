@@ -13,35 +13,34 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from finetuning import EXAMPLES, assert_same, logits, make, make_live, nll, read, train, weights
 from test_run import experiment, run_tiny
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stasc import tracking
 from stasc.errors import NonFiniteError
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0
-from stasc.prefix_tree.batch import Batch
-from stasc.prefix_tree.likelihood import token_losses
-from stasc.training import trainer
-from stasc.training.methods import Training
+from stasc.prefix_tree.batch import Batch, Example
+from stasc.prefix_tree.likelihood import Logprobs, logprobs
+from stasc.training import loop, micro_batches
+from stasc.training.loop import Training
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: str, value: float, ids: str = "d") -> None:
     """Makes the loss of some examples `value` and leaves its gradient as it is, or the other way round."""
 
-    def poisoned(network: nn.Module, batch: Batch) -> Tensor:
-        losses = token_losses(network, batch)
+    def poisoned(network: nn.Module, batch: Batch) -> Logprobs:
+        logp = logprobs(network, batch)
         if not any(example.id in ids for example in batch.examples):
-            return losses
+            return logp
         if what == "loss":
-            return losses + value
-        losses.register_hook(lambda gradient: gradient * value)
-        return losses
+            return replace(logp, edges_E=logp.edges_E - value)
+        logp.edges_E.register_hook(lambda gradient: gradient * value)
+        return logp
 
-    monkeypatch.setattr(trainer, "token_losses", poisoned)
+    monkeypatch.setattr(micro_batches, "logprobs", poisoned)
 
 
 FAULTS = {
@@ -125,13 +124,13 @@ def test_a_step_is_skipped_with_all_its_micro_batches_and_no_loss_of_them_is_rep
     poison(monkeypatch, what, math.nan)
     told: list[None] = []
     seen: list[str] = []
-    training_step = trainer.CompletionTrainer.training_step
+    backward = micro_batches.MicroBatches.backward
 
-    def watched(self: Any, model: nn.Module, inputs: dict[str, Any], *args: Any) -> Tensor:
-        seen.extend(example.id for example in inputs["examples"])
-        return training_step(self, model, inputs, *args)
+    def watched(self: Any, step: Sequence[Example]) -> list[micro_batches.MicroBatch]:
+        seen.extend(example.id for example in step)
+        return backward(self, step)
 
-    monkeypatch.setattr(trainer.CompletionTrainer, "training_step", watched)
+    monkeypatch.setattr(micro_batches.MicroBatches, "backward", watched)
     live = make_live(base)
     settings = make("full", batch_size=3, micro_batch_size=1, on_nonfinite="skip_step")
     _, training = train(settings, live, tmp_path / "1", advance=lambda: told.append(None))
@@ -143,7 +142,7 @@ def test_a_step_is_skipped_with_all_its_micro_batches_and_no_loss_of_them_is_rep
     mean = sum(nll(network, example).item() for example in taken) / tokens
     assert training == Training(pytest.approx(mean, rel=1e-12), 1, tokens, 6, 1, training.micro_batch_tokens)
     assert len(told) == 2
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "stasc.training.trainer"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "stasc.training.loop"]
     step = 1 if "d" in seen[:3] else 2
     named = {"d"} if what == "loss" else set(seen[3 * (step - 1) : 3 * step])
     assert set(warning.partition(f" at step {step}, on ")[2].removesuffix(": skipped").split("; ")) == named
@@ -151,18 +150,7 @@ def test_a_step_is_skipped_with_all_its_micro_batches_and_no_loss_of_them_is_rep
 
 def scale_losses(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     """Scales losses as training in float16 does, by torch's scaler: it halves the scale when a gradient overflows."""
-    create = trainer.CompletionTrainer.create_accelerator_and_postprocess
-
-    def with_scaler(self: trainer.CompletionTrainer) -> None:
-        create(self)
-        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-
-    def unscale(self: Accelerator) -> None:
-        for optimizer in self._optimizers:
-            self.scaler.unscale_(optimizer.optimizer)
-
-    monkeypatch.setattr(trainer.CompletionTrainer, "create_accelerator_and_postprocess", with_scaler)
-    monkeypatch.setattr(Accelerator, "unscale_gradients", unscale)
+    monkeypatch.setattr(loop, "GradScaler", lambda device, enabled: torch.amp.GradScaler(device, init_scale=scale))
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
@@ -174,12 +162,12 @@ def test_a_gradient_that_overflows_for_its_scale_is_left_to_the_scaler(
     model, expected = train(make("full", epochs=2, **changes), live, tmp_path / "1", examples=[GOOD])
     unscaled = weights(live.load(model))
 
-    def overflowing(network: nn.Module, batch: Batch) -> Tensor:
-        losses = token_losses(network, batch)
-        losses.register_hook(lambda gradient: gradient if (gradient * 4 <= 2).all() else gradient * math.inf)
-        return losses  # each one's gradient is the scale by 4: what is scaled by more than 2 overflows
+    def overflowing(network: nn.Module, batch: Batch) -> Logprobs:
+        logp = logprobs(network, batch)
+        logp.edges_E.register_hook(lambda gradient: gradient if (gradient * 4 >= -2).all() else gradient * math.inf)
+        return logp  # each one's gradient is minus the scale by 4: what is scaled by more than 2 overflows
 
-    monkeypatch.setattr(trainer, "token_losses", overflowing)
+    monkeypatch.setattr(micro_batches, "logprobs", overflowing)
     scale_losses(monkeypatch, 16.0)
     live = make_live(base)
     model, training = train(make("full", epochs=5, **changes), live, tmp_path / "2", examples=[GOOD])
@@ -278,7 +266,7 @@ def test_a_fine_tuned_model_whose_logits_are_not_finite_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one whose last step was too large: there is no next loss to tell."""
-    whole = trainer.train
+    whole = loop.train
 
     def spoilt(network: nn.Module, *given: Any) -> Training:
         training = whole(network, *given)
@@ -286,7 +274,7 @@ def test_a_fine_tuned_model_whose_logits_are_not_finite_is_named(
             network.get_output_embeddings().weight[7] = math.inf
         return training
 
-    monkeypatch.setattr(trainer, "train", spoilt)
+    monkeypatch.setattr(loop, "train", spoilt)
     message = r"^M_1 in iteration 1, test split: the logits are not finite: .*lower finetune\.learning_rate, or"
     with pytest.raises(NonFiniteError, match=message):
         run_tiny(tmp_path / "run", "iterations=2")

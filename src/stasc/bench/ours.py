@@ -18,7 +18,8 @@ from stasc.models.live import LiveModel
 from stasc.models.model import M_0
 from stasc.prefix_tree.batch import Example
 from stasc.prefix_tree.trie import Trie
-from stasc.training.methods import Optimization
+from stasc.training.losses import Loss
+from stasc.training.methods import Method
 
 
 class Ours:
@@ -29,7 +30,8 @@ class Ours:
         cfg = compose([*work.overrides, *(f"{name}={value}" for name, value in options.items())])
         config: ModelConfig = build(cfg, "model")
         self.engine: HF = build(cfg, "engine")
-        self.tune: Optimization = build(cfg, "finetune")
+        self.tune: Method = build(cfg, "finetune")
+        self.loss: Loss = build(cfg, "loss")
         device = resolve_device(config.device)
         dtype, attention = resolve_dtype(config.dtype, device), config.attention
         self.live = LiveModel(work.model, config.revision, device, dtype, four_bit=False, attention=attention)
@@ -57,7 +59,7 @@ class Ours:
         return done
 
     def _train(self, work: Work) -> Done:
-        from stasc.training import trainer  # sampling does without, and without the memory of what it imports
+        from stasc.training import loop  # sampling does without, and without the memory of what it imports
 
         settings = replace(
             self.tune,
@@ -68,7 +70,7 @@ class Ours:
         )
         rows = [Example(str(row), tuple(prompt), tuple(answer)) for row, (prompt, answer) in enumerate(work.examples)]
         network = self.live.load(M_0, self.live.training_dtype)
-        training = trainer.train(network, rows, settings, self.live, work.seed, lambda k=1: None)
+        training = loop.train(network, rows, settings, self.loss, self.live, work.seed, lambda k=1: None)
         return Done(loss=training.loss)
 
 

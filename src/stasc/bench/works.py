@@ -123,6 +123,7 @@ class Maker:
             pairing=experiment.pairing,
             target=experiment.target,
             tune=experiment.finetune,
+            loss=experiment.loss,
             sampling={name: experiment.sampling},
             seed=experiment.loop.seed,
         )

@@ -30,6 +30,7 @@ CALLED_WITH = {  # parts that may be anybody's function
     "init": ("m_0", "m_prev"),
     "filter": ("r1", "r2"),
     "start": ("m_0", "m_prev"),
+    "loss": ("logp", "step"),
     "reward": ("answer", "references"),
 }
 
@@ -64,8 +65,9 @@ def build_part(cfg: DictConfig, prefix: str, target: type | None = None) -> Any:
         known = [field.name for field in fields(kind)]
         if told := belonging(f"{prefix}{error.full_key}", _loader()):
             raise ValueError(told) from error
-        near = nearest(str(error.full_key), known) or SYNONYMS.get(str(error.full_key), "").removeprefix(prefix)
-        hint = f"; did you mean {prefix}{near}?" if near in known else ""
+        near = nearest(str(error.full_key), known)
+        meant = f"{prefix}{near}" if near else SYNONYMS.get(str(error.full_key), "")
+        hint = f"; did you mean {meant}?" if meant and " " not in meant else ""
         raise ValueError(f"{prefix}{error.full_key}: no such setting; there are {', '.join(known)}{hint}") from error
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} is not set, and has no default: give {error.full_key}=...") from error
@@ -200,7 +202,10 @@ def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -
     if cfg.reward_errors not in ("fail", "zero"):
         raise ValueError(f"reward_errors={cfg.reward_errors}: expected fail or zero")
     evaluation = build_part(cfg.evaluation, "evaluation.", Evaluation)
-    parts = {group: build(cfg, group) for group in ("init", "start", "target", "finetune", "model", "prompt", "reward")}
+    parts = {
+        group: build(cfg, group)
+        for group in ("init", "start", "target", "finetune", "loss", "model", "prompt", "reward")
+    }
     parts |= {"keep": build(cfg, "filter"), "engine": build(cfg, "engine"), "tracking": build(cfg, "tracking")}
     if cfg.baseline is not None:
         check_name("baseline", cfg.baseline)

@@ -1,4 +1,4 @@
-"""Examples as a network computes them: padded rows, or a prefix tree."""
+"""Batches of examples, as padded rows or as a prefix tree."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from stasc.prefix_tree.trie import Trie
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a conversation up to the correction, and of the correction, which is what is trained."""
+    """The token ids of one training pair: the conversation up to the correction, and the correction, which is trained.
 
-    id: str  # names it in messages
+    `id` names the pair in messages; `r1` and `r2` are its rewards.
+    """
+
+    id: str
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
+    r1: float = 0.0
+    r2: float = 0.0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples as a network computes them: `inputs` are its arguments, and the rest says what is trained.
+    """Arguments of a network for some examples, and the logits that predict their trained tokens.
 
-    Trained token e (of E) has the id `labels[e]`, is predicted by the logits at `rows[e]`, `columns[e]`, weighs
-    `weights[e]` in the loss, and is that of `counts[e]` examples.
+    Edge e of the prefix tree (of E) is the token `labels[e]`, predicted by the logits at `rows[e]`, `columns[e]`.
+    `edges` (on the CPU) holds the edge of each trained token, example by example: several examples may share an edge.
     """
 
     inputs: dict[str, Any]
     rows: Tensor
     columns: Tensor
     labels: Tensor
-    weights: Tensor
-    counts: Tensor
+    edges: Tensor
     examples: Sequence[Example]
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
+        """Returns the batch with its inputs and labels on a device."""
         moved = {name: value.to(device) if hasattr(value, "to") else value for name, value in self.inputs.items()}
-        tensors = {name: getattr(self, name).to(device) for name in ("rows", "columns", "labels", "weights", "counts")}
+        tensors = {name: getattr(self, name).to(device) for name in ("rows", "columns", "labels")}
         return replace(self, inputs=moved, **tensors)
 
 
-def collate(examples: Sequence[Example], weights: Sequence[float]) -> Batch:
-    """A batch with a row for each example, padded on the left: all logits that are needed stand in the last columns.
-
-    Args:
-        weights: of each trained token of an example.
-    """
+def collate(examples: Sequence[Example]) -> Batch:
+    """Returns a batch with one row per example, padded on the left, so that the last columns hold all logits needed."""
     whole = [example.prompt + example.completion[:-1] for example in examples]
     width = max(len(ids) for ids in whole)
     kept = max(len(example.completion) for example in examples)
@@ -70,33 +70,28 @@ def collate(examples: Sequence[Example], weights: Sequence[float]) -> Batch:
         rows=torch.tensor([row for row, length in enumerate(lengths) for _ in range(length)]),
         columns=torch.tensor([column for length in lengths for column in range(kept - length, kept)]),
         labels=torch.tensor([id_ for example in examples for id_ in example.completion]),
-        weights=torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor(lengths)),
-        counts=torch.ones(sum(lengths), dtype=torch.float64),
+        edges=torch.arange(sum(lengths)),
         examples=list(examples),
     )
 
 
-def tree(
-    examples: Sequence[Example], weights: Sequence[float], mask: Mask, device: torch.device | str = "cpu"
-) -> Batch:
-    """The tree of some examples.
+def tree(examples: Sequence[Example], mask: Mask, device: torch.device | str = "cpu") -> Batch:
+    """Returns a batch with the prefix tree of some examples in one row.
 
     Args:
-        weights: of each trained token of an example; one that several examples have gets the sum.
-        mask: as `as_mask` takes it, or rows for `attention.IN_ROWS`.
-        device: of the mask, which may not move. The rest is on the CPU.
+        mask: the kind of mask, as `as_mask` takes it, or "rows" for `attention.IN_ROWS`.
+        device: of the mask, which `Batch.to` may be unable to move. All other tensors are on the CPU.
     """
     trie = Trie()
-    edges: dict[tuple[int, int], list[float]] = {}  # by token and next id: weight and count
-    for example, weight in zip(examples, weights, strict=True):
+    edges: dict[tuple[int, int], int] = {}  # indices, by node and next id
+    of_token = []
+    for example in examples:
         path = trie.add(example.prompt + example.completion[:-1])  # the last token is predicted, and predicts nothing
-        for at, id_ in zip(path[len(example.prompt) - 1 :], example.completion, strict=True):
-            edge = edges.setdefault((at, id_), [0.0, 0.0])
-            edge[0] += weight
-            edge[1] += 1
+        for edge in zip(path[len(example.prompt) - 1 :], example.completion, strict=True):
+            of_token.append(edges.setdefault(edge, len(edges)))
 
-    kept = list(dict.fromkeys(at for at, _ in edges))
-    place = {at: k for k, at in enumerate(kept)}
+    kept = list(dict.fromkeys(node for node, _ in edges))
+    column = {node: k for k, node in enumerate(kept)}
     return Batch(
         inputs={
             "input_ids": torch.tensor([trie.ids]),
@@ -105,9 +100,8 @@ def tree(
             "logits_to_keep": torch.tensor(kept),
         },
         rows=torch.zeros(len(edges), dtype=torch.int64),
-        columns=torch.tensor([place[at] for at, _ in edges]),
+        columns=torch.tensor([column[node] for node, _ in edges]),
         labels=torch.tensor([id_ for _, id_ in edges]),
-        weights=torch.tensor([weight for weight, _ in edges.values()], dtype=torch.float64),
-        counts=torch.tensor([count for _, count in edges.values()], dtype=torch.float64),
+        edges=torch.tensor(of_token),
         examples=list(examples),
     )

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from stasc.machine.memory import ran_out
 from stasc.models import precision
 from stasc.prefix_tree.batch import Example, collate, tree
-from stasc.prefix_tree.likelihood import token_losses
+from stasc.prefix_tree.likelihood import logprobs
 from stasc.prefix_tree.masks import Mask, attending
 from stasc.tracking import fallback
 
@@ -57,13 +57,11 @@ def _fault(network: Network, mask: Mask) -> str:
     completions = [tuple(4 + (at * at + branch * at) % 6 for at in range(12)) for branch in range(3)]
     prompts = ((1, 2, 3), (1, 2, 3), (1, 8, 2))
     examples = [Example("", prompt, ids) for prompt, ids in zip(prompts, completions, strict=True)]
-    weights = [1.0] * len(examples)
     attempt = Attempt()
     with _evaluating(network), attempt, precision.widened(network), attending(network, mask):
-        batches = (tree(examples, weights, mask, network.device), collate(examples, weights))
+        batches = (tree(examples, mask, network.device), collate(examples))
         packed, rows = (
-            (batch.weights * token_losses(network, batch)).sum()
-            for batch in (batch.to(network.device) for batch in batches)
+            logprobs(network, batch.to(network.device)).total() for batch in batches
         )
         attempt.compare(packed, rows, 1e-5 if precision.is_floating(network) else 0.05)
     return attempt.fault
@@ -84,7 +82,7 @@ def pads(network: Network) -> bool:
         attempt = Attempt()
         with _evaluating(network), attempt, precision.widened(network):
             alone, padded = (
-                token_losses(network, collate(examples, [1.0] * len(examples)).to(network.device))[:2]
+                logprobs(network, collate(examples).to(network.device)).tokens()[0]
                 for examples in ([short], [short, long])
             )
             attempt.compare(padded, alone, 1e-3 if precision.is_floating(network) else 0.05)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import re
-from collections.abc import Iterator, Sequence
-from math import prod
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,13 +13,13 @@ from stasc.machine import durable
 from stasc.models.live import LiveModel
 from stasc.store import leases
 from stasc.store.leases import Lease
-from stasc.training.methods import Full, Lora
+from stasc.training.methods import Method
 from stasc.units import size_text
 
 _MARGIN = 50 * 2**20  # bytes for answers, journals and logs
 
 
-def check(root: Path, tune: Full | Lora, live: LiveModel, lease: Lease) -> None:
+def check(root: Path, tune: Method, live: LiveModel, lease: Lease) -> None:
     """Checks the free space in the store and in the run's folder. Raises: OSError, as of a full disk."""
     final = model_bytes(Path(live.base), tune, live.training_dtype)  # the copy of M_N in the run's folder
     folder = Path(lease.folder)
@@ -43,7 +41,7 @@ def _check_free(name: str, path: Path, need: int, advice: str) -> None:
         )
 
 
-def weights_bytes(root: Path, tune: Full | Lora, live: LiveModel, lease: Lease) -> int:
+def weights_bytes(root: Path, tune: Method, live: LiveModel, lease: Lease) -> int:
     """Returns the bytes of weights that a run will add to the store, at its peak."""
     made = [step.key for step in lease.steps if step.kind == "finetune"]
     new = [key for key in made if not (root / "finetune" / key).exists()]
@@ -53,20 +51,10 @@ def weights_bytes(root: Path, tune: Full | Lora, live: LiveModel, lease: Lease) 
     return held * model_bytes(Path(live.base), tune, live.training_dtype)
 
 
-def model_bytes(base: Path, tune: Full | Lora, dtype: torch.dtype) -> int:
-    """Of the weights or the adapter that one fine-tuning writes."""
+def model_bytes(base: Path, tune: Method, dtype: torch.dtype) -> int:
+    """Returns the size of the weights or the adapter that one fine-tuning writes."""
     shapes = {name: shape for file in base.glob("*.safetensors") for name, shape in _shapes(file)}
-    if isinstance(tune, Lora):
-        return sum(4 * tune.rank * sum(shape) for name, shape in shapes.items() if _adapted(tune, name, shape))
-    return sum(dtype.itemsize * prod(shape) for shape in shapes.values())
-
-
-def _adapted(tune: Lora, name: str, shape: Sequence[int]) -> bool:
-    """Whether a tensor gets an adapter. peft's all-linear means all matrices but those of words and positions."""
-    module = name.removesuffix(".weight")
-    if tune.target_modules == ["all-linear"]:
-        return len(shape) == 2 and not re.search("embed|lm_head|wte|wpe", module)
-    return any(f".{module}".endswith(f".{target}") for target in tune.target_modules)
+    return tune.saved_bytes(shapes, dtype)
 
 
 def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:

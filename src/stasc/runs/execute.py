@@ -195,6 +195,7 @@ def stages(prepared: Prepared) -> Stages:
         pairing=experiment.pairing,
         target=experiment.target,
         tune=experiment.finetune,
+        loss=experiment.loss,
         sampling=prepared.recipes.sampling,
         seed=experiment.loop.seed,
     )

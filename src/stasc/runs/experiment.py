@@ -16,7 +16,8 @@ from stasc.records import Split
 from stasc.settings.sections import Evaluation, Loop, Sampling, StoreConfig
 from stasc.tasks.prompt import Prompt
 from stasc.tracking import Off, Wandb, redact
-from stasc.training.methods import Full, Lora
+from stasc.training.losses import Loss
+from stasc.training.methods import Method
 
 if TYPE_CHECKING:
     pass
@@ -33,7 +34,8 @@ class Experiment:
     keep: Callable[[float, float], bool]
     start: Callable[[Model, Model], Model]
     target: Correction | Initial | Gold
-    finetune: Full | Lora
+    finetune: Method
+    loss: Loss
     pairing: Pairing
     reward: Reward
     prompt: Prompt

@@ -24,7 +24,6 @@ from stasc.store import content, keys
 from stasc.store.artifacts import Store
 from stasc.store.leases import Lease
 from stasc.tasks.rewards.words import ZeroOnError
-from stasc.training.methods import Lora
 
 if TYPE_CHECKING:
     from stasc.models.chat import Chat
@@ -104,6 +103,7 @@ def _recipes(experiment: Experiment, chat: Chat, live: LiveModel, base: str) -> 
             "filter": experiment.keep,
             "target": experiment.target,
             "finetune": experiment.finetune,
+            "loss": experiment.loss,
             "engine": experiment.engine,
             "prompt": experiment.prompt,
         },
@@ -130,7 +130,7 @@ def _open_model(experiment: Experiment) -> tuple[Chat, LiveModel]:
     # Pickled weights are refused. Without this, transformers would ask a service to convert them.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     base = experiment.model.fetch()
-    config = checkpoint.check(experiment.model, base, full=not isinstance(tune, Lora), four_bit=tune.four_bit)
+    config = checkpoint.check(experiment.model, base, full=not tune.adapter, four_bit=tune.four_bit)
     attention = experiment.model.attention
     limit = context_limit(config)
     live = LiveModel(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 GROUPS = (
-    *("init", "filter", "start", "target", "finetune", "model"),
+    *("init", "filter", "start", "target", "finetune", "loss", "model"),
     *("dataset", "prompt", "reward", "engine", "tracking"),
 )
 SYNONYMS = {  # names in transformers, TRL, vLLM, lm-eval and W&B; a value with a space is a message
@@ -23,6 +23,7 @@ SYNONYMS = {  # names in transformers, TRL, vLLM, lm-eval and W&B; a value with 
     **dict.fromkeys(("optim", "optimiser"), "finetune.optimizer"),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"), "finetune.schedule"),
     **dict.fromkeys(("gradient_accumulation_steps", "micro_batch"), "finetune.micro_batch_size"),
+    **dict.fromkeys(("loss_per", "loss_type", "reduction"), "loss.per"),
     **dict.fromkeys(("r", "lora_r", "lora_rank"), "finetune.rank, with finetune=lora"),
     **dict.fromkeys(("lora_alpha",), "finetune.alpha, with finetune=lora"),
     **dict.fromkeys(("lora_dropout",), "finetune.dropout, with finetune=lora"),

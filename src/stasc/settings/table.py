@@ -34,7 +34,7 @@ STAGES = {
     "correction": _reads("seed prompt prompt.correction sampling sampling.n_corr engine", _SAMPLED),
     "filter": _reads("reward reward_errors pairing filter", f"{_SCORED} {_TRAIN} target.marker"),
     "evaluation": _reads("reward reward_errors correct_at", f"{_SCORED} {_HELD_OUT}"),
-    "finetune": _reads("seed prompt target target.marker finetune", "model"),  # prompt: references are not sampled
+    "finetune": _reads("seed prompt target target.marker finetune loss", "model"),  # prompt: references are not sampled
     "run": _reads("", "iterations patience init start"),  # not a stage: which stages the run has
 }
 INERT = frozenset(  # settings and groups that decide no result

@@ -1,9 +1,9 @@
-"""Gradients in less memory than torch takes for them, which may take longer to have than they take to compute.
+"""Accumulates the gradients of matrices in place, in memory that is reused from step to step.
 
-Those of matrices are added up where they are kept, from step to step. Without this, each backward pass makes one for
-the embedding, which is zero but for a few rows, one for the output matrix, and one of their sum.
+On a CPU, allocating a gradient may take longer than computing it. torch allocates one for the embedding (zero but for a
+few rows), one for the output matrix and one for their sum in each backward pass.
 
-Shapes: I and O values into and out of a matrix; B rows of K logits over V tokens, of which E are wanted.
+Shapes: I and O values into and out of a matrix, V tokens.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-Kept = dict[nn.Parameter, Tensor]  # the memory of gradients
+Kept = dict[nn.Parameter, Tensor]  # the memory of each gradient
 
 
 @contextmanager
 def kept(network: nn.Module, memory: Kept) -> Iterator[None]:
-    """Keeps gradients of embeddings and linear layers, of matrices alone, in `memory`."""
+    """Accumulates the gradients of embeddings and of linear layers without bias in `memory`."""
     replaced = [module for module in network.modules() if _is_plain(module)]
     for module in replaced:
         product = _Linear if isinstance(module, nn.Linear) else _Embedding
@@ -35,7 +35,7 @@ def kept(network: nn.Module, memory: Kept) -> Iterator[None]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own, without options, whose trained weight nothing else looks after."""
+    """Checks that a module is torch's own, without options, and that nothing hooks into its trained weight."""
     weight = getattr(module, "weight", None)
     if "forward" in vars(module) or not isinstance(weight, nn.Parameter) or not weight.requires_grad:
         return False
@@ -60,7 +60,7 @@ def _forward(module: nn.Module, product: type[torch.autograd.Function], memory: 
 
 
 def _gradient(weight: nn.Parameter, memory: Kept) -> tuple[Tensor, bool]:
-    """Where the gradient of `weight` is kept, and whether something of this step is there already."""
+    """Returns the memory of a weight's gradient, and whether this step has written to it already."""
     if weight.grad is not None:
         return weight.grad, True
     if weight not in memory:
@@ -70,7 +70,7 @@ def _gradient(weight: nn.Parameter, memory: Kept) -> tuple[Tensor, bool]:
 
 
 class _Linear(torch.autograd.Function):
-    """x (..., I) times weight (O, I), transposed."""
+    """Multiplies x (..., I) by the transpose of weight (O, I)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, module: nn.Linear, memory: Kept) -> Tensor:
@@ -92,7 +92,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Embedding(torch.autograd.Function):
-    """The rows of weight (V, O) that ids (...) name."""
+    """Looks up the rows of weight (V, O) for ids (...)."""
 
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor, module: nn.Embedding, memory: Kept) -> Tensor:

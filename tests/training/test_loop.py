@@ -29,8 +29,9 @@ from torch import Tensor
 
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
-from stasc.training import trainer
-from stasc.training.methods import Full, Lora, Training, steps
+from stasc.training import micro_batches
+from stasc.training.loop import Training
+from stasc.training.methods import Full, Lora
 
 
 @pytest.mark.usefixtures("exact_norms")
@@ -54,6 +55,38 @@ def test_one_step_moves_the_weights_against_the_gradient_of_the_mean_loss(base: 
         skipped=0,
         micro_batch_tokens=training.micro_batch_tokens,
     )
+
+
+@pytest.mark.usefixtures("exact_norms")
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_training_is_a_plain_loop_of_adamw_in_the_order_of_trainer_of_transformers(
+    packing: bool, base: str, tmp_path: Path
+):
+    """Which seeds a generator with the seed plus the epoch."""
+    network, seed, losses, tokens = read(base).train(), 7, 0.0, 0
+    decayed = [parameter for name, parameter in network.named_parameters() if "norm" not in name]
+    others = [parameter for name, parameter in network.named_parameters() if "norm" in name]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    for epoch in range(3):
+        order = torch.randperm(len(EXAMPLES), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        for batch in ([EXAMPLES[i] for i in order[:4]], [EXAMPLES[i] for i in order[4:]]):
+            trained = sum(len(example.completion) for example in batch)
+            summed = sum(nll(network, example) for example in batch)
+            (summed / trained).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses, tokens = losses + summed.item(), tokens + trained
+
+    live = make_live(base)
+    changes = {"optimizer": "adamw_torch", "learning_rate": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.5}
+    settings = make("full", epochs=3, packing=packing, **changes)
+    model, training = train(settings, live, tmp_path / "1", seed=seed)
+
+    assert_same(weights(live.load(model)), weights(network), atol=1e-9)
+    assert differ(weights(network), weights(read(base)))
+    assert (training.loss, training.tokens) == (pytest.approx(losses / tokens, rel=1e-9), tokens)
 
 
 @pytest.mark.usefixtures("exact_norms")
@@ -85,7 +118,7 @@ def test_the_reported_loss_is_the_mean_over_trained_tokens_whatever_the_batches(
     ("examples", "batch", "epochs", "expected"), [(6, 4, 1, 2), (6, 4, 3, 6), (8, 4, 1, 2), (1, 4, 2, 2), (5, 1, 1, 5)]
 )
 def test_the_number_of_steps_is_known_before(examples: int, batch: int, epochs: int, expected: int):
-    assert steps(make("full", batch_size=batch, epochs=epochs), examples) == expected
+    assert make("full", batch_size=batch, epochs=epochs).steps(examples) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,7 +136,7 @@ def test_the_number_of_steps_is_known_before(examples: int, batch: int, epochs: 
 def test_steps_are_limited_or_given(examples: int, max_steps: int | None, steps_match: int | None, expected: int):
     """6 examples in batches of 4 are 2 steps, twice."""
     settings = make("full", batch_size=4, epochs=2, max_steps=max_steps, steps_match=steps_match)
-    assert steps(settings, examples) == expected
+    assert settings.steps(examples) == expected
 
 
 def test_a_limit_and_a_number_of_steps_are_not_given_both():
@@ -115,19 +148,24 @@ def test_a_limit_and_a_number_of_steps_are_not_given_both():
 
 
 def stepped(
-    monkeypatch: pytest.MonkeyPatch, base: str, folder: Path, settings: Full | Lora, examples: Sequence[Example]
+    monkeypatch: pytest.MonkeyPatch,
+    base: str,
+    folder: Path,
+    settings: Full | Lora,
+    examples: Sequence[Example],
+    seed: int = 0,
 ) -> tuple[list[list[str]], Training]:
     """The examples of each step, by their ids."""
     seen: list[list[str]] = []
-    run_step = trainer.CompletionTrainer.training_step
+    backward = micro_batches.MicroBatches.backward
 
-    def noted(self: Any, model: Any, inputs: dict[str, Any], *args: Any) -> Tensor:
-        seen.append([example.id for example in inputs["examples"]])
-        return run_step(self, model, inputs, *args)
+    def noted(self: Any, step: Sequence[Example]) -> list[micro_batches.MicroBatch]:
+        seen.append([example.id for example in step])
+        return backward(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.CompletionTrainer, "training_step", noted)
-        _, training = train(settings, make_live(base), folder, examples=examples)
+        patch.setattr(micro_batches.MicroBatches, "backward", noted)
+        _, training = train(settings, make_live(base), folder, examples=examples, seed=seed)
     return seen, training
 
 
@@ -188,7 +226,7 @@ def test_each_step_is_told(base: str, tmp_path: Path):
     told: list[None] = []
     settings = make("full", batch_size=4, micro_batch_size=1, epochs=2)
     _, training = train(settings, make_live(base), tmp_path / "1", advance=lambda: told.append(None))
-    assert len(told) == training.steps == steps(settings, len(EXAMPLES)) == 4
+    assert len(told) == training.steps == settings.steps(len(EXAMPLES)) == 4
 
 
 def step_sizes(base: str, folder: Path, settings: Full | Lora, examples: Sequence[Example]) -> list[float]:
@@ -258,6 +296,18 @@ def test_the_first_step_of_every_adam_is_the_learning_rate_against_the_sign_of_t
         clear = start.grad.abs() > 1e-2  # beside which Adam's epsilon and the rounding of gradients are nothing
         step = (after.detach().double() - start.detach())[clear]
         torch.testing.assert_close(step, -1e-3 * start.grad[clear].sign(), rtol=1e-2, atol=1e-6)
+
+
+def test_8_bit_states_are_chosen_anew_for_each_training(base: str, tmp_path: Path):
+    """bitsandbytes keeps what was set for parameters by their position, for all optimizers of a process."""
+    settings = make("lora", optimizer="adamw_8bit", learning_rate=1e-2, rank=256, epochs=3)  # fewer values stay in 32
+    results = []
+    for name in ("1", "2"):
+        live = make_live(base, torch.float32)
+        model, _ = train(settings, live, tmp_path / name)
+        results.append(weights(live.load(model)))
+        train(make("full", optimizer="adamw_8bit"), make_live(base, torch.float32), tmp_path / f"{name}-full")
+    assert_same(*results)
 
 
 def test_adafactor_lowers_the_loss(base: str, tmp_path: Path):
@@ -334,18 +384,8 @@ def test_training_warns_of_nothing_that_will_be_removed(base: str, tmp_path: Pat
 
 def order(monkeypatch: pytest.MonkeyPatch, base: str, folder: Path, seed: int, **changes: Any) -> list[list[str]]:
     """The examples of each step."""
-    seen: list[list[str]] = []
-    step = trainer.CompletionTrainer.training_step
-
-    def watched(self: Any, model: Any, inputs: dict[str, Any], *args: Any) -> Tensor:
-        seen.append([example.id for example in inputs["examples"]])
-        return step(self, model, inputs, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.CompletionTrainer, "training_step", watched)
-        examples = [Example(f"{p}.{c}", (5, p + 4), (c + 10,)) for c in range(3) for p in range(6)]
-        train(make("full", epochs=2, **changes), make_live(base), folder, examples=examples, seed=seed)
-    return seen
+    examples = [Example(f"{p}.{c}", (5, p + 4), (c + 10,)) for c in range(3) for p in range(6)]
+    return stepped(monkeypatch, base, folder, make("full", epochs=2, **changes), examples, seed)[0]
 
 
 @pytest.mark.parametrize("shuffle", ["examples", "prompts"])

@@ -1,0 +1,182 @@
+"""Fine-tuning, step 4 of Algorithm 1: optimizer steps on the kept pairs, in mixed precision, on one device."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.nn.utils import clip_grad_norm_
+from transformers import get_scheduler, set_seed
+
+from stasc.errors import NonFiniteError
+from stasc.machine import durable
+from stasc.prefix_tree.batch import Example
+from stasc.records import Advance
+from stasc.training.losses import Loss
+from stasc.training.methods import Method
+from stasc.training.micro_batches import MicroBatch, MicroBatches
+from stasc.training.optimizer import make_optimizer
+from stasc.training.order import batches
+
+if TYPE_CHECKING:
+    from stasc.models.live import LiveModel
+    from stasc.models.model import Model, Network
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The figures of one fine-tuning: mean negative log-likelihood per trained token, steps, trained tokens, examples.
+
+    `micro_batch_tokens` is the bound on tokens per micro-batch at the end: lower than at the start after running out of
+    memory. `loss`, `steps` and `tokens` leave out `skipped` steps, whose loss or gradient was not finite.
+    """
+
+    loss: float
+    steps: int
+    tokens: int
+    examples: int
+    skipped: int
+    micro_batch_tokens: int
+
+
+def finetune(
+    method: Method,
+    loss: Loss,
+    live: LiveModel,
+    start: Model,
+    examples: Sequence[Example],
+    folder: Path,
+    seed: int,
+    advance: Advance,
+) -> tuple[Model, Training]:
+    """Returns M_n: `start` trained on some examples and written to `folder`. The trained network stays in memory."""
+    network = method.network(live, start, seed)
+    training = train(network, examples, method, loss, live, seed, advance)
+    with durable.naming(folder):
+        method.save(network, folder)
+    model = method.model(start, folder)
+    live.adopt(model, network, live.dtype if method.adapter else live.training_dtype)
+    return model, training
+
+
+def train(
+    network: Network,
+    examples: Sequence[Example],
+    method: Method,
+    loss: Loss,
+    live: LiveModel,
+    seed: int,
+    advance: Advance,
+) -> Training:
+    """Trains `network` in place. Calls `advance` after each optimizer step.
+
+    Raises: NonFiniteError before a step whose loss or gradient is not finite, by `finetune.on_nonfinite`; ValueError
+    naming an example without prompt or completion.
+    """
+    for example in examples:
+        if not example.completion or not example.prompt:
+            raise ValueError(f"{example.id}: no token to train on, its correction or its prompt is empty")
+    set_seed(seed)
+    scaler = GradScaler(live.device.type, enabled=live.dtype == torch.float16)
+    micro_batches = MicroBatches(network, loss, method, live, examples, scaler)
+    optimizer, number = make_optimizer(network, method), method.steps(len(examples))
+    scheduler = get_scheduler(method.schedule, optimizer, math.ceil(number * method.warmup_ratio), number)
+    tally = _Tally(method)
+    network.train()
+    network.zero_grad()
+    with micro_batches.running(), _checkpointing(network, method.gradient_checkpointing):
+        for step, batch in enumerate(batches(examples, method, seed), start=1):
+            computed = micro_batches.backward(batch)
+            scaler.unscale_(optimizer)
+            norm = clip_grad_norm_(list(network.parameters()), method.max_grad_norm or math.inf)
+            scale = scaler.get_scale()
+            if not tally.may_step(step, computed, float(norm), scale):
+                network.zero_grad()  # optimizers leave a weight without a gradient as it is
+            scaler.step(optimizer)
+            scaler.update()
+            if scaler.get_scale() >= scale:  # else the scaler left out the step
+                scheduler.step()
+            network.zero_grad()
+            advance()
+    optimizer.state.clear()  # the scheduler makes the optimizer part of a reference cycle, which outlives this function
+    return tally.result(len(examples), micro_batches.most_tokens)
+
+
+@contextmanager
+def _checkpointing(network: Network, wanted: bool) -> Iterator[None]:
+    """Recomputes activations in backward passes, if wanted."""
+    newer = hasattr(network, "activation_checkpointing_enable")  # its name from transformers 5.23 on
+    name = "activation_checkpointing" if newer else "gradient_checkpointing"
+    if wanted:
+        getattr(network, f"{name}_enable")()
+    try:
+        yield
+    finally:
+        if wanted:
+            getattr(network, f"{name}_disable")()
+
+
+@dataclass
+class _Tally:
+    """Counts the steps that were taken, and decides on those whose loss or gradient is not finite."""
+
+    method: Method
+    nll: list[Tensor] = field(default_factory=list)  # one per micro-batch of the steps that were taken
+    steps: int = 0
+    tokens: int = 0
+    skipped: int = 0  # by `on_nonfinite`
+    overflows: int = 0  # skipped by the gradient scaler that float16 needs
+
+    def may_step(self, step: int, computed: Sequence[MicroBatch], norm: float, scale: float) -> bool:
+        """Checks that loss and gradient are finite. A norm that overflows is not: Adam squares gradients as well.
+
+        Raises: NonFiniteError if they are not, and the step must not be skipped.
+        """
+        losses = torch.stack([part.nll for part in computed]).tolist()
+        if all(map(math.isfinite, (*losses, norm))):
+            self.nll += [part.nll for part in computed]
+            self.steps += 1
+            self.tokens += sum(len(example.completion) for part in computed for example in part.examples)
+            return True
+        wrong = [(loss, part) for loss, part in zip(losses, computed, strict=True) if not math.isfinite(loss)]
+        if not wrong and scale > 1:
+            self.overflows += 1  # the scaler skips the step, and tries a smaller scale
+            return False
+        what = f"the loss is {wrong[0][0]}" if wrong else f"the norm of the gradient is {norm}"
+        ids = "; ".join(example.id for part in ([part for _, part in wrong] or computed) for example in part.examples)
+        self._skip(f"{what} at step {step}, on {ids}")
+        return False
+
+    def _skip(self, fault: str) -> None:
+        bound = self.method.max_skipped_steps
+        if self.method.on_nonfinite == "abort":
+            raise NonFiniteError(
+                f"{fault}: {self._advice()}, or leave such steps out with finetune.on_nonfinite=skip_step"
+            )
+        if self.skipped == bound:
+            raise NonFiniteError(
+                f"{fault}, with {bound} steps skipped before: {self._advice()}, or raise finetune.max_skipped_steps"
+            )
+        self.skipped += 1
+        log.warning("%s: skipped", fault)
+
+    def _advice(self) -> str:
+        return f"lower finetune.learning_rate ({self.method.learning_rate}) or set model.dtype=float32"
+
+    def result(self, examples: int, micro_batch_tokens: int) -> Training:
+        """Returns what the training did. Raises: NonFiniteError if all its steps were skipped."""
+        skipped = self.skipped + self.overflows
+        if not self.steps:
+            raise NonFiniteError(f"none of {skipped} steps had a finite loss and gradient: {self._advice()}")
+        loss = torch.stack(self.nll).sum().item() / self.tokens
+        return Training(loss, self.steps, self.tokens, examples, skipped, micro_batch_tokens)
