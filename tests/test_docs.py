@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import itertools
 import re
 import shlex
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
 from test_run import CONF, composed
 
 import stasc
@@ -39,11 +41,23 @@ RUNS = sorted({line for _, line in LINES if "-m stasc.run" in line and "--help" 
 LINKS = sorted(
     {(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(((?!https?:)[^)\s]+)\)", text)}
 )
-FILES = [  # (page, file, text) of every block that is a file
-    (page, title, text)
-    for page, content in PAGES.items()
-    for title, text in re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', content, re.S)
-]
+FILES = {  # the blocks that are files, by their titles
+    title: text
+    for page in PAGES.values()
+    for title, text in re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', page, re.S)
+}
+
+
+GROUPS = {
+    folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+    for folder in CONF.iterdir()
+    if folder.is_dir() and folder.name not in ("hydra", "experiment") and any(folder.glob("*.yaml"))
+}
+
+
+def group_of(title: str) -> str:
+    """The config group of an option's file."""
+    return Path(title).parent.name
 
 
 @pytest.mark.parametrize("line", RUNS)
@@ -89,11 +103,6 @@ def rows(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^\| `(\w+)` \| (.*?) \|", text, re.M)
 
 
-GROUPS = {
-    folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-    for folder in CONF.iterdir()
-    if folder.is_dir() and folder.name not in ("hydra", "experiment") and any(folder.glob("*.yaml"))
-}
 CHOICES = PAGES["docs/design-choices.md"]
 SECTIONS = dict(re.findall(r"^## .*: `(\w+)`$(.*?)(?=^## |\Z)", CHOICES, re.M | re.S))
 
@@ -147,38 +156,21 @@ def test_every_page_is_reachable(page: str) -> None:
     assert page in reached
 
 
-@pytest.mark.parametrize("page", sorted({page for page, _, _ in FILES}))
-def test_the_files_that_a_page_shows_work(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The modules import, and each YAML file names what they define, and sets what it takes."""
-    blocks: dict[str, list[str]] = {}
-    for _, title, text in (block for block in FILES if block[0] == page):
-        blocks.setdefault(title, []).append(text)
-    for title, texts in blocks.items():
-        (tmp_path / title).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / title).write_text("\n\n".join(texts), encoding="utf-8")
+@pytest.mark.parametrize("title", [title for title in FILES if title.endswith(".yaml") and group_of(title) in GROUPS])
+def test_the_files_that_the_pages_show_work(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option shown composes from a folder of its own, and its class or function takes its settings."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for title in (title for title in blocks if title.endswith(".py")):
-        monkeypatch.delitem(sys.modules, title.removesuffix(".py"), raising=False)
-    for title, texts in blocks.items():
-        if title.endswith(".yaml"):
-            check_yaml(title, yaml.safe_load(texts[0]))
-    for name in (title.removesuffix(".py") for title in blocks if title.endswith(".py")):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-
-
-def check_yaml(title: str, settings: dict[str, Any]) -> None:
-    group, option = Path(title).parts[-2:]
-    assert group in GROUPS or not (CONF / group).exists(), "a group that conf/ has"
-    for base in settings.pop("defaults", []):
-        if base != "_self_":
-            inherited = yaml.safe_load((CONF / group / f"{base}.yaml").read_text(encoding="utf-8"))
-            settings = {**inherited, **settings}
-    part = get_object(settings.pop("_target_"))
-    partial = settings.pop("_partial_", False)
-    given = {name: value for name, value in settings.items() if name not in ("letter", "suffix")}
-    if not partial:
-        part(**given)  # raises for a setting that there is not, and for one that is missing
-    assert callable(part) and option
+    folder, group, option = Path(title).with_suffix("").parts
+    cfg = composed(f"hydra.searchpath=[file://{tmp_path / folder}]", f"{group}={option}")[group]
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    takes = inspect.signature(get_object(settings["_target_"])).parameters
+    for key in {"letter", "suffix"} - {*takes}:
+        settings.pop(key, None)
+    assert instantiate(settings, _convert_="all")
 
 
 def test_the_layers_are_the_contract_and_name_every_folder() -> None:
