@@ -155,9 +155,9 @@ def test_the_readme_tells_what_the_report_does(report: Any) -> None:
     keep, both = effects[("filter",), "correction"], effects[("init", "filter"), "correction"]
     assert f"costs {-keep['interval']['value']:.1f} points" in readme
     assert f"[{-keep['interval']['high']:.1f}, {-keep['interval']['low']:.1f}]" in readme
-    assert f"{keep['p_crossed_adjusted']:.3f} for others" in readme
+    assert f"{keep['p_crossed_adjusted']:.3f} over questions and seeds" in readme
     assert f"{-both['raw']:.1f} points more" in readme
-    assert f"{both['p_crossed_adjusted']:.3f} for others" in readme
+    assert f"{both['p_crossed_adjusted']:.3f} over questions and seeds" in readme
     (apart,) = (one for one in report["differences"] if (one["first"], one["second"]) == ("EIE", "star"))
     value, low, high = (apart["interval"][key] for key in ("value", "low", "high"))
     assert f"({value:+.1f} [{low:.1f}, {high:.1f}])" in readme
