@@ -125,6 +125,18 @@ def test_every_option_named_in_the_text_exists() -> None:
     assert {one for one in options if not (CONF / one[0] / f"{one[1]}.yaml").exists()} == set()
 
 
+def test_every_setting_named_in_the_text_exists() -> None:
+    sections = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
+    settings = {group: {*section} for group, section in sections.items() if isinstance(section, dict)}
+    for group, options in GROUPS.items():
+        files = [yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8")) for option in options]
+        settings[group] = {name for file in files for name in file or ()}
+    texts = [text for page, text in PAGES.items() if page != "CHANGELOG.md"]
+    named = {match for text in texts for match in re.findall(r"`'?(\w+)\.(\w+)(?:=[^`]*)?`", text)}
+    known = {(group, name) for group, name in named if group in settings and group != "hydra"}
+    assert known and {one for one in known if one[1] not in settings[one[0]]} == set()
+
+
 @pytest.mark.parametrize(("page", "link"), LINKS)
 def test_every_link_leads_somewhere(page: str, link: str) -> None:
     path, _, anchor = link.partition("#")
