@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench sweep simulate clean
+.PHONY: help setup demo test check docs bench sweep simulate clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,12 +25,15 @@ demo: $(READY) ## teach a small model to correct itself, on this machine
 test: $(READY) ## run all tests; PYTEST=... gives pytest more options
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
 
-check: $(READY) ## format, lint, types, imports, and the README against conf/
+check: $(READY) docs ## format, lint, types, imports, and the documentation against conf/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/test_readme.py
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+docs: $(READY) ## build the documentation into build/docs; python -m http.server -d build/docs shows it, with search
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Peers have environments of their own, since theirs are other versions. One that cannot be installed is left out of the
 # table, which says so. torchvision, torchaudio and torchcodec come with vLLM and do not import beside a CPU build of torch.
