@@ -19,6 +19,7 @@ from stasc.engines.engine import Completion, Decoding, Request, Row
 from stasc.engines.hf.engine import HF
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
+from stasc.records import Advance
 from stasc.runs import execute as runner
 from stasc.runs import prepare
 from stasc.runs.experiment import Experiment
@@ -101,19 +102,24 @@ class FakeChat:
         return bytes(ids).decode()
 
 
-@dataclass(frozen=True)
-class FakeEngine(HF):
+@dataclass
+class FakeEngine:
+    batch_size: int
+
+    def load(self, model: Model, live: Any) -> None:
+        self.weights = live.load(model)
+
+    def batches(self, requests: Sequence[Request], size: int | None) -> list[list[Row]]:
+        return HF(self.batch_size).batches(requests, size)
+
+    def release(self) -> None:
+        pass
+
     def sample(
-        self,
-        model: Any,
-        requests: Sequence[Request],
-        batch: Sequence[Row],
-        decoding: Decoding,
-        advance: Callable[[int], None] = lambda rows: None,
-        limit: object = None,
+        self, requests: Sequence[Request], batch: Sequence[Row], decoding: Decoding, advance: Advance
     ) -> list[Completion]:
         advance(len(batch))
-        texts = [sha256(ROUNDING, model, requests[r].prompt, requests[r].keys[s]) for r, s in batch]
+        texts = [sha256(ROUNDING, self.weights, requests[r].prompt, requests[r].keys[s]) for r, s in batch]
         return [Completion(tuple(text[:6].encode()), False) for text in texts]
 
 
@@ -144,12 +150,11 @@ def fake_experiment(*overrides: str) -> Experiment:
         "+reward={_target_: test_run.even_first_byte, _partial_: true}",
         "filter=lenient",
         "iterations=2",
-        "engine.batch_size=8",
         "evaluation.batch=2",
         *overrides,
     )
     tune = FakeTune(**{field.name: getattr(real.finetune, field.name) for field in fields(Full)})
-    return replace(real, engine=FakeEngine(real.engine.batch_size), finetune=tune)
+    return replace(real, engine=FakeEngine(batch_size=8), finetune=tune)
 
 
 versions = functools.cache(runner.provenance.versions)  # to read them takes a quarter of such a run

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sampled import sampled
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -76,15 +77,15 @@ def test_a_broken_model_ends_sampling_and_the_questions_are_named(
 ) -> None:
     requests = [Request((5, 6, 7 + i), (i, i + 10), f"q{i}") for i in range(5)]
     how = Decoding(temperature, top_p, 4, frozenset({0}))
-    HF(64)(model, requests, how)
+    sampled(HF(64), model, requests, how)
     with torch.no_grad():
         model.get_input_embeddings().weight[9] = NAN  # which only q2's prompt has
     with pytest.raises(NonFiniteError, match=r"^the logits are not finite: q2$"):
-        HF(64)(model, requests[:3], how)
+        sampled(HF(64), model, requests[:3], how)
     with torch.no_grad():
         model.get_output_embeddings().weight[100] = INF
     with pytest.raises(NonFiniteError, match=r"^the logits are not finite: q0, q1, q2 and 2 more$"):
-        HF(64)(model, requests, how)
+        sampled(HF(64), model, requests, how)
 
 
 # Ids without a text
@@ -94,7 +95,7 @@ def test_a_broken_model_ends_sampling_and_the_questions_are_named(
 def test_ids_that_have_no_text_are_never_drawn(top_p: float) -> None:
     logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
     ids = frozenset(range(250)) - {7, 100}
-    known = decode.with_text(logits, Decoding(1.0, top_p, 1, frozenset({260}), ids=ids))
+    known = decode.mask_unknown(logits, Decoding(1.0, top_p, 1, frozenset({260}), ids=ids))
     drawn = set(draw(known, 1.0, top_p).tolist())
     assert drawn <= ids | {260} and len(drawn) > 50
     assert any(id_ not in ids for id_ in draw(logits, 1.0, top_p).tolist())
@@ -105,7 +106,7 @@ def test_ids_that_have_no_text_are_never_drawn(top_p: float) -> None:
 def test_where_all_ids_have_a_text_nothing_is_copied() -> None:
     logits = torch.randn(3, 300)
     for ids in (None, frozenset(range(300)), frozenset(range(400))):
-        same = decode.with_text(logits, Decoding(1.0, 1.0, 1, frozenset(), ids=ids))
+        same = decode.mask_unknown(logits, Decoding(1.0, 1.0, 1, frozenset(), ids=ids))
         assert same.shape == logits.shape and same.data_ptr() == logits.data_ptr()
 
 
@@ -121,9 +122,12 @@ def test_a_model_with_more_ids_than_its_tokenizer_draws_what_it_would_without_th
     requests = [
         Request((5, 6, 7 + i), tuple(noise.noise_key(i, sample) for sample in range(5)), f"q{i}") for i in range(8)
     ]
-    expected = HF(64)(plain, requests, Decoding(1.0, top_p, 8, frozenset({0})))
-    assert HF(64)(padded, requests, Decoding(1.0, top_p, 8, frozenset({0}), ids=frozenset(range(260)))) == expected
-    anything = HF(64)(padded, requests, Decoding(1.0, top_p, 8, frozenset({0})))
+    expected = sampled(HF(64), plain, requests, Decoding(1.0, top_p, 8, frozenset({0})))
+    assert (
+        sampled(HF(64), padded, requests, Decoding(1.0, top_p, 8, frozenset({0}), ids=frozenset(range(260))))
+        == expected
+    )
+    anything = sampled(HF(64), padded, requests, Decoding(1.0, top_p, 8, frozenset({0})))
     assert any(id_ >= 260 for answers in anything for answer in answers for id_ in answer.ids)
 
 

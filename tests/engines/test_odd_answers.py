@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from stasc.cli.build import build_experiment
 from stasc.engines.engine import Completion, Decoding, Request, Row
 from stasc.engines.hf.engine import HF
 from stasc.models.chat import Chat
+from stasc.models.live import LiveModel
+from stasc.models.model import Model
 from stasc.prefix_tree.batch import Example
-from stasc.records import REASONS
+from stasc.records import REASONS, Advance
 from stasc.runs import execute as runner
 from stasc.tracking.console import Console
 
@@ -93,23 +95,20 @@ def answers(tokenizer: PreTrainedTokenizerFast, *more: str) -> list[Completion]:
     return said + endless
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scripted(HF):
     """An engine whose model gives the n-th answer to the n-th question, and another one to the n-th correction."""
 
     said: tuple[Completion, ...] = ()
 
+    def load(self, model: Model, live: LiveModel) -> None:
+        self.context = live.load(model).config.max_position_embeddings
+
     def sample(
-        self,
-        model: Any,
-        requests: Sequence[Request],
-        batch: Sequence[Row],
-        decoding: Decoding,
-        advance: Callable[[int], None] = lambda rows: None,
-        limit: object = None,
+        self, requests: Sequence[Request], batch: Sequence[Row], decoding: Decoding, advance: Advance
     ) -> list[Completion]:
         assert all(requests[r].prompt for r, _ in batch)
-        assert max(len(requests[r].prompt) for r, _ in batch) + LIMIT <= model.config.max_position_embeddings
+        assert max(len(requests[r].prompt) for r, _ in batch) + LIMIT <= self.context
         advance(len(batch))
         first = len(max((request.prompt for request in requests), key=len))  # another in each stage
         return [self.said[(first + r) % len(self.said)] for r, _ in batch]
@@ -145,7 +144,7 @@ def run(
         *overrides,
     )
     real = build_experiment(cfg)
-    engine = Scripted(real.engine.batch_size, said=tuple(said))
+    engine = Scripted(384, said=tuple(said))
     with pytest.MonkeyPatch.context() as patch:
         kind = type(real.finetune)
         tune = kind.__call__

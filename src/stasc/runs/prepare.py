@@ -82,10 +82,7 @@ def prepare(experiment: Experiment) -> Prepared:
             "correction": digest(chat.prompt(experiment.prompt.ask_to_correct("?", "?"))),
         },
         sampling={train: sampling, test: experiment.evaluation.sampling(sampling)},
-        batch={
-            train: experiment.engine.batch_size,
-            test: experiment.evaluation.batch or experiment.engine.batch_size,
-        },
+        batch={train: None, test: experiment.evaluation.batch},
         parts={
             "reward": experiment.reward.reward if isinstance(experiment.reward, ZeroOnError) else experiment.reward,
             "filter": experiment.keep,

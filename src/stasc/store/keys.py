@@ -53,7 +53,7 @@ class Recipes:
     template: Mapping[str, Any]  # of the chat, with its stop tokens
     rendered: Mapping[str, str]  # digests of the two turns, asked of no question in particular
     sampling: Mapping[str, Sampling]  # by split name
-    batch: Mapping[str, int]  # answers sampled together, by split name
+    batch: Mapping[str, int | None]  # answers sampled together, by split name; None: the engine's own setting
     parts: Mapping[str, object]  # reward, filter, target, finetune, engine, prompt: for their code
 
     def m_0(self) -> Description:
@@ -108,7 +108,7 @@ class Recipes:
             "max_new_tokens": sampling.max_new_tokens,
             "stop": sampling.stop,
             "answers": "with the ids that were sampled",  # as they are stored
-            "engine": {**self._part("engine"), "batch_size": self.batch[split.name]},
+            "engine": self._part("engine") | ({"batch_size": batch} if (batch := self.batch[split.name]) else {}),
             "numerics": self.numerics,
             "code": code(*CODE["sampling"]),
         }
