@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
-
-
-class Record(Protocol):
-    """Records an event of a run, such as `Journal.write`."""
-
-    def __call__(self, event: str, **facts: Any) -> object: ...
 
 
 @dataclass
 class _Reported:
     """The kinds of fallback that a run has reported, its lowest batch size, and the function that records them."""
 
-    record: Record = lambda event, **facts: None
+    record: Callable[..., object] = lambda event, **facts: None
     kinds: set[str] = field(default_factory=set)
     rows: float = math.inf
 
@@ -36,8 +29,8 @@ _outside = _Reported()  # any run
 
 
 @contextmanager
-def recording(record: Record) -> Iterator[None]:
-    """Passes the reports of the `with` block to `record`, as an event's name and its facts."""
+def recording(record: Callable[..., object]) -> Iterator[None]:
+    """Passes the reports of the `with` block to `record(event, **facts)`, such as `Journal.write`."""
     token = _reported.set(_Reported(record))
     try:
         yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from stasc.engines.engine import Completion, Decoding, Request, Row
@@ -38,18 +37,14 @@ class HF:
         if self.prefill_tokens < 1:
             raise ValueError(f"engine.prefill_tokens={self.prefill_tokens}: expected at least 1")
         self._sampler: Sampler | None = None
-
-    @cached_property
-    def _limit(self) -> Limit:
-        """The memory limit, which one out-of-memory error lowers for the rest of the run."""
-        from stasc.engines.hf.memory import Limit
-
-        return Limit()
+        self._limit: Limit | None = None  # lasts for the run
 
     def load(self, model: Model, live: LiveModel) -> None:
         """Samples from the network in memory, see `Engine.load`."""
+        from stasc.engines.hf.memory import Limit
         from stasc.engines.hf.sampler import Sampler
 
+        self._limit = self._limit or Limit()
         self._sampler = None  # frees the network before the next is loaded: two may not fit into memory
         self._sampler = Sampler(live.load(model), self.prefill_tokens, self.compiled, self._limit)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -21,35 +21,25 @@ if TYPE_CHECKING:
     from stasc.models.model import Network
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """A sample in progress. The `ids` drawn so far are appended to its `prompt`."""
+class _Sample(NamedTuple):
+    """A sample to continue. The `ids` drawn so far are appended to its `prompt`."""
 
     prompt: tuple[int, ...]
-    ids: tuple[int, ...]
     key: int
+    ids: tuple[int, ...]
     name: str
-    kind: int  # the class of its length, see `Lengths`
-    new_tokens: int  # that can be drawn before the model must compute the sequence anew
-
-    @property
-    def group(self) -> tuple[int, int, int]:
-        """What samples of one forward pass have in common."""
-        return self.kind, self.new_tokens, len(self.ids)
 
 
+@dataclass
 class _Progress:
     """Reports progress, and can take it back."""
 
-    def __init__(self, advance: Advance) -> None:
-        self.advance, self.done = advance, 0
+    advance: Advance
+    done: int = 0
 
     def __call__(self, k: int = 1, /) -> None:
         self.done += k
         self.advance(k)
-
-    def undo(self) -> None:
-        self.advance(-self.done)
 
 
 @dataclass(frozen=True)
@@ -67,35 +57,43 @@ class Sampler:
     ) -> list[Completion]:
         """Returns the completion of each sample of a batch. Raises: as `Engine.sample`."""
         _check_context(self.network, requests, decoding)
-        completions = [Completion((), truncated=True) for _ in batch]
         if not batch:
-            return completions
+            return []
         self.network.eval()
-        longest = max(len(requests[request].prompt) for request, _ in batch)
-        alike = prefill.lengths_of(self.network, longest + decoding.max_new_tokens)
+        most = decoding.max_new_tokens
+        alike = prefill.lengths_of(self.network, max(len(requests[r].prompt) for r, _ in batch) + most)
+        completions = [Completion((), truncated=True) for _ in batch]
         active = list(range(len(batch)))
+
+        def kind(i: int) -> tuple[int, int, int]:
+            """Class of length, tokens until recomputed, tokens drawn: equal for samples of one forward pass."""
+            drawn = len(completions[i].ids)
+            length = len(requests[batch[i][0]].prompt) + drawn
+            return alike.kind(length), alike.room(length, most - drawn), drawn
+
         with compiled.layers(self.network) if self.compiled else nullcontext():
             while active:
-                samples = [_begin(requests, batch[i], completions[i].ids, decoding, alike) for i in active]
-                for group in lengths.grouped([sample.group for sample in samples]):
-                    found = self._sample_group([samples[j] for j in group], decoding, advance)
-                    for j, completion in zip(group, found, strict=True):
-                        completions[active[j]] = completion
-                active = [i for i in active if _is_cut(completions[i], decoding)]
+                kinds = [kind(i) for i in active]
+                for group in lengths.grouped(kinds):
+                    indices = [active[j] for j in group]
+                    samples = [_sample(requests, batch[i], completions[i].ids) for i in indices]
+                    part = replace(decoding, max_new_tokens=kinds[group[0]][1])
+                    for i, completion in zip(indices, self._continue(samples, part, advance), strict=True):
+                        completions[i] = completion
+                active = [i for i in active if completions[i].truncated and len(completions[i].ids) < most]
                 if active:
                     advance(-len(active))  # they were counted as ended
         return completions
 
-    def _sample_group(self, samples: Sequence[_Sample], decoding: Decoding, advance: Advance) -> list[Completion]:
-        """Continues samples of one group until they end or must be computed anew, as many at once as memory allows."""
-        new_tokens = samples[0].new_tokens
-        decoding, done = replace(decoding, max_new_tokens=new_tokens), list[Completion]()
-        size = self.limit.of(self.network, [sample.prompt for sample in samples], new_tokens)
+    def _continue(self, samples: Sequence[_Sample], decoding: Decoding, advance: Advance) -> list[Completion]:
+        """Continues samples of one kind until they end or must be computed anew, as many at once as memory allows."""
+        done: list[Completion] = []
+        size = self.limit.of(self.network, [sample.prompt for sample in samples], decoding.max_new_tokens)
         shortest = min(len(sample.prompt) for sample in samples)
         while len(done) < len(samples):
             part = samples[len(done) : len(done) + size]
             progress = _Progress(advance)
-            prompts, keys, ids = zip(*((sample.prompt, sample.key, sample.ids) for sample in part), strict=True)
+            prompts, keys, ids, names = zip(*part, strict=True)
             try:
                 with lengths.beyond(self.network, shortest):
                     done += decode.sample_batch(
@@ -103,9 +101,9 @@ class Sampler:
                     )
                 continue
             except decode.NonFiniteLogits as error:
-                names = list(dict.fromkeys(part[row].name for row in error.rows))
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                raise NonFiniteError(f"the logits are not finite: {', '.join(names[:3])}{more}") from error
+                wrong = list(dict.fromkeys(names[row] for row in error.rows))
+                more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+                raise NonFiniteError(f"the logits are not finite: {', '.join(wrong[:3])}{more}") from error
             except RuntimeError as error:
                 if not ran_out(error):
                     raise
@@ -115,23 +113,14 @@ class Sampler:
                         f"{self.network.device}: lower sampling.max_new_tokens, set model.dtype=bfloat16, or use a "
                         "smaller model"
                     ) from error
-            progress.undo()  # after the except block, when the error no longer keeps the tensors alive
+            advance(-progress.done)  # after the except block, when the error no longer keeps the tensors alive
             size = self.limit.lower(len(part) // 2)
         return done
 
 
-def _begin(
-    requests: Sequence[Request], row: Row, ids: tuple[int, ...], decoding: Decoding, alike: lengths.Lengths
-) -> _Sample:
-    request, prompt = requests[row[0]], requests[row[0]].prompt + ids
-    new_tokens = alike.room(len(prompt), decoding.max_new_tokens - len(ids))
-    name = request.name or f"request {row[0]}"
-    return _Sample(prompt, ids, request.keys[row[1]], name, alike.kind(len(prompt)), new_tokens)
-
-
-def _is_cut(completion: Completion, decoding: Decoding) -> bool:
-    """Returns whether a completion ended before the token limit only because the model must compute it anew."""
-    return completion.truncated and len(completion.ids) < decoding.max_new_tokens
+def _sample(requests: Sequence[Request], row: Row, ids: tuple[int, ...]) -> _Sample:
+    request = requests[row[0]]
+    return _Sample(request.prompt + ids, request.keys[row[1]], ids, request.name or f"request {row[0]}")
 
 
 def _check_context(network: Network, requests: Sequence[Request], decoding: Decoding) -> None:
