@@ -1,4 +1,4 @@
-"""A language model that is a hash function: the whole of a run but its arithmetic, in milliseconds."""
+"""A language model that is a hash function: a whole run without its arithmetic, in milliseconds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sha256(*parts: object) -> str:
 
 
 class FakeLive:
-    """Its network is the content of its weights' file."""
+    """Stands for `LiveModel`; its network is the content of the weights' file."""
 
     base: str
     four_bit = False
@@ -144,7 +144,7 @@ class FakeTune(Full):
 
 
 def fake_experiment(*overrides: str) -> Experiment:
-    """Of several batches per stage and a filter that keeps some pairs, but for arithmetic a real one."""
+    """A real experiment but for its arithmetic, with several batches per stage and a filter that keeps some pairs."""
     real = experiment(
         "~reward",
         "+reward={_target_: test_run.even_first_byte, _partial_: true}",
@@ -157,11 +157,11 @@ def fake_experiment(*overrides: str) -> Experiment:
     return replace(real, engine=FakeEngine(batch_size=8), finetune=tune)
 
 
-versions = functools.cache(runner.provenance.versions)  # to read them takes a quarter of such a run
+versions = functools.cache(runner.provenance.versions)  # reading them takes a quarter of such a run
 
 
 def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
-    """From now on, runs load no model."""
+    """Makes runs load no model."""
     monkeypatch.setattr(prepare, "_prepare", lambda experiment: (FakeChat(), FakeLive(base)))
     monkeypatch.setattr(runner.provenance, "commit", lambda: None)  # git takes longer than the whole run
     monkeypatch.setattr(runner.provenance, "machine", lambda device: {"processor": ROUNDING, "threads": 1})
@@ -169,7 +169,7 @@ def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
 
 
 def results(folder: Path) -> dict[str, str]:
-    """sha256 of all that a run must give again, its wall times left out."""
+    """sha256 of everything that a repeated run must reproduce, without wall times."""
     summary = json.loads((folder / "summary.json").read_text())
     for entry in summary["iterations"]:
         del entry["seconds"]
