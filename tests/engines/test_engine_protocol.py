@@ -123,6 +123,21 @@ def test_low_memory_that_an_engine_reports_stands_in_the_journal_once_for_each_l
     assert [event["rows"] for event in events] == [2, 1]
 
 
+class Half:
+    """Lacks two methods of an engine."""
+
+    def load(self, model: Model, live: LiveModel) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+def test_an_engine_that_lacks_methods_is_refused_when_it_is_built() -> None:
+    with pytest.raises(ValueError, match=r"^engine: Half has no method batches, sample; expected .*Engine$"):
+        experiment("~engine", "+engine={_target_: test_engine_protocol.Half}")
+
+
 def test_only_the_configuration_names_the_engine_of_transformers(engine: Listed) -> None:
     """A type checker holds `Listed` to be an engine; no module outside engines/ imports a concrete one."""
     built: Engine = engine
