@@ -1,4 +1,4 @@
-"""A language model that is a hash function: the whole of a run but its arithmetic, in milliseconds."""
+"""A language model that is a hash function: a whole run without its arithmetic, in milliseconds."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from stasc.engines.engine import Completion, Decoding, Request, Row
 from stasc.engines.hf.engine import HF
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
+from stasc.records import Advance
 from stasc.runs import execute as runner
 from stasc.runs import prepare
 from stasc.runs.experiment import Experiment
@@ -35,7 +36,7 @@ def sha256(*parts: object) -> str:
 
 
 class FakeLive:
-    """Its network is the content of its weights' file."""
+    """Stands for `LiveModel`; its network is the content of the weights' file."""
 
     base: str
     four_bit = False
@@ -103,19 +104,24 @@ class FakeChat:
         return bytes(ids).decode()
 
 
-@dataclass(frozen=True)
-class FakeEngine(HF):
+@dataclass
+class FakeEngine:
+    batch_size: int
+
+    def load(self, model: Model, live: Any) -> None:
+        self.weights = live.load(model)
+
+    def batches(self, requests: Sequence[Request], size: int | None) -> list[list[Row]]:
+        return HF(self.batch_size).batches(requests, size)
+
+    def release(self) -> None:
+        pass
+
     def sample(
-        self,
-        model: Any,
-        requests: Sequence[Request],
-        batch: Sequence[Row],
-        decoding: Decoding,
-        advance: Callable[[int], None] = lambda rows: None,
-        limit: object = None,
+        self, requests: Sequence[Request], batch: Sequence[Row], decoding: Decoding, advance: Advance
     ) -> list[Completion]:
         advance(len(batch))
-        texts = [sha256(ROUNDING, model, requests[r].prompt, requests[r].keys[s]) for r, s in batch]
+        texts = [sha256(ROUNDING, self.weights, requests[r].prompt, requests[r].keys[s]) for r, s in batch]
         return [Completion(tuple(text[:6].encode()), False) for text in texts]
 
 
@@ -139,24 +145,23 @@ def fake_finetune(
 
 
 def fake_experiment(*overrides: str) -> Experiment:
-    """Of several batches per stage and a filter that keeps some pairs, but for arithmetic a real one."""
+    """A real experiment but for its arithmetic, with several batches per stage and a filter that keeps some pairs."""
     real = experiment(
         "~reward",
         "+reward={_target_: test_run.even_first_byte, _partial_: true}",
         "filter=lenient",
         "iterations=2",
-        "engine.batch_size=8",
         "evaluation.batch=2",
         *overrides,
     )
-    return replace(real, engine=FakeEngine(real.engine.batch_size))
+    return replace(real, engine=FakeEngine(batch_size=8))
 
 
-versions = functools.cache(runner.provenance.versions)  # to read them takes a quarter of such a run
+versions = functools.cache(runner.provenance.versions)  # reading them takes a quarter of such a run
 
 
 def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
-    """From now on, runs load no model."""
+    """Makes runs load no model."""
     monkeypatch.setattr(prepare, "_open_model", lambda experiment: (FakeChat(), FakeLive(base)))
     monkeypatch.setattr(loop, "finetune", fake_finetune)
     monkeypatch.setattr(runner.provenance, "commit", lambda: None)  # git takes longer than the whole run
@@ -165,7 +170,7 @@ def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
 
 
 def results(folder: Path) -> dict[str, str]:
-    """sha256 of all that a run must give again, its wall times left out."""
+    """sha256 of everything that a repeated run must reproduce, without wall times."""
     summary = json.loads((folder / "summary.json").read_text())
     for entry in summary["iterations"]:
         del entry["seconds"]

@@ -1,4 +1,4 @@
-"""What the stages of Algorithm 1 compute on a real model: conversations in, answers and weights out."""
+"""The stages of Algorithm 1 on a real model: conversations in, answers and weights out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from stasc.choices import pairing
 from stasc.choices.target import Correction, Gold, Initial
 from stasc.engines import noise
-from stasc.engines.engine import Completion, Decoding, Request, Row
-from stasc.engines.hf.engine import HF
+from stasc.engines.engine import Completion, Decoding, Engine, Request, Row
 from stasc.engines.stop import StopStrings
 from stasc.models.chat import Chat, Refused
 from stasc.models.live import LiveModel
@@ -19,25 +18,24 @@ from stasc.models.model import Model
 from stasc.prefix_tree.batch import Example
 from stasc.records import NOT_ASKED, Advance, Answer, Pair, Question, Split
 from stasc.settings.sections import Sampling
-from stasc.tasks.prompt import Message, Prompt
+from stasc.tasks.prompt import Prompt
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
 
 if TYPE_CHECKING:
-    from stasc.engines.hf.memory import Limit
     from stasc.training.loop import Training
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Sampling, correcting, scoring and fine-tuning, bound to one model in memory and one seed.
+    """The stages of Algorithm 1, bound to one model in memory and one seed. `batch` and `sampling` are by split name.
 
-    `engines` and `sampling` are by split name.
+    `batch` is the most samples of a batch; None: the engine's own setting.
     """
 
     live: LiveModel
     chat: Chat
-    engines: Mapping[str, HF]
+    engine: Engine
     prompt: Prompt
     reward: pairing.Reward
     pairing: pairing.Pairing
@@ -45,55 +43,47 @@ class Stages:
     tune: Method
     loss: Loss
     sampling: Mapping[str, Sampling]
+    batch: Mapping[str, int | None]
     seed: int
-    limit: Limit | None = None
 
     def ask(self, split: Split, n: int) -> list[Request]:
-        """The prompts of y1[question][i] ~ model(. | x), one a question."""
-        samples = range(self.sampling[split.name].n_init)
-        return [
-            self._request(
-                self.prompt.ask(question.text),
-                [self._noise(split, "initial", n, question, i) for i in samples],
-                question.name,
-            )
-            for question in split.questions
-        ]
+        """Returns the requests of y1[question][i] ~ model(. | x), one per question."""
+        requests = []
+        for question in split.questions:
+            prompt = self.chat.prompt(self.prompt.ask(question.text))
+            samples = range(self.sampling[split.name].n_init)
+            keys = tuple(self._noise(split, "initial", n, question, i) for i in samples)
+            requests.append(Request(prompt, keys, question.name))
+        return requests
 
     def ask_to_correct(self, split: Split, y1: Sequence[Sequence[Answer]], n: int) -> list[Request]:
-        """The prompts of y2[question][i][k] ~ model(. | x, y1[question][i]), one an initial answer.
+        """Returns the requests of y2[question][i][k] ~ model(. | x, y1[question][i]), one per initial answer.
 
-        Where the model cannot be given the conversation, the request has no keys.
+        A request without keys stands for a conversation that the chat template refuses or that exceeds the context.
         """
         sampling = self.sampling[split.name]
         requests = []
         for question, answers in zip(split.questions, y1, strict=True):
             for i, answer in enumerate(answers):
-                keys = [self._noise(split, "correction", n, question, i, k) for k in range(sampling.n_corr)]
-                conversation = self.prompt.ask_to_correct(question.text, answer.text)
                 try:
-                    request = self._request(
-                        conversation, keys, f"{question.name}, the correction of initial answer {i}"
-                    )
+                    prompt = self.chat.prompt(self.prompt.ask_to_correct(question.text, answer.text))
                 except Refused:
-                    request = Request((), ())
-                fits = self._fits(len(request.prompt) + sampling.max_new_tokens)
-                requests.append(request if fits else Request((), ()))
+                    prompt = None
+                if prompt is None or not self._fits(len(prompt) + sampling.max_new_tokens):
+                    requests.append(Request((), ()))
+                    continue
+                keys = tuple(self._noise(split, "correction", n, question, i, k) for k in range(sampling.n_corr))
+                requests.append(Request(prompt, keys, f"{question.name}, the correction of initial answer {i}"))
         return requests
 
     def batches(self, split: Split, requests: Sequence[Request]) -> list[list[Row]]:
-        """Which answers are sampled together."""
-        return self.engines[split.name].batches(requests)
+        """Splits the samples of all requests into batches."""
+        return self.engine.batches(requests, self.batch[split.name])
 
     def answer(
-        self,
-        model: Model,
-        split: Split,
-        requests: Sequence[Request],
-        batch: Sequence[Row],
-        advance: Advance,
+        self, model: Model, split: Split, requests: Sequence[Request], batch: Sequence[Row], advance: Advance
     ) -> list[Answer]:
-        """The answer of each row of a batch."""
+        """Samples the answers of a batch."""
         sampling = self.sampling[split.name]
         stop = StopStrings(tuple(sampling.stop), self.chat) if sampling.stop else None
         decoding = Decoding(
@@ -104,23 +94,24 @@ class Stages:
             stopped=stop.met if stop else None,
             ids=self.chat.ids,
         )
-        network = self.live.load(model)
-        completions = self.engines[split.name].sample(network, requests, batch, decoding, advance, self.limit)
+        self.engine.load(model, self.live)
+        completions = self.engine.sample(requests, batch, decoding, advance)
         return [self._answered(completion, stop) for completion in completions]
 
     def score(
         self, split: Split, y1: Sequence[Sequence[Answer]], y2: Sequence[Sequence[Sequence[Answer]]]
     ) -> list[Pair]:
-        """The pairs of initial answers and corrections, with their rewards."""
-        pair = self.pairing if split.name == "train" else pairing.own  # a test is of one answer and its correction
+        """Pairs initial answers with corrections and scores both."""
+        pair = self.pairing if split.name == "train" else pairing.own  # an evaluation measures corrections as sampled
         return pairing.score(split, y1, y2, self.reward, pair)
 
     def finetune(
         self, start: Model, kept: Sequence[Pair], n: int, folder: Path, advance: Advance
     ) -> tuple[Model, Training]:
         """Returns M_n: `start` fine-tuned on the kept pairs and written to `folder`."""
-        from stasc.training.loop import finetune  # a run whose fine-tunings are stored does without
+        from stasc.training.loop import finetune  # imported here: a run whose fine-tunings are stored needs none of it
 
+        self.engine.release()
         examples = [self.example(pair) for pair in kept]
         seed = noise.noise_key(self.seed, "finetune", n) % 2**32
         return finetune(self.tune, self.loss, self.live, start, examples, folder, seed, advance)
@@ -138,7 +129,7 @@ class Stages:
         return Example(pair.id, self.chat.prompt(conversation), completion, pair.r1, pair.r2)
 
     def unusable(self, pair: Pair) -> str | None:
-        """Why a pair cannot be trained on, one of `REASONS`; None if it can."""
+        """Returns why a pair cannot be trained on, a key of `REASONS`; None if it can."""
         _, answer = self.target.example(self.prompt, pair)
         if answer == NOT_ASKED:
             return "prompt"
@@ -156,7 +147,7 @@ class Stages:
         return self.live.context is None or tokens <= self.live.context
 
     def _answered(self, completion: Completion, stop: StopStrings | None) -> Answer:
-        """The answer that sampled tokens are, up to a stop string."""
+        """Decodes a completion, cut before the first stop string."""
         ids, tokens = completion.ids, len(completion.ids)
         if stop and (cut := stop.cut(ids)):
             text, kept = cut
@@ -164,11 +155,8 @@ class Stages:
         text = self.chat.decode(ids)
         if completion.truncated:
             return Answer(text, tokens, truncated=True, ids=ids)
-        said = ids[:-1] if ids and ids[-1] in self.chat.stop_ids else ids
-        return Answer(text, tokens, truncated=False, ids=(*said, self.chat.end_id))
-
-    def _request(self, conversation: Sequence[Message], keys: Sequence[int], name: str) -> Request:
-        return Request(self.chat.prompt(conversation), tuple(keys), name)
+        content = ids[:-1] if ids and ids[-1] in self.chat.stop_ids else ids
+        return Answer(text, tokens, truncated=False, ids=(*content, self.chat.end_id))
 
     def _noise(self, split: Split, stage: str, n: int, question: Question, *sample: int) -> int:
         return noise.noise_key(self.seed, split.name, stage, n, question.id, *sample)

@@ -1,4 +1,4 @@
-"""What may be drawn at all: no id without a text, no number that is not finite, and greedily where it is cold."""
+"""Limits of drawing: ids without text are never drawn, non-finite logits raise, and tiny temperatures are greedy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sampled import sampled
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -44,7 +45,7 @@ def draw(logits_BV: Tensor, temperature: float, top_p: float) -> Tensor:
     [(NAN, [7]), (INF, [7]), (NAN, range(300)), (-INF, range(300)), (NAN, [299]), (INF, [3, 4]), (NAN, [0, 5])],
     ids=["a nan", "an infinity", "all nan", "all minus infinity", "the last", "two infinities", "two nan"],
 )
-def test_logits_that_are_not_finite_are_an_error_that_names_their_rows(
+def test_non_finite_logits_raise_an_error_that_names_their_rows(
     temperature: float, top_p: float, wrong: float, where: list[int]
 ) -> None:
     logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
@@ -57,13 +58,13 @@ def test_logits_that_are_not_finite_are_an_error_that_names_their_rows(
 
 
 @each_way
-def test_tokens_that_a_model_rules_out_are_no_error_and_never_drawn(temperature: float, top_p: float) -> None:
+def test_tokens_with_logits_of_minus_infinity_are_no_error_and_never_drawn(temperature: float, top_p: float) -> None:
     logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(0))
     logits[:, ::2] = -INF
     assert (draw(logits, temperature, top_p) % 2 == 1).all()
 
 
-def test_a_line_that_no_row_is_in_may_hold_anything() -> None:
+def test_logits_of_a_sequence_without_samples_may_be_non_finite() -> None:
     logits = torch.randn(3, 300)
     logits[1] = NAN
     for temperature, top_p in ((0.0, 1.0), (0.8, 1.0), (0.8, 0.9)):
@@ -71,30 +72,30 @@ def test_a_line_that_no_row_is_in_may_hold_anything() -> None:
 
 
 @each_way
-def test_a_broken_model_ends_sampling_and_the_questions_are_named(
+def test_non_finite_logits_end_sampling_and_name_the_questions(
     model: LlamaForCausalLM, temperature: float, top_p: float
 ) -> None:
     requests = [Request((5, 6, 7 + i), (i, i + 10), f"q{i}") for i in range(5)]
     how = Decoding(temperature, top_p, 4, frozenset({0}))
-    HF(64)(model, requests, how)
+    sampled(HF(64), model, requests, how)
     with torch.no_grad():
         model.get_input_embeddings().weight[9] = NAN  # which only q2's prompt has
     with pytest.raises(NonFiniteError, match=r"^the logits are not finite: q2$"):
-        HF(64)(model, requests[:3], how)
+        sampled(HF(64), model, requests[:3], how)
     with torch.no_grad():
         model.get_output_embeddings().weight[100] = INF
     with pytest.raises(NonFiniteError, match=r"^the logits are not finite: q0, q1, q2 and 2 more$"):
-        HF(64)(model, requests, how)
+        sampled(HF(64), model, requests, how)
 
 
 # Ids without a text
 
 
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
-def test_ids_that_have_no_text_are_never_drawn(top_p: float) -> None:
+def test_ids_without_text_are_never_drawn(top_p: float) -> None:
     logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
     ids = frozenset(range(250)) - {7, 100}
-    known = decode.with_text(logits, Decoding(1.0, top_p, 1, frozenset({260}), ids=ids))
+    known = decode.mask_unknown(logits, Decoding(1.0, top_p, 1, frozenset({260}), ids=ids))
     drawn = set(draw(known, 1.0, top_p).tolist())
     assert drawn <= ids | {260} and len(drawn) > 50
     assert any(id_ not in ids for id_ in draw(logits, 1.0, top_p).tolist())
@@ -102,18 +103,16 @@ def test_ids_that_have_no_text_are_never_drawn(top_p: float) -> None:
     assert greedy.tolist() == [max(ids | {260}, key=lambda id_, row=row: row[id_]) for row in logits]
 
 
-def test_where_all_ids_have_a_text_nothing_is_copied() -> None:
+def test_logits_are_not_copied_if_all_ids_have_a_text() -> None:
     logits = torch.randn(3, 300)
     for ids in (None, frozenset(range(300)), frozenset(range(400))):
-        same = decode.with_text(logits, Decoding(1.0, 1.0, 1, frozenset(), ids=ids))
+        same = decode.mask_unknown(logits, Decoding(1.0, 1.0, 1, frozenset(), ids=ids))
         assert same.shape == logits.shape and same.data_ptr() == logits.data_ptr()
 
 
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
-def test_a_model_with_more_ids_than_its_tokenizer_draws_what_it_would_without_them(
-    tmp_path: Path, top_p: float
-) -> None:
-    """The ids beyond have all the probability, but none of their own noise reaches the others."""
+def test_extra_ids_of_a_model_change_no_draw(tmp_path: Path, top_p: float) -> None:
+    """The extra ids have all the probability, but their noise does not reach the others."""
     plain, padded = make(tmp_path), make(tmp_path)
     padded.resize_token_embeddings(2048, mean_resizing=False)
     with torch.no_grad():
@@ -121,9 +120,12 @@ def test_a_model_with_more_ids_than_its_tokenizer_draws_what_it_would_without_th
     requests = [
         Request((5, 6, 7 + i), tuple(noise.noise_key(i, sample) for sample in range(5)), f"q{i}") for i in range(8)
     ]
-    expected = HF(64)(plain, requests, Decoding(1.0, top_p, 8, frozenset({0})))
-    assert HF(64)(padded, requests, Decoding(1.0, top_p, 8, frozenset({0}), ids=frozenset(range(260)))) == expected
-    anything = HF(64)(padded, requests, Decoding(1.0, top_p, 8, frozenset({0})))
+    expected = sampled(HF(64), plain, requests, Decoding(1.0, top_p, 8, frozenset({0})))
+    assert (
+        sampled(HF(64), padded, requests, Decoding(1.0, top_p, 8, frozenset({0}), ids=frozenset(range(260))))
+        == expected
+    )
+    anything = sampled(HF(64), padded, requests, Decoding(1.0, top_p, 8, frozenset({0})))
     assert any(id_ >= 260 for answers in anything for answer in answers for id_ in answer.ids)
 
 

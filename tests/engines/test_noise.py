@@ -1,4 +1,4 @@
-"""Sampling noise: the published answers of Philox4x32-10, Gumbel's distribution, and nothing but the key decides it."""
+"""Sampling noise: Philox4x32-10 against published values, Gumbel's distribution, and dependence on the key alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No run is lost to one odd answer: a model that says the oddest things goes through whole runs, whatever the template.
+"""Odd answers do not end a run: a model that gives the oddest ones completes whole runs with every chat template.
 
 Each question is answered by another text of `TEXTS` or by ids that stand for no text, and its correction is the next.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from stasc.cli.build import build_experiment
 from stasc.engines.engine import Completion, Decoding, Request, Row
 from stasc.engines.hf.engine import HF
 from stasc.models.chat import Chat
+from stasc.models.live import LiveModel
+from stasc.models.model import Model
 from stasc.prefix_tree.batch import Example
-from stasc.records import REASONS
+from stasc.records import REASONS, Advance
 from stasc.runs import execute as runner
 from stasc.tracking.console import Console
 
@@ -82,7 +84,7 @@ def spell(tokenizer: PreTrainedTokenizerFast, data: bytes) -> list[int]:
 
 
 def answers(tokenizer: PreTrainedTokenizerFast, *more: str) -> list[Completion]:
-    """What the model says: texts with their tags as special tokens and spelled out, bytes, special tokens, no end."""
+    """The answers: texts with their tags as special tokens and spelled out, bytes, special tokens, endless ones."""
     end = Chat(tokenizer, None, {}).end_id
     encoded = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (*TEXTS, *more)]
     spelled = [spell(tokenizer, text.encode()) for text in TEXTS if "<" in text]
@@ -93,23 +95,20 @@ def answers(tokenizer: PreTrainedTokenizerFast, *more: str) -> list[Completion]:
     return said + endless
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scripted(HF):
     """An engine whose model gives the n-th answer to the n-th question, and another one to the n-th correction."""
 
     said: tuple[Completion, ...] = ()
 
+    def load(self, model: Model, live: LiveModel) -> None:
+        self.context = live.load(model).config.max_position_embeddings
+
     def sample(
-        self,
-        model: Any,
-        requests: Sequence[Request],
-        batch: Sequence[Row],
-        decoding: Decoding,
-        advance: Callable[[int], None] = lambda rows: None,
-        limit: object = None,
+        self, requests: Sequence[Request], batch: Sequence[Row], decoding: Decoding, advance: Advance
     ) -> list[Completion]:
         assert all(requests[r].prompt for r, _ in batch)
-        assert max(len(requests[r].prompt) for r, _ in batch) + LIMIT <= model.config.max_position_embeddings
+        assert max(len(requests[r].prompt) for r, _ in batch) + LIMIT <= self.context
         advance(len(batch))
         first = len(max((request.prompt for request in requests), key=len))  # another in each stage
         return [self.said[(first + r) % len(self.said)] for r, _ in batch]
@@ -145,7 +144,7 @@ def run(
         *overrides,
     )
     real = build_experiment(cfg)
-    engine = Scripted(real.engine.batch_size, said=tuple(said))
+    engine = Scripted(384, said=tuple(said))
     with pytest.MonkeyPatch.context() as patch:
         kind = type(real.finetune)
         tune = kind.__call__
@@ -163,7 +162,7 @@ FAMILIES = (SMOLLM2, QWEN3, QWEN3_THINKING, LLAMA3, GEMMA, MISTRAL_V3, PLAIN, RE
     [*((family, "full") for family in FAMILIES), (QWEN3, "lora"), (REFUSES, "lora"), (SMOLLM2, "qlora")],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_a_run_ends_whole_and_says_what_it_left_out_and_why(
+def test_a_run_finishes_and_reports_what_it_left_out_and_why(
     family: Family, method: str, base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert len(TEXTS) >= 40
@@ -206,7 +205,7 @@ def test_truncated_answers_are_trained_without_an_end_if_asked(base: str, tmp_pa
 
 
 @pytest.mark.parametrize("target", ["initial", "gold"])
-def test_a_baseline_is_not_lost_either(target: str, base: str, tmp_path: Path) -> None:
+def test_a_baseline_finishes_as_well(target: str, base: str, tmp_path: Path) -> None:
     summary, _, _ = run(REFUSES, base, tmp_path, [], f"target={target}")
     assert summary["status"] == "finished"
     assert summary["iterations"][1]["train"]["kept"] > 0
@@ -218,7 +217,7 @@ def raising(answer: str, references: Sequence[str]) -> float:
     return 1.0
 
 
-def test_a_reward_that_raises_on_odd_answers_counts_them_0_if_asked(base: str, tmp_path: Path) -> None:
+def test_reward_errors_zero_scores_answers_that_raise_as_0(base: str, tmp_path: Path) -> None:
     reward = ("~reward", "+reward={_target_: test_odd_answers.raising, _partial_: true}", "reward_errors=zero")
     summary, pairs, _ = run(QWEN3, base, tmp_path, [], *reward)
     assert summary["status"] == "finished"

@@ -1,4 +1,4 @@
-"""Where a stop string ends an answer, and which tokens are left of it."""
+"""Stop strings: where they cut an answer, and which tokens remain."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_without_a_stop_string_nothing_is_cut() -> None:
     assert stop("\nQuestion:").cut(()) is None
 
 
-def test_it_is_met_by_the_token_that_completes_it() -> None:
+def test_a_stop_string_is_met_by_the_token_that_completes_it() -> None:
     ids = CHAT.encode("Rome\nQuestion: Who?")
     met = [stop("\nQuestion:").met(ids[:end]) for end in range(1, len(ids) + 1)]
     assert CHAT.decode(ids[: met.index(True) + 1]) == "Rome\nQuestion:"
 
 
-def test_of_a_long_answer_the_end_is_decoded_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_end_of_a_long_answer_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     decode = CHAT.decode
     monkeypatch.setattr(CHAT, "decode", lambda ids: decoded.append(len(ids)) or decode(ids))
@@ -68,7 +68,7 @@ def test_of_a_long_answer_the_end_is_decoded_and_no_more(monkeypatch: pytest.Mon
 
 @given(st.lists(st.integers(0, len(CHAT.tokenizer) - 1), max_size=60), st.text("\nQu.é", min_size=1, max_size=3))
 @settings(deadline=None)
-def test_of_any_tokens_what_is_left_is_the_text_before(ids: list[int], string: str) -> None:
+def test_any_tokens_are_cut_to_the_text_before_the_stop_string(ids: list[int], string: str) -> None:
     text, cut = CHAT.decode(ids), stop(string).cut(ids)
     if string not in text:
         assert cut is None
@@ -80,7 +80,7 @@ def test_of_any_tokens_what_is_left_is_the_text_before(ids: list[int], string: s
 
 
 class Spaced:
-    """Encodes a text as tokenizers do that put a space before it, which is dropped where it begins a decoded text."""
+    """Encodes with a leading space, which decoding drops, as some tokenizers do."""
 
     vocabulary = ("\u2581Dhak", "a.\n", "Q:", "\u2581a.", "\u2581Dhaka.", "\u2581")
 
@@ -99,9 +99,7 @@ class Spaced:
     ("known", "kept", "left"),
     [(("\u2581a.", "\u2581Dhaka."), "Dhaka.", ["\u2581Dhaka."]), (("\u2581a.",), "Dhak", ["\u2581Dhak"])],
 )
-def test_what_is_left_of_an_answer_is_the_text_of_its_tokens(
-    known: tuple[str, ...], kept: str, left: list[str]
-) -> None:
+def test_the_text_of_a_cut_answer_is_the_text_of_its_tokens(known: tuple[str, ...], kept: str, left: list[str]) -> None:
     """A tokenizer that writes a space before "a." cannot give the end of "Dhaka." by itself."""
     codec = Spaced(*known)
     cut = StopStrings(("\nQ:",), codec).cut((0, 1, 2))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from finetuning import CPU, END, assert_same, make, nothing
+from sampled import sampled
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -106,7 +107,7 @@ def test_prompts_on_both_sides_of_a_switch_of_factors_are_answered_as_alone(
         monkeypatch.setattr(prefill, "_mask", lambda network: None)
     requests = [Request(prompt, (i, i + 100)) for i, prompt in enumerate(PROMPTS)]
     told: list[int] = []
-    found = HF(64)(network, requests, how, lambda k=1: told.append(k))
+    found = sampled(HF(64), network, requests, how, lambda k=1: told.append(k))
     for request, answers in zip(requests, found, strict=True):
         for key, answer in zip(request.keys, answers, strict=True):
             assert answer.ids == alone(network, request.prompt, key, how)
@@ -118,7 +119,9 @@ def test_prompts_on_both_sides_of_a_switch_of_factors_are_answered_as_alone(
 def test_greedy_answers_are_those_of_phi_3_s_own_generate() -> None:
     """Phi-3 recomputes all keys at the switch."""
     network = longrope()
-    found = HF(64)(network, [Request(prompt, (0,)) for prompt in PROMPTS], Decoding(0.0, 1.0, 8, frozenset({END})))
+    found = sampled(
+        HF(64), network, [Request(prompt, (0,)) for prompt in PROMPTS], Decoding(0.0, 1.0, 8, frozenset({END}))
+    )
     for prompt, (answer,) in zip(PROMPTS, found, strict=True):
         ids = torch.tensor([prompt])
         whole = network.generate(
@@ -223,7 +226,7 @@ def test_other_ways_to_reach_long_contexts_have_no_switch_within_the_context(rop
     network, how = build(config), Decoding(1.0, 1.0, 8, frozenset({END}))
     requests = [Request(prompt, (i,)) for i, prompt in enumerate(PROMPTS)]
     assert max(map(len, PROMPTS)) + 8 == 48
-    for request, (answer,) in zip(requests, HF(64)(network, requests, how), strict=True):
+    for request, (answer,) in zip(requests, sampled(HF(64), network, requests, how), strict=True):
         assert answer.ids == alone(network, request.prompt, request.keys[0], how)
 
 
@@ -246,7 +249,7 @@ def test_eager_attention_in_float64_answers_and_learns_without_padding(name: str
     network, how = build(UNPADDED[name], "eager"), Decoding(0.8, 1.0, 6, frozenset({END}))
     assert not probe.pads(network)
     requests = [Request(prompt, (i, i + 50)) for i, prompt in enumerate(PROMPTS)]
-    for request, answers in zip(requests, HF(64)(network, requests, how), strict=True):
+    for request, answers in zip(requests, sampled(HF(64), network, requests, how), strict=True):
         for key, answer in zip(request.keys, answers, strict=True):
             assert answer.ids == alone(network, request.prompt, key, how)
     examples = [Example(f"{i}", prompt, (*tokens(3, i), END)) for i, prompt in enumerate(PROMPTS)]

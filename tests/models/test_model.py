@@ -21,6 +21,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from sampled import sampled
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
@@ -308,13 +309,13 @@ def test_four_bit_holds_each_linear_layer_but_the_head_in_nf4(base: str) -> None
 def test_four_bit_samples_what_transformers_generates(base: str) -> None:
     network = live(base, four_bit=True).load(M_0)
     prompt = tuple(IDS[0, :9].tolist())
-    greedy = HF(2)(network, [Request(prompt, (0,))], Decoding(0.0, 1.0, 8, frozenset()))[0][0]
+    greedy = sampled(HF(2), network, [Request(prompt, (0,))], Decoding(0.0, 1.0, 8, frozenset()))[0][0]
     ids = torch.tensor([prompt])
     expected = network.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, eos_token_id=-1, pad_token_id=0
     )
     assert greedy.ids == tuple(expected[0, len(prompt) :].tolist())
-    drawn = HF(2)(network, [Request(prompt, (0, 1, 2))], Decoding(1.0, 0.9, 8, frozenset()))[0]
+    drawn = sampled(HF(2), network, [Request(prompt, (0, 1, 2))], Decoding(1.0, 0.9, 8, frozenset()))[0]
     assert [len(completion.ids) for completion in drawn] == [8, 8, 8]
     assert len({completion.ids for completion in drawn}) == 3
 

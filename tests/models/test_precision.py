@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampled import sampled
 from test_run import run_tiny
 from torch import Tensor
 from transformers import (
@@ -70,8 +71,8 @@ def errors(network: Qwen2ForCausalLM) -> tuple[float, float]:
     wide.load_state_dict(network.state_dict())
     exact = torch.stack([wide(torch.tensor([(*prompt, 7)])).logits[0, -1] for prompt in PROMPTS]).softmax(-1)
     _, _, shared = prefill.prefill(network, PROMPTS, 4, 768)
-    _, plain = prefill._plain(network, PROMPTS)
-    assert not isinstance(shared, prefill.Plain)
+    _, plain = prefill._padded(network, PROMPTS)
+    assert not isinstance(shared, prefill.Padded)
 
     def error(batch: Any) -> float:
         logits = batch.forward(network, torch.full((len(PROMPTS),), 7)).logits[:, -1]
@@ -145,9 +146,9 @@ def test_a_real_difference_is_found_in_16_bits_too_and_reported_once(
 ) -> None:
     network, found = softcapped(dtype), list[tuple[str, str]]()
     how = Decoding(0.0, 1.0, 2, frozenset({0}))
-    with fallback.recording(lambda what, why: found.append((what, why))):
+    with fallback.recording(lambda event, **facts: found.append((facts["what"], facts["why"]))):
         for _ in range(2):
-            HF(2)(network, [Request(prompt, (0,)) for prompt in PROMPTS[:4]], how)
+            sampled(HF(2), network, [Request(prompt, (0,)) for prompt in PROMPTS[:4]], how)
     ((what, why),) = found
     assert what == "no prefix sharing"
     assert "differs by" in why or "more than a softmax" in why
@@ -158,10 +159,10 @@ def test_a_window_shorter_than_an_answer_is_reported(base: str) -> None:
     network = AutoModelForCausalLM.from_pretrained(base)
     network.config.sliding_window = 20
     found: list[str] = []
-    with fallback.recording(lambda what, why: found.append(f"{what}: {why}")):
-        HF(2)(network, [Request(tuple(range(9)), (0,))], Decoding(0.0, 1.0, 11, frozenset()))
+    with fallback.recording(lambda event, **facts: found.append("{what}: {why}".format(**facts))):
+        sampled(HF(2), network, [Request(tuple(range(9)), (0,))], Decoding(0.0, 1.0, 11, frozenset()))
         assert not found
-        HF(2)(network, [Request(tuple(range(10)), (0,))], Decoding(0.0, 1.0, 11, frozenset()))
+        sampled(HF(2), network, [Request(tuple(range(10)), (0,))], Decoding(0.0, 1.0, 11, frozenset()))
     assert found == ["no prefix sharing: some layers of this model see fewer than the 21 tokens of a prompt and answer"]
 
 

@@ -103,9 +103,8 @@ class Sampler:
     def __call__(self, questions: list[Question], batch_size: int) -> dict[tuple[str, int, int], tuple[str, str]]:
         """y1 and y2 by question, i and k."""
         split = Split("train", tuple(questions))
-        prepared, experiment = self._prepared, self._prepared.experiment
-        engines = {"train": replace(experiment.engine, batch_size=batch_size)}
-        stages = replace(runner.stages(prepared), engines=engines)
+        prepared = self._prepared
+        stages = replace(runner.stages(prepared), batch={"train": batch_size})
         sampling = stages.sampling["train"]
 
         def answers(requests: list[Any]) -> list[list[Any]]:

@@ -1,4 +1,4 @@
-"""This project as a contender, through its public functions."""
+"""This project as a contender of the benchmark, through its public interfaces."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from stasc.bench.contender import Done, Work, serve, useful
 from stasc.bench.works import quieten
 from stasc.cli.build import build
 from stasc.cli.compose import compose
-from stasc.engines.engine import Completion, Decoding, Request
-from stasc.engines.hf.engine import HF
+from stasc.engines.engine import Completion, Decoding, Engine, Request, complete
 from stasc.machine import provenance
 from stasc.models.config import ModelConfig, resolve_device, resolve_dtype
 from stasc.models.live import LiveModel
@@ -23,27 +22,30 @@ from stasc.training.methods import Method
 
 
 class Ours:
-    """The engine and the fine-tuning of the work's own settings."""
+    """Samples and fine-tunes with the workload's own settings."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
         quieten()
         cfg = compose([*work.overrides, *(f"{name}={value}" for name, value in options.items())])
         config: ModelConfig = build(cfg, "model")
-        self.engine: HF = build(cfg, "engine")
+        self.engine: Engine = build(cfg, "engine")
         self.tune: Method = build(cfg, "finetune")
         self.loss: Loss = build(cfg, "loss")
         device = resolve_device(config.device)
         dtype, attention = resolve_dtype(config.dtype, device), config.attention
         self.live = LiveModel(work.model, config.revision, device, dtype, four_bit=False, attention=attention)
-        self.live.load(M_0, self.live.training_dtype if work.trains else None)
+        if work.trains:
+            self.live.load(M_0, self.live.training_dtype)
+        else:
+            self.engine.load(M_0, self.live)
         settings = {**cfg.finetune, "batch_size": work.batch_size} if work.trains else dict(cfg.engine)
         shown = ("batch_size", "packing", "shuffle", "optimizer") if work.trains else settings
-        told = [f"{name} {settings[name]}" for name in shown if name in settings and name != "_target_"]
-        self.setting = ", ".join([*told, str(self.live.dtype).removeprefix("torch.")])
+        named = [f"{name} {settings[name]}" for name in shown if name in settings and name != "_target_"]
+        self.setting = ", ".join([*named, str(self.live.dtype).removeprefix("torch.")])
         self.versions = {name: v for name, v in provenance.versions().items() if name in ("torch", "transformers")}
 
     def run(self, work: Work) -> Done:
-        """Answers of all prompts, or one fine-tuning, of the weights as the last one left them."""
+        """Samples all prompts, or fine-tunes once, from the weights as the last call left them."""
         return self._train(work) if work.trains else self._sample(work)
 
     def _sample(self, work: Work) -> Done:
@@ -53,13 +55,13 @@ class Ours:
             requests = [
                 Request(tuple(prompt), tuple(keys)) for prompt, keys in zip(stage.prompts, stage.keys, strict=True)
             ]
-            completions = self.engine(self.live.load(M_0), requests, decoding)
+            completions = complete(self.engine, requests, decoding)
             done.lengths.extend(useful(answer.ids, work.stop_ids) for answers in completions for answer in answers)
             done.followed.append(_followed(requests, completions))
         return done
 
     def _train(self, work: Work) -> Done:
-        from stasc.training import loop  # sampling does without, and without the memory of what it imports
+        from stasc.training import loop  # imported here, as sampling needs neither it nor its memory
 
         settings = replace(
             self.tune,
@@ -75,11 +77,12 @@ class Ours:
 
 
 def _followed(requests: Sequence[Request], completions: Sequence[Sequence[Completion]]) -> int:
-    begun = defaultdict[tuple[int, ...], Trie](Trie)
+    """Returns the number of distinct answer prefixes, each of which takes one token of a forward pass."""
+    tries = defaultdict[tuple[int, ...], Trie](Trie)
     for request, answers in zip(requests, completions, strict=True):
         for answer in answers:
-            begun[request.prompt].add(answer.ids[:-1])
-    return sum(map(len, begun.values()))
+            tries[request.prompt].add(answer.ids[:-1])
+    return sum(map(len, tries.values()))
 
 
 if __name__ == "__main__":

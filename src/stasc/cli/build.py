@@ -33,6 +33,7 @@ CALLED_WITH = {  # parts that may be anybody's function
     "loss": ("logp", "step"),
     "reward": ("answer", "references"),
 }
+ENGINE = ("load", "batches", "sample", "release")
 
 
 def build(cfg: DictConfig, group: str) -> Any:
@@ -40,6 +41,11 @@ def build(cfg: DictConfig, group: str) -> Any:
     part = build_part(cfg[group], f"{group}.")
     if group in CALLED_WITH:
         _check_call(group, part)
+    if group == "engine" and (missing := [name for name in ENGINE if not callable(getattr(part, name, None))]):
+        raise ValueError(
+            f"engine: {_name(type(part))} has no method {', '.join(missing)}; expected an engine with "
+            f"{', '.join(ENGINE)}, see stasc.engines.engine.Engine"
+        )
     return part
 
 

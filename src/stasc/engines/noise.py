@@ -2,7 +2,7 @@
 
 Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 The key names the draw, (seed, split, stage, iteration, question, sample); the counter is the token's position and id.
-So a draw does not depend on batch, order or process, and two models that see the same question see the same noise.
+So a draw does not depend on batch, order or process, and two models sample a question with the same noise.
 
 Shapes: B rows, K candidate tokens, V vocabulary.
 """
@@ -21,13 +21,13 @@ _ROUNDS = 10
 
 
 def noise_key(*parts: str | int) -> int:
-    """The Philox key of a draw, 63 bits so that it fits int64: a hash of the parts that name it."""
+    """Returns the Philox key of a draw: a hash of the parts that name it, 63 bits so that it fits int64."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10: four random 32-bit words per counter and key.
+    """Returns four random 32-bit words per counter and key, by Philox4x32-10.
 
     All tensors are int64, hold 32-bit words and broadcast against each other. Products wrap around modulo 2^64 as
     unsigned ones do, so their upper word is right once the sign is masked off.
@@ -43,13 +43,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def gumbel(keys_B: Tensor, position: int, ids_BK: Tensor) -> Tensor:
-    """Standard Gumbel noise of the tokens `ids_BK` at a position of the answer, float64 (B, K)."""
+    """Returns standard Gumbel noise for the tokens `ids_BK` at a position of the answer, float64 (B, K)."""
     words = _words(keys_B, position, ids_BK >> 2)
     return _to_gumbel(torch.stack(words, dim=-1).gather(-1, (ids_BK & 3).unsqueeze(-1)).squeeze(-1))
 
 
 def gumbel_all(keys_B: Tensor, position: int, vocab_size: int) -> Tensor:
-    """What `gumbel` gives for every token of the vocabulary, float64 (B, V), at a quarter of its cost."""
+    """Returns `gumbel` for every token of the vocabulary, float64 (B, V), at a quarter of its cost."""
     blocks = torch.arange((vocab_size + 3) // 4, device=keys_B.device).unsqueeze(0)
     return _to_gumbel(torch.stack(_words(keys_B, position, blocks), dim=-1).flatten(1)[:, :vocab_size])
 

@@ -1,4 +1,4 @@
-"""Stop strings: where one stands in a sampled answer, the answer ends, and text and tokens are cut there."""
+"""Stop strings: they end an answer, and its text and tokens are cut before them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-_MARGIN = 4  # tokens: of a tail, the first may decode otherwise than within the whole
+_MARGIN = 4  # tokens: the first of a tail may decode differently than within the whole answer
 
 
 class Codec(Protocol):
-    """Text to tokens and back."""
+    """Encodes text as tokens and decodes tokens."""
 
     def encode(self, text: str) -> tuple[int, ...]: ...
     def decode(self, ids: Sequence[int], /) -> str: ...
@@ -19,36 +19,36 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class StopStrings:
-    """The strings that end an answer, and what decodes its tokens."""
+    """The strings that end an answer, and the tokenizer to find them with."""
 
     strings: tuple[str, ...]
     codec: Codec
 
     def met(self, ids: Sequence[int]) -> bool:
-        """Whether the last token drawn completes a stop string. Decodes no more than it has to."""
+        """Returns whether the last token completes a stop string. Decodes the whole answer only if its tail has one."""
         tail = self.codec.decode(ids[-(max(len(string.encode()) for string in self.strings) + _MARGIN) :])
-        return self._place(tail) is not None and self._place(self.codec.decode(ids)) is not None
+        return self._start(tail) is not None and self._start(self.codec.decode(ids)) is not None
 
     def cut(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]] | None:
-        """The text before the first stop string and the tokens it was sampled as; None where there is no stop string.
+        """Returns the text before the first stop string and its sampled tokens; None without a stop string.
 
-        Where the stop string begins within a token, what stands before it in that token is encoded anew, or left out if
-        no tokens give it.
+        If the stop string begins within a token, the text before it in that token is encoded again, or left out if no
+        tokens encode it.
         """
         text = self.codec.decode(ids)
-        place = self._place(text)
-        if place is None:
+        start = self._start(text)
+        if start is None:
             return None
-        kept = text[:place]
-        whole = bisect_right(range(len(ids) + 1), place, key=lambda end: len(self.codec.decode(ids[:end]))) - 1
-        while not kept.startswith(before := self.codec.decode(ids[:whole])):  # half a character
+        kept = text[:start]
+        whole = bisect_right(range(len(ids) + 1), start, key=lambda end: len(self.codec.decode(ids[:end]))) - 1
+        while not kept.startswith(before := self.codec.decode(ids[:whole])):  # a character may span tokens
             whole -= 1
-        begin = tuple(ids[:whole])
+        head = tuple(ids[:whole])
         rest = self.codec.encode(kept[len(before) :]) if len(before) < len(kept) else ()
-        for tokens in (begin + rest, self.codec.encode(kept)):  # a tokenizer may put a space before a text
+        for tokens in (head + rest, self.codec.encode(kept)):  # a tokenizer may put a space before a text
             if self.codec.decode(tokens) == kept:
                 return kept, tokens
-        return before, begin  # what is scored is what is trained
+        return before, head  # the reward and fine-tuning must see the same text
 
-    def _place(self, text: str) -> int | None:
-        return min((place for string in self.strings if (place := text.find(string)) >= 0), default=None)
+    def _start(self, text: str) -> int | None:
+        return min((start for string in self.strings if (start := text.find(string)) >= 0), default=None)

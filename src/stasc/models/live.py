@@ -1,4 +1,4 @@
-"""The one network in memory, which becomes whichever model of the run is asked for."""
+"""The network in memory, a single one for all models of a run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 
 class LiveModel:
-    """The one model in memory. It becomes whichever model of the run is asked for; M_0 comes from `base`.
+    """Holds one network in memory, which `load` turns into any model of the run.
 
-    `four_bit` holds the base weights in NF4 (bitsandbytes), M_0 included. `context` is how many tokens it can read and
-    write together, None if there is no limit. `before_read` is called with a model whose
-    files are about to be read: they may have to be checked, or made.
+    Args:
+        base: folder or hub name of M_0.
+        four_bit: whether base weights, those of M_0 included, are held in NF4 (bitsandbytes).
+        context: most tokens of a prompt and its answer; None if the model has no limit.
+
+    `before_read` is called with each model whose files are about to be read. It checks them, and derives missing ones.
     """
 
     def __init__(
@@ -60,13 +63,13 @@ class LiveModel:
 
     @property
     def training_dtype(self) -> torch.dtype:
-        """The dtype of trained weights: steps of a usual learning rate are lost in 16 bits."""
+        """The dtype of trained weights; in 16 bits, rounding would swallow steps of usual learning rates."""
         import torch
 
         return torch.float32 if self.dtype in (torch.bfloat16, torch.float16) else self.dtype
 
     def load(self, model: Model, dtype: torch.dtype | None = None) -> Network:
-        """The network of `model`, in `dtype` or in that of sampling."""
+        """Returns the network of `model`, in `dtype` or in the dtype of sampling. Keeps it if it is in memory."""
         wanted = (model, dtype or self.dtype)
         if self._current == wanted and self._network is not None:
             return self._network
@@ -78,32 +81,41 @@ class LiveModel:
             from peft import PeftModel
 
             if not (model.adapter / "adapter_model.safetensors").is_file():  # peft would open adapter_model.bin
-                raise OSError(f"there is no adapter_model.safetensors in {model.adapter}")
+                raise OSError(f"{model.adapter} has no adapter_model.safetensors")
             network = PeftModel.from_pretrained(network, model.adapter, is_trainable=True)
         self.adopt(model, network, wanted[1])
         self._loading_s += time.perf_counter() - began
         return network
 
+    def folders(self, model: Model) -> tuple[Path, Path | None]:
+        """Returns the folders of a model's base weights and of its adapter, if it has one, for engines that read them.
+
+        The files are checked first, and derived again if need be.
+        """
+        if model != M_0:
+            self.before_read(model)
+        return model.weights or Path(self.base), model.adapter
+
     def pop_loading(self) -> float:
-        """Seconds that reading weights took since the last call."""
+        """Returns the seconds spent on reading weights since the last call."""
         seconds, self._loading_s = self._loading_s, 0.0
         return seconds
 
     def adopt(self, model: Model, network: Network, dtype: torch.dtype) -> None:
-        """Notes that `network`, which is in memory, has become `model`."""
+        """Registers `network`, such as a fine-tuned one, as `model`: `load` need not read it."""
         self._current, self._network = (model, dtype), network
 
     def holds(self, model: Model) -> bool:
-        """Whether `model` is the one in memory."""
+        """Returns whether `model` is in memory."""
         return self._current is not None and self._current[0] == model
 
     def moved(self, old: Model, new: Model) -> None:
-        """Notes that the files of `old` have become those of `new`."""
+        """Renames the model in memory after its files have moved."""
         if self._current and self._current[0] == old:
             self._current = (new, self._current[1])
 
     def release(self) -> None:
-        """Frees the network: in a sweep, the next run needs the memory."""
+        """Frees the memory of the network. `load` reads it again."""
         import torch
 
         self._current = self._network = None
@@ -113,7 +125,7 @@ class LiveModel:
             torch.cuda.empty_cache()
 
     def _base_network(self, model: Model, dtype: torch.dtype) -> PreTrainedModel:
-        """The network of `model` without its adapter: the one in memory, with other base weights if need be."""
+        """Returns the network of `model` without its adapter: the one in memory, if it can be reused."""
         from transformers import PreTrainedModel
 
         network, current = self._network, self._current
@@ -126,7 +138,7 @@ class LiveModel:
             source = model.weights or Path(self.base)
             if isinstance(network, PreTrainedModel) and not self.four_bit and swap_weights(network, source):
                 return network
-        del network  # before another is loaded: two need not fit
+        del network  # two may not fit into memory
         return self._read(model.weights, dtype)
 
     def _read(self, weights: Path | None, dtype: torch.dtype) -> PreTrainedModel:
@@ -138,7 +150,9 @@ class LiveModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-        settings: Any = {"quantization_config": quantization} if self.four_bit else {}  # null would hide the file's own
+        settings: Any = (
+            {"quantization_config": quantization} if self.four_bit else {}
+        )  # None would override config.json
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 weights or self.base,
@@ -149,7 +163,7 @@ class LiveModel:
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported, and refused
+                ignore_mismatched_sizes=True,  # check_loaded refuses them, with a better message
                 **settings,
             )
         except OSError as error:
@@ -165,15 +179,15 @@ class LiveModel:
         report["mismatched_keys"] |= _packed_otherwise(network)
         check_loaded(weights or self.base, report, network.state_dict())
         for module in network.modules():
-            # On a CPU with AVX-512 BF16, bitsandbytes would repack the weights when first sampled from: rounded once
-            # more, for good, and without a gradient, so that what is trained afterwards would learn noise.
+            # On a CPU with AVX-512 BF16, bitsandbytes would repack the weights at the first forward pass without
+            # gradients: rounded once more, permanently, and without a gradient, so fine-tuning would learn noise.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
         return cast("PreTrainedModel", network)
 
 
 def _packed_otherwise(network: PreTrainedModel) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Weights in 4 bits that were of another shape than their layer, which transformers does not compare."""
+    """Returns 4-bit weights whose shape differs from their layer's, which transformers does not compare."""
     found: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
     for name, module in network.named_modules():
         packed = getattr(getattr(module, "weight", None), "quant_state", None)

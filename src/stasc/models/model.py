@@ -1,4 +1,4 @@
-"""What a model of the run is: base weights, or base weights plus an adapter."""
+"""Names of models: base weights, with or without an adapter."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Model:
-    """Names a model of the run: M_0's weights or a folder of others, without or with an adapter."""
+    """A model of the run, named by its folders. `key` is the digest of everything that decides its weights."""
 
-    weights: Path | None = None  # null: those of M_0
+    weights: Path | None = None  # None: the weights of M_0
     adapter: Path | None = None
-    key: str = field(default="", compare=False)  # what it was derived from
+    key: str = field(default="", compare=False)
 
 
 M_0 = Model()

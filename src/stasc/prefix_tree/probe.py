@@ -60,9 +60,7 @@ def _fault(network: Network, mask: Mask) -> str:
     attempt = Attempt()
     with _evaluating(network), attempt, precision.widened(network), attending(network, mask):
         batches = (tree(examples, mask, network.device), collate(examples))
-        packed, rows = (
-            logprobs(network, batch.to(network.device)).total() for batch in batches
-        )
+        packed, rows = (logprobs(network, batch.to(network.device)).total() for batch in batches)
         attempt.compare(packed, rows, 1e-5 if precision.is_floating(network) else 0.05)
     return attempt.fault
 

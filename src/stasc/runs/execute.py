@@ -102,12 +102,13 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
                 folder.begin((experiment.train, experiment.test), **_provenance(prepared, info))
                 with naming("store.dir", store.root):
                     leases.write(store, prepared.lease(path, "running"))
-                with fallback.recording(folder.fallback):
+                with fallback.recording(journal.write):
                     model, lease = _iterate(prepared, store, folder, console)
                 publish.save_model(model, live, prepared.chat, experiment.model, path / "model")
                 leases.write(store, replace(lease, status="done"))
                 leases.drop_unneeded(store, lease, ())
             finally:
+                experiment.engine.release()
                 live.release()
             whole = len(summary["iterations"]) > experiment.loop.iterations
             folder.end("finished" if whole else "stopped_empty")
@@ -182,14 +183,12 @@ def stages(prepared: Prepared) -> Stages:
     """Returns the computations of a run's stages, without the store."""
     from stasc.stages import Stages
 
-    experiment, batch = prepared.experiment, prepared.recipes.batch
+    experiment = prepared.experiment
     return Stages(
         live=prepared.live,
         chat=prepared.chat,
-        engines={
-            split: replace(experiment.engine, batch_size=size or experiment.engine.batch_size)
-            for split, size in batch.items()
-        },
+        engine=experiment.engine,
+        batch=prepared.recipes.batch,
         prompt=experiment.prompt,
         reward=experiment.reward,
         pairing=experiment.pairing,
@@ -203,7 +202,6 @@ def stages(prepared: Prepared) -> Stages:
 
 def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Console) -> tuple[Model, Lease]:
     """Runs the loop. Returns: the last model, and the lease for the stages that the run needed."""
-    from stasc.engines.hf.memory import Limit
     from stasc.store.cached import Derivation
 
     experiment = prepared.experiment
@@ -214,10 +212,7 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
     def progress(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
         return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
 
-    limit = Limit(told=folder.memory_short)
-    steps = Derivation(
-        replace(stages(prepared), limit=limit), replace(store, watch=watch), prepared.recipes, experiment.keep, progress
-    )
+    steps = Derivation(stages(prepared), replace(store, watch=watch), prepared.recipes, experiment.keep, progress)
     model, lease, empty = prepared.m_0, prepared.lease(folder.path, "running"), []
     for iteration in loop(experiment, prepared.m_0, steps):
         model = iteration.model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stasc.algorithm import Init
 from stasc.choices.pairing import Pairing, Reward
 from stasc.choices.target import Correction, Gold, Initial
-from stasc.engines.hf.engine import HF
+from stasc.engines.engine import Engine
 from stasc.models.config import ModelConfig
 from stasc.models.model import Model
 from stasc.records import Split
@@ -40,7 +40,7 @@ class Experiment:
     reward: Reward
     prompt: Prompt
     model: ModelConfig
-    engine: HF
+    engine: Engine
     tracking: Wandb | Off
     store: StoreConfig
     train: Split

@@ -71,14 +71,6 @@ class RunFolder:
         """Records a stage that was computed or, if `reused`, a cache hit."""
         self._journal.write("stage", kind=kind, key=key, reused=reused, **facts)
 
-    def memory_short(self, rows: int) -> None:
-        """Records that from here on no more answers than that are sampled at once."""
-        self._journal.write("memory_short", rows=rows)
-
-    def fallback(self, what: str, why: str) -> None:
-        """Records that the run cannot compute as it does by default."""
-        self._journal.write("fallback", what=what, why=why)
-
     def iteration(
         self, iteration: Iteration[Any], training: Mapping[str, float] | None, seconds: Mapping[str, float]
     ) -> None:

@@ -1,8 +1,12 @@
-"""Reports when a run cannot compute as it does by default: one warning, and one event in the run's journal."""
+"""Reports when a run cannot compute as it does by default: one warning, and one event in the run's journal.
+
+Any code may report, without knowing of the run or its folder: the journal is found through a context variable.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,10 +17,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Reported:
-    """The kinds of fall-back that a run has reported, and the function that records them."""
+    """The kinds of fallback that a run has reported, its lowest batch size, and the function that records them."""
 
-    record: Callable[[str, str], None] = lambda what, why: None
+    record: Callable[..., object] = lambda event, **facts: None
     kinds: set[str] = field(default_factory=set)
+    rows: float = math.inf
 
 
 _reported: ContextVar[_Reported] = ContextVar("_reported")
@@ -24,8 +29,8 @@ _outside = _Reported()  # any run
 
 
 @contextmanager
-def recording(record: Callable[[str, str], None]) -> Iterator[None]:
-    """Passes each fall-back within to `record` as well: what is lost, and why. Each kind is reported once."""
+def recording(record: Callable[..., object]) -> Iterator[None]:
+    """Passes the reports of the `with` block to `record(event, **facts)`, such as `Journal.write`."""
     token = _reported.set(_Reported(record))
     try:
         yield
@@ -34,9 +39,18 @@ def recording(record: Callable[[str, str], None]) -> Iterator[None]:
 
 
 def report(what: str, why: str) -> None:
-    """Reports that `what`, such as "no packing", because of `why`."""
+    """Reports that `what`, such as "no packing", because of `why`. Each kind is reported once."""
     reported = _reported.get(_outside)
     if what not in reported.kinds:
         reported.kinds.add(what)
         log.warning("%s: %s", what, why)
-        reported.record(what, why)
+        reported.record("fallback", what=what, why=why)
+
+
+def memory_short(rows: int) -> None:
+    """Reports that memory suffices for `rows` answers at once, if that is fewer than ever before in the run."""
+    reported = _reported.get(_outside)
+    if rows < reported.rows:
+        reported.rows = rows
+        log.warning("low memory: sampling continues with %d answers at once", rows)
+        reported.record("memory_short", rows=rows)

@@ -1,141 +1,136 @@
-"""Keys and values of a batch that is being answered, with room for what is to come.
+"""A KV cache with preallocated capacity: transformers' own dynamic cache copies all keys and values at every token.
 
-transformers' own dynamic cache copies all of them at every token.
-
-Shapes: B rows, H heads, S tokens in use, D size of a head.
+Shapes: B rows, H heads, T tokens in use, D size of a head.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-if TYPE_CHECKING:
-    pass
-
-_MORE_ROWS = 1.25  # so that few more are no copy of all
+_GROWTH = 1.25  # rows are allocated in excess, so that few more need no copy
 
 
-class RoomyLayer(DynamicLayer):
-    """One layer's, of which `keys` and `values` (B, H, S, D) are the part in use.
+class PreallocatedLayer(DynamicLayer):
+    """The KV cache of one layer. `keys` and `values` (B, H, T, D) are views of the part in use.
 
     Args:
-        room: how many tokens place is made for beyond those that are put in.
-        most_rows: how many rows there can be. Place is made for some more than there are, up to that.
+        spare: tokens of capacity beyond those put in, added at each allocation.
+        max_rows: the most rows there will be; allocations in excess stop there.
     """
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, room: int = 0, most_rows: int = 0) -> None:
+    def __init__(self, spare: int = 0, max_rows: int = 0) -> None:
         super().__init__()
-        self._room, self._most_rows = room, most_rows
-        self._all: tuple[Tensor, Tensor] | None = None
+        self._spare, self._max_rows = spare, max_rows
+        self._buffers: tuple[Tensor, Tensor] | None = None
 
     @property
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """Keys and values with the room that is left, which is all zeros."""
-        assert self._all is not None
-        return self._all[0][: len(self.keys)], self._all[1][: len(self.keys)]
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all rows in use, up to the capacity in tokens; unused slots are zero."""
+        assert self._buffers is not None
+        return self._buffers[0][: len(self.keys)], self._buffers[1][: len(self.keys)]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         before, new = self.get_seq_length(), key_states.shape[2]
-        if self._all is None or self._all[0].shape[2] < before + new:
-            had = (self.keys, self.values)
+        if self._buffers is None or self._buffers[0].shape[2] < before + new:
+            cached = (self.keys, self.values)
             self.allocate(key_states, value_states, len(key_states), before + new)
             if before:
-                self._put(slice(0, len(key_states)), slice(0, before), had)
-        self._put(slice(0, len(key_states)), slice(before, before + new), (key_states, value_states))
+                self._write(slice(0, len(key_states)), slice(0, before), cached)
+        self._write(slice(0, len(key_states)), slice(before, before + new), (key_states, value_states))
         self._use(len(key_states), before + new)
         return self.keys, self.values
 
     def allocate(self, keys: Tensor, values: Tensor, rows: int, length: int) -> None:
-        """Makes place for so many rows and tokens of the kind of `keys` and `values`; it is all zeros."""
+        """Puts zeros for `rows` rows of `length` tokens in use, with heads, dtype and device of `keys` and `values`."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        self._make(keys, values, rows, length + self._room)
+        self._reserve(keys, values, rows, length + self._spare)
         self._use(rows, length)
 
-    def take(self, rows: Tensor, source: RoomyLayer, columns: Tensor) -> None:
-        """Has the given rows begin with the tokens `columns` (len(rows), S) of another layer's single row."""
+    def copy_from(self, source: PreallocatedLayer, rows: Tensor, columns: Tensor) -> None:
+        """Copies tokens `columns` (len(rows), T) of the source's only row to the beginning of `rows`."""
         keys, values = (part[0][:, columns].transpose(0, 1) for part in (source.keys, source.values))
-        self._put(rows, slice(0, columns.shape[1]), (keys, values))
+        self._write(rows, slice(0, columns.shape[1]), (keys, values))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        if self._all is not None:
+        if self._buffers is not None:
             length = self.get_seq_length()
-            self._all = (self._all[0][indices], self._all[1][indices])
+            self._buffers = (self._buffers[0][indices], self._buffers[1][indices])
             self._use(len(indices), length)
 
-    def keep(self, indices: Tensor, moved: Tensor, movers: Tensor) -> None:
-        """Goes on with the rows `indices`, of which `moved` are not where they were, but at `movers`."""
-        if self._all is None:
+    def select(self, indices: Tensor, moved: Tensor, origins: Tensor) -> None:
+        """Keeps the rows `indices`: those at positions `moved` are copied from `origins`, the others stay in place."""
+        if self._buffers is None:
             return
         length = self.get_seq_length()
-        if len(indices) > len(self._all[0]):
-            had = (self.keys[indices], self.values[indices])
-            self._make(*had, len(indices), self._all[0].shape[2])
-            self._put(slice(0, len(indices)), slice(0, length), had)
+        if len(indices) > len(self._buffers[0]):
+            cached = (self.keys[indices], self.values[indices])
+            self._reserve(*cached, len(indices), self._buffers[0].shape[2])
+            self._write(slice(0, len(indices)), slice(0, length), cached)
         else:
-            for part in self._all:
-                part[moved, :, :length] = part[movers, :, :length]
+            for buffer in self._buffers:
+                buffer[moved, :, :length] = buffer[origins, :, :length]
         self._use(len(indices), length)
 
-    def _make(self, keys: Tensor, values: Tensor, rows: int, tokens: int) -> None:
-        shape = (max(rows, min(self._most_rows, int(rows * _MORE_ROWS))), keys.shape[1], tokens)
-        self._all = (keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3]))
+    def _reserve(self, keys: Tensor, values: Tensor, rows: int, tokens: int) -> None:
+        shape = (max(rows, min(self._max_rows, int(rows * _GROWTH))), keys.shape[1], tokens)
+        self._buffers = (keys.new_zeros(*shape, keys.shape[3]), values.new_zeros(*shape, values.shape[3]))
 
-    def _put(self, rows: slice | Tensor, tokens: slice, parts: tuple[Tensor, Tensor]) -> None:
-        assert self._all is not None
-        for every, part in zip(self._all, parts, strict=True):
-            every[rows, :, tokens] = part
+    def _write(self, rows: slice | Tensor, tokens: slice, parts: tuple[Tensor, Tensor]) -> None:
+        assert self._buffers is not None
+        for buffer, part in zip(self._buffers, parts, strict=True):
+            buffer[rows, :, tokens] = part
 
     def _use(self, rows: int, length: int) -> None:
-        assert self._all is not None
-        self.keys, self.values = (part[:rows, :, :length] for part in self._all)
+        assert self._buffers is not None
+        self.keys, self.values = (buffer[:rows, :, :length] for buffer in self._buffers)
 
 
-class RoomyCache(Cache):
-    """Of a model that is a stack of such layers; see `RoomyLayer`."""
+class PreallocatedCache(Cache):
+    """The KV cache of a model whose layers all attend to the whole sequence; see `PreallocatedLayer`."""
 
-    layers: list[RoomyLayer]  # type: ignore[assignment]
+    layers: list[PreallocatedLayer]  # type: ignore[assignment]
 
-    def __init__(self, layers: int, room: int = 0, most_rows: int = 0) -> None:
-        super().__init__(layers=[RoomyLayer(room, most_rows) for _ in range(layers)])
+    def __init__(self, layers: int, spare: int = 0, max_rows: int = 0) -> None:
+        super().__init__(layers=[PreallocatedLayer(spare, max_rows) for _ in range(layers)])
 
-    def copy(self) -> RoomyCache:
-        """One that goes on by itself."""
-        copied = RoomyCache(len(self.layers))
-        for layer, had in zip(copied.layers, self.layers, strict=True):
-            if had.get_seq_length():
-                layer.update(had.keys, had.values)
+    def copy(self) -> PreallocatedCache:
+        """Returns an independent copy without spare capacity."""
+        copied = PreallocatedCache(len(self.layers))
+        for layer, own in zip(copied.layers, self.layers, strict=True):
+            if own.get_seq_length():
+                layer.update(own.keys, own.values)
         return copied
 
-    def allocate(self, like: RoomyCache, rows: int, length: int) -> None:
-        """Makes place for so many rows and tokens of the kind of those in another cache."""
+    def allocate(self, like: PreallocatedCache, rows: int, length: int) -> None:
+        """Puts zeros for `rows` rows of `length` tokens in use, shaped like another cache."""
         for layer, other in zip(self.layers, like.layers, strict=True):
             layer.allocate(other.keys, other.values, rows, length)
 
-    def keep(self, indices: Tensor) -> None:
-        """Goes on with these rows. Those that stay in their places are not copied while all have place."""
+    def select(self, indices: Tensor) -> None:
+        """Keeps these rows. A row that stays at its position is not copied unless capacity must grow."""
         moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(1)
-        movers = indices[moved]
+        origins = indices[moved]
         for layer in self.layers:
-            layer.keep(indices, moved, movers)
+            layer.select(indices, moved, origins)
 
-    def take(self, rows: Tensor, source: RoomyCache, columns: Tensor) -> None:
-        """Has the given rows begin with the tokens `columns` (len(rows), S) of another cache's single row."""
+    def copy_from(self, source: PreallocatedCache, rows: Tensor, columns: Tensor) -> None:
+        """Copies tokens `columns` (len(rows), T) of the source's only row to the beginning of `rows`."""
         for layer, other in zip(self.layers, source.layers, strict=True):
-            layer.take(rows, other, columns)
+            layer.copy_from(other, rows, columns)
 
 
-def staying(stays_B: Tensor) -> Tensor:
-    """The rows that stay, int64, in an order that leaves most in their places: the last fill the places of others."""
-    rows = stays_B.nonzero().squeeze(1)
+def compact(keep_B: Tensor) -> Tensor:
+    """Returns the kept rows, int64, in the order that moves the fewest: the last ones fill the gaps of dropped rows."""
+    rows = keep_B.nonzero().squeeze(1)
     order = torch.arange(len(rows), device=rows.device)
-    order[~stays_B[: len(rows)]] = rows[rows >= len(rows)]
+    order[~keep_B[: len(rows)]] = rows[rows >= len(rows)]
     return order

@@ -1,7 +1,7 @@
-"""Parts of layers compiled by torch while answers are sampled, for GPUs, where many small operations take time.
+"""Compiles norms and MLPs while sampling, for GPUs, where many small operations take time.
 
-These are what has no cache, such as norms and MLPs: they are the same code in each layer, and are compiled once for
-all numbers of rows above one. Attention, of which the shape is another one at each step, is left as it is.
+They have the same code in each layer and are compiled once for all numbers of rows above one. Attention is not
+compiled, as its shapes change at every step.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ if TYPE_CHECKING:
     from stasc.models.model import Network
 
 
-_FORMS = 64  # of one code: for one row and for several, with and without adapters, trained or not
+_FORMS = 64  # compilations of one function: one row or several, with or without adapters, trained or not
 
 
 @contextmanager
 def layers(network: Network) -> Iterator[None]:
-    """Has a network compute by compiled parts of its layers.
-
-    Raises: ValueError if torch cannot compile them.
-    """
+    """Compiles parts of a network's layers within the `with` block. Raises: ValueError if torch cannot compile them."""
     from torch._dynamo import config
     from torch._dynamo.exc import TorchDynamoException
 
-    prefill.shares(network)  # is found out without them, as one that cannot be compiled may share all the same
+    prefill.shares(network)  # probed before: a network that cannot be compiled may still share prefixes
     compiled = parts(network)
     for part in compiled:
         part.compile(dynamic=True)
@@ -44,13 +41,13 @@ def layers(network: Network) -> Iterator[None]:
         raise ValueError(f"engine.compiled=true: {reason}; set engine.compiled=false") from error
     finally:
         for part in compiled:
-            part._compiled_call_impl = None  # torch has no name for it; fine-tuning computes as it always does
+            part._compiled_call_impl = None  # torch has no public way to undo it; fine-tuning is not compiled
 
 
 def parts(network: Network) -> list[nn.Module]:
-    """Those of a network's layers that are compiled."""
-    every = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
-    return [part for layer in every for part in layer.children() if not _attends(part)]
+    """Returns the modules of a network's layers that are compiled."""
+    found = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [part for layer in found for part in layer.children() if not _attends(part)]
 
 
 def _attends(part: nn.Module) -> bool:

@@ -1,9 +1,10 @@
-"""The prompts of a batch, computed before the first token is drawn: what several begin with is computed once.
+"""Computes the prompts of a batch before decoding; common prefixes are computed once.
 
-What all begin with comes first. The rest is computed in passes, each of a tree of tokens that see what leads to them.
+The prefix of all prompts comes first. The remainders follow in forward passes over prefix trees, whose tokens attend to
+their own prompt alone.
 
-Shapes: B rows of a batch (one per sample), L lines, P distinct prompts, N of them in a pass, S tokens of a prompt at
-most, behind those that all begin with, T tokens of a tree, V vocabulary.
+Shapes: B samples, S sequences, P distinct prompts, N of them in one pass, L tokens of the longest remainder, T tokens
+of a tree, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-from stasc.engines.hf.cache import RoomyCache
+from stasc.engines.hf.cache import PreallocatedCache
 from stasc.engines.hf.shared import SharedPrompts
 from stasc.models import lengths, precision
 from stasc.prefix_tree import costs, masks, probe
@@ -31,100 +33,97 @@ if TYPE_CHECKING:
 
 
 class Batch(Protocol):
-    """The lines of a batch, one or several rows that are alike, with what was computed of them so far.
+    """The sequences of a batch and their KV cache; at first one per distinct prompt, each for one or more samples."""
 
-    At first, there is one for each distinct prompt.
-    """
+    def forward(self, model: Network, ids_S: Tensor, **more: bool) -> Any:
+        """Returns the model's output for one more token per sequence."""
 
-    def forward(self, model: Network, ids_L: Tensor, **more: bool) -> Any:
-        """What the model gives for one more token of each line."""
-
-    def select(self, parent_L: Tensor) -> None:
-        """Goes on with lines that continue these."""
+    def select(self, parent_S: Tensor) -> None:
+        """Replaces the sequences by branches of `parent_S`."""
 
 
 @dataclass
-class Plain:
-    """Lines of a model whose attention is its own affair, with their mask (L, S)."""
+class Padded:
+    """The sequences of a model that cannot share prompts, with their left-padding mask (S, tokens), see `Batch`."""
 
     cache: Cache
-    mask_LS: Tensor
+    mask_SL: Tensor
 
-    def forward(self, model: Network, ids_L: Tensor, **more: bool) -> Any:
-        self.mask_LS = torch.cat([self.mask_LS, self.mask_LS.new_ones(len(self.mask_LS), 1)], dim=1)
+    def forward(self, model: Network, ids_S: Tensor, **more: bool) -> Any:
+        self.mask_SL = torch.cat([self.mask_SL, self.mask_SL.new_ones(len(self.mask_SL), 1)], dim=1)
         return model(
-            input_ids=ids_L.unsqueeze(1),
-            attention_mask=self.mask_LS,
-            position_ids=self.mask_LS.sum(1, keepdim=True) - 1,
+            input_ids=ids_S.unsqueeze(1),
+            attention_mask=self.mask_SL,
+            position_ids=self.mask_SL.sum(1, keepdim=True) - 1,
             past_key_values=self.cache,
             use_cache=True,
             **more,
         )
 
-    def select(self, parent_L: Tensor) -> None:
-        self.mask_LS = self.mask_LS[parent_L]
-        self.cache.reorder_cache(parent_L)  # type: ignore[arg-type]  # every kind of layer can do this
+    def select(self, parent_S: Tensor) -> None:
+        self.mask_SL = self.mask_SL[parent_S]
+        self.cache.reorder_cache(parent_S)  # type: ignore[arg-type]  # every kind of layer can do this
 
 
 def prefill(
-    model: Network, prompts: Sequence[tuple[int, ...]], room: int, most_tokens: int
+    model: Network, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, max_tokens: int
 ) -> tuple[Tensor, list[int], Batch]:
-    """Next-token logits of each line (L, V), the line of each of the B rows, and the batch.
+    """Returns the next-token logits of each sequence (S, V), the sequence of each of the B prompts, and the batch.
 
     Args:
-        room: how many tokens an answer has at most.
-        most_tokens: of a forward pass.
+        max_new_tokens: the most tokens of an answer.
+        max_tokens: the most tokens of a forward pass.
     """
-    distinct = list(dict.fromkeys(prompts))  # as they are asked, so that lines need not be brought in another order
-    place = {prompt: p for p, prompt in enumerate(distinct)}
+    distinct = list(dict.fromkeys(prompts))  # in order, so that no sequence has to move
+    index = {prompt: p for p, prompt in enumerate(distinct)}
     mask = _mask(model)
-    if mask is None or not probe.sees_all(model, max(map(len, distinct)) + room):
-        logits_PV, batch = _plain(model, distinct)
+    if mask is None or not probe.sees_all(model, max(map(len, distinct)) + max_new_tokens):
+        logits_PV, batch = _padded(model, distinct)
     else:
-        logits_PV, batch = _shared(model, distinct, len(prompts), room, most_tokens, mask)
-    return logits_PV, [place[prompt] for prompt in prompts], batch
+        logits_PV, batch = _shared(model, distinct, len(prompts), max_new_tokens, max_tokens, mask)
+    return logits_PV, [index[prompt] for prompt in prompts], batch
 
 
 def _shared(
     model: Network,
     distinct: Sequence[tuple[int, ...]],
-    most_lines: int,
-    room: int,
-    most_tokens: int,
+    max_sequences: int,
+    max_new_tokens: int,
+    max_tokens: int,
     mask: masks.Mask,
 ) -> tuple[Tensor, Batch]:
-    """Logits (P, V) of distinct prompts, and the batch of at most so many lines."""
+    """Returns the logits (P, V) of distinct prompts, and the batch that shares their KV cache."""
     shared = min(common(min(distinct), max(distinct)), *(len(prompt) - 1 for prompt in distinct))
     layers = model.config.get_text_config().num_hidden_layers
-    first, kept = RoomyCache(layers), RoomyCache(layers)
+    prefix, cache = PreallocatedCache(layers), PreallocatedCache(layers)
     if shared:
         ids = torch.tensor([distinct[0][:shared]], device=model.device)
-        model(input_ids=ids, past_key_values=first, use_cache=True, logits_to_keep=1)
-    if mask != "rows":  # scores of all tokens of a pass are computed
-        most_tokens = min(most_tokens, costs.worthwhile(model))
-    rests = [prompt[shared:] for prompt in distinct]
-    longest = max(map(len, rests))
+        model(input_ids=ids, past_key_values=prefix, use_cache=True, logits_to_keep=1)
+    if mask != "rows":  # other masks compute the scores between all tokens of a pass
+        max_tokens = min(max_tokens, costs.worthwhile(model))
+    remainders = [prompt[shared:] for prompt in distinct]
+    longest = max(map(len, remainders))
     logits_PV = torch.empty(0)
-    for part in parts(rests, most_tokens):
+    for part in parts(remainders, max_tokens):
         trie = Trie()
-        paths = [trie.add(rests[p]) for p in part]
-        logits_NV, computed = _forward(model, trie, [path[-1] for path in paths], first, mask)
+        paths = [trie.add(remainders[p]) for p in part]
+        logits_NV, computed = _forward(model, trie, [path[-1] for path in paths], prefix, mask)
         if not len(logits_PV):
             logits_PV = logits_NV.new_empty(len(distinct), logits_NV.shape[-1])
-            kept.allocate(computed, len(distinct), longest)
+            cache.allocate(computed, len(distinct), longest)
         logits_PV[part] = logits_NV
         columns = [[shared + token for token in path] + [0] * (longest - len(path)) for path in paths]
-        part_N, columns_NS = (torch.tensor(i, device=model.device) for i in (part, columns))
-        kept.take(part_N, computed, columns_NS)
-    lengths_P = torch.tensor([len(rest) for rest in rests], device=model.device)
-    return logits_PV, SharedPrompts(first, kept, lengths_P, most_lines, room)
+        part_N, columns_NL = (torch.tensor(i, device=model.device) for i in (part, columns))
+        cache.copy_from(computed, part_N, columns_NL)
+    lengths_P = torch.tensor([len(remainder) for remainder in remainders], device=model.device)
+    return logits_PV, SharedPrompts(prefix, cache, lengths_P, max_sequences, max_new_tokens)
 
 
 def _forward(
-    model: Network, trie: Trie, ends: Sequence[int], first: RoomyCache, mask: masks.Mask
-) -> tuple[Tensor, RoomyCache]:
-    """Logits (N, V) of some tokens of a tree, and the cache of all its tokens, which stand behind the `first`."""
-    before, computed = first.get_seq_length(), first.copy()
+    model: Network, trie: Trie, ends: Sequence[int], prefix: PreallocatedCache, mask: masks.Mask
+) -> tuple[Tensor, PreallocatedCache]:
+    """Returns the logits (N, V) of the tokens `ends` of a tree, and the KV cache of the prefix and the whole tree."""
+    before, computed = prefix.get_seq_length(), prefix.copy()
     attended = masks.attended(trie, mask, model.device, before)
     with masks.attending(model, mask):
         logits_1NV = model(
@@ -138,30 +137,28 @@ def _forward(
     return logits_1NV[0], computed
 
 
-def _plain(model: Network, distinct: Sequence[tuple[int, ...]]) -> tuple[Tensor, Batch]:
-    """The same for a model whose attention is its own affair: each distinct prompt once, and nothing shared."""
-    width = max(map(len, distinct))
-    ids_PS = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in distinct], device=model.device)
-    mask_PS = torch.tensor(
-        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in distinct], device=model.device
-    )
+def _padded(model: Network, distinct: Sequence[tuple[int, ...]]) -> tuple[Tensor, Batch]:
+    """Returns the same for a model that cannot share prompts: one left-padded row per distinct prompt."""
+    rows = [torch.tensor(prompt, device=model.device) for prompt in distinct]
+    ids_PL = pad_sequence(rows, batch_first=True, padding_side="left")
+    mask_PL = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     cache = DynamicCache(config=model.config)
     logits_PV = model(
-        input_ids=ids_PS,
-        attention_mask=mask_PS,
-        position_ids=(mask_PS.cumsum(1) - 1).clamp(min=0),
+        input_ids=ids_PL,
+        attention_mask=mask_PL,
+        position_ids=(mask_PL.cumsum(1) - 1).clamp(min=0),
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    return logits_PV, Plain(cache, mask_PS)
+    return logits_PV, Padded(cache, mask_PL)
 
 
 _masks: WeakKeyDictionary[Network, dict[torch.dtype, masks.Mask | None]] = WeakKeyDictionary()
 
 
 def shares(model: Network) -> bool:
-    """Whether prompts are held once for all their answers."""
+    """Returns whether samples can share the KV cache of their prompt."""
     return _mask(model) is not None
 
 
@@ -177,7 +174,7 @@ def lengths_of(model: Network, longest: int) -> lengths.Lengths:
 
 
 def _mask(model: Network) -> masks.Mask | None:
-    """What masks of trees are for this network, None if prompts cannot be shared. It is looked at once."""
+    """Returns the kind of prefix-tree mask for a model, None if it cannot share prompts. Each model is probed once."""
     known = _masks.setdefault(model, {})
     if model.dtype not in known:
         mask, fault = probe.probe(model, model.dtype)
@@ -191,19 +188,19 @@ def _mask(model: Network) -> masks.Mask | None:
 def _fault(model: Network, mask: masks.Mask) -> str:
     """Returns why answers with a shared prompt differ from answers in rows of their own; empty if they do not.
 
-    Attention may be more than a softmax of scores. That is seen from short answers, in float32 or wider, as rounding
-    to 16 bits could hide a difference, or be taken for one.
+    Some models compute more than a softmax of scores. Short answers show it. They are computed in float32 or wider:
+    rounding to 16 bits could hide a difference, or look like one.
     """
     attempt = probe.Attempt()
     with attempt, precision.widened(model):
         _, shared = _shared(model, [(1, 2, 3), (1, 2, 4, 5)], 3, 2, 100, mask)
         shared.select(torch.tensor([1, 0, 1], device=model.device))
-        plain = [_plain(model, [prompt])[1] for prompt in ((1, 2, 4, 5), (1, 2, 3))]  # without padding
-        plain[0].select(torch.tensor([0, 0], device=model.device))
+        alone = [_padded(model, [prompt])[1] for prompt in ((1, 2, 4, 5), (1, 2, 3))]
+        alone[0].select(torch.tensor([0, 0], device=model.device))
         for ids, first, second in (([6, 7, 8], [6, 8], [7]), ([9, 6, 6], [9, 6], [6])):
             outputs = [
                 batch.forward(model, torch.tensor(some, device=model.device), output_hidden_states=True)
-                for batch, some in ((shared, ids), (plain[0], first), (plain[1], second))
+                for batch, some in ((shared, ids), (alone[0], first), (alone[1], second))
             ]
         found, one, other = (probe.compared(model, output) for output in outputs)
         expected = torch.stack([one[0], other[0], one[1]])
