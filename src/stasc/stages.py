@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stasc.choices import pairing
-from stasc.choices.target import Correction, Gold, Initial
+from stasc.choices.target import Target
 from stasc.engines import noise
 from stasc.engines.engine import Completion, Decoding, Request, Row
 from stasc.engines.hf.engine import HF
@@ -19,7 +19,8 @@ from stasc.models.model import Model
 from stasc.prefix_tree.batch import Example
 from stasc.records import NOT_ASKED, Advance, Answer, Pair, Question, Split
 from stasc.settings.sections import Sampling
-from stasc.tasks.prompt import Message, Prompt
+from stasc.tasks.prompt import Conversations, Message
+from stasc.tasks.rewards import AnyReward
 from stasc.training.methods import Full, Lora, Training, steps
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ class Stages:
     live: LiveModel
     chat: Chat
     engines: Mapping[str, HF]
-    prompt: Prompt
-    reward: pairing.Reward
+    prompt: Conversations
+    reward: AnyReward
     pairing: pairing.Pairing
-    target: Correction | Initial | Gold
+    target: Target
     tune: Full | Lora
     sampling: Mapping[str, Sampling]
     seed: int

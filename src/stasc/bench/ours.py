@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from stasc.bench.contender import Done, Work, serve, useful
 from stasc.bench.works import compose, quieten
-from stasc.cli.build import build
+from stasc.cli.parts import build
 from stasc.engines.engine import Completion, Decoding, Request
 from stasc.engines.hf.engine import HF
 from stasc.machine import provenance

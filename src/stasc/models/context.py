@@ -9,7 +9,9 @@ from stasc.models.chat import Chat, Refused
 from stasc.models.config import ModelConfig, reading
 from stasc.records import Split
 from stasc.settings.sections import Evaluation, Sampling
-from stasc.tasks.prompt import Message, Prompt
+from stasc.tasks.prompt import Conversations, Message
+
+_ANSWER = "\ue000"  # private use: no prompt contains it
 
 
 def context_limit(model: ModelConfig, base: str) -> int | None:
@@ -24,7 +26,7 @@ def context_limit(model: ModelConfig, base: str) -> int | None:
 def check_context(
     limit: int | None,
     chat: Chat,
-    prompt: Prompt,
+    prompt: Conversations,
     train: Split,
     test: Split,
     sampling: Sampling,
@@ -37,7 +39,8 @@ def check_context(
     Raises: ValueError naming the question, and the setting that limits its answers.
     """
     tested = "sampling" if evaluation.max_new_tokens is None else "evaluation"
-    answers = 1 + prompt.correction.count("{answer}")
+    marked = prompt.ask_to_correct("", _ANSWER)
+    answers = sum(message["content"].count(_ANSWER) for message in marked)  # how often the prompt repeats y1
     for split, group, new in (
         (train, "sampling", sampling.max_new_tokens),
         (test, tested, evaluation.sampling(sampling).max_new_tokens),

@@ -14,8 +14,7 @@ from stasc.records import Answer, Pair, Question
 from stasc.report.records import Run
 from stasc.report.statistics import Array, pass_at_k
 from stasc.runs.vote import Key, majority
-from stasc.tasks.rewards import words
-from stasc.tasks.rewards.words import Reward
+from stasc.tasks import rewards
 
 TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")
 
@@ -77,12 +76,12 @@ def voted_by_all(run: Run, questions: pd.Index) -> Array:
 
 def _key(settings: Mapping[str, Any]) -> Key:
     """What of an answer a reward compares; of one of the user's own, which had no key in schema 1, the whole answer."""
-    kind = getattr(words, str(settings["_target_"]).rpartition(".")[2], None)
-    if isinstance(kind, type) and issubclass(kind, Reward):
+    kind = getattr(rewards, str(settings["_target_"]).rpartition(".")[2], None)
+    if isinstance(kind, type) and issubclass(kind, rewards.WordReward):
         # Of another version: what it gives is held against what the run counted.
         with suppress(TypeError, KeyError, ValueError):
             return kind(settings["scope"], settings["marker"]).key
-    return lambda text: tuple(words.normalise(text))
+    return lambda text: tuple(rewards.normalise(text))
 
 
 def passes(run: Run, questions: pd.Index) -> dict[int, Array]:

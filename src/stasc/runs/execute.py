@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc.choices.target import Correction
 from stasc.errors import NonFiniteError
 from stasc.machine import provenance
 from stasc.machine.paths import naming
@@ -27,7 +26,7 @@ from stasc.settings import table
 from stasc.store import keys, leases
 from stasc.store.artifacts import Store
 from stasc.store.leases import Lease
-from stasc.tasks.rewards.words import inner
+from stasc.tasks.rewards import attribute, inner
 from stasc.tracking import Journal, RunInfo, Wandb, fallback, scrub
 from stasc.tracking.console import Console
 from stasc.units import counted
@@ -108,7 +107,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
         tracker = experiment.tracking.start(
             RunInfo(name, group, experiment.variant, settings.seed, path, experiment.config, choices)
         )
-        folder = RunFolder(path, summary, journal, tracker, settings.correct_at, experiment.reward, experiment.keep)
+        folder = RunFolder(path, summary, journal, tracker, settings.correct_at, experiment.reward, experiment.filter)
         try:
             try:
                 folder.begin(
@@ -211,13 +210,13 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
                 REASONS[reason],
             )
         if iteration.n and not iteration.kept:
-            samples = "sampling.n_corr" if isinstance(experiment.target, Correction) else "sampling.n_init"
+            samples = "sampling.n_corr" if experiment.target.corrects else "sampling.n_init"
             if iteration.left_out:
                 why = advice.nothing_usable(iteration.pairs, iteration.left_out)
             else:
-                unmarked = getattr(inner(experiment.reward), "unmarked", None)
+                unmarked = attribute(inner(experiment.reward), "unmarked")
                 why = advice.nothing_kept(
-                    iteration.pairs, experiment.keep, experiment.loop.correct_at, samples, unmarked
+                    iteration.pairs, experiment.filter, experiment.loop.correct_at, samples, unmarked
                 )
             log.warning("iteration %d: %s", iteration.n, why)
             empty.append(iteration.n)

@@ -38,7 +38,7 @@ _COMPUTING = (
 CODE = {
     "sampling": (*_COMPUTING, "stasc.engines"),
     "finetune": (*_COMPUTING, "stasc.training"),
-    "scoring": ("stasc.choices.pairing", "stasc.records", "stasc.tasks.text"),
+    "scoring": ("stasc.choices.pairing", "stasc.records", "stasc.tasks.rewards", "stasc.tasks.text"),
 }
 
 
@@ -65,7 +65,7 @@ class Recipes:
 
     def correction(self, model: str, split: Split, y1: str, n: int) -> Description:
         description = self._sampled(model, split, n, self.sampling[split.name].n_corr)
-        description |= {"y1": y1, "correction_prompt": self.settings["prompt"]["correction"]}
+        description |= {"y1": y1, "correction_prompt": self.settings["prompt"].get("correction")}
         return {**description, "rendered": self.rendered["correction"]}
 
     def filter(self, split: Split, y1: str, y2: str) -> Description:
