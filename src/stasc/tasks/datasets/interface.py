@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from stasc.records import Question, Split
 from stasc.settings.signature import signature_of
-from stasc.tasks.datasets.split import check_disjoint
+from stasc.tasks.datasets.split import Problem, check_disjoint
 from stasc.units import counted
 
 log = logging.getLogger(__name__)
-
-Problem = Callable[[Sequence[str]], str | None]  # of references: why no answer can be right, None if one can
 
 
 class Dataset(Protocol):
@@ -37,11 +35,6 @@ class JudgedDataset(Protocol):
     def __call__(self, split: str, problem: Problem) -> Split | Sequence[Question]:
         """Returns the questions of a split. A row is bad if `problem(references)` is not None: it says why."""
         ...
-
-
-def no_problem(references: Sequence[str]) -> str | None:
-    """Returns None: without a reward's judgement, an answer can match any references."""
-    return None
 
 
 def load(dataset: Dataset | JudgedDataset, names: tuple[str, str], problem: Problem) -> tuple[Split, Split]:

@@ -8,29 +8,17 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
 
 from stasc.machine.paths import path_of
 from stasc.records import Question, Split
-from stasc.tasks.datasets.interface import Problem, no_problem
-from stasc.tasks.datasets.split import (
-    SPLITS,
-    Ordered,
-    Sizes,
-    arrange,
-    check_on_bad_row,
-    check_split,
-    divide,
-    row_name,
-    take,
-)
+from stasc.tasks.datasets.split import SPLITS, Ordered, Problem, Rows, arrange, check_split, divide, no_problem, take
 from stasc.tasks.text import without_zero_width
 from stasc.units import counted
 
 
 @dataclass(frozen=True)
-class Jsonl(Sizes):
+class Jsonl(Rows):
     """Questions from one file that is divided, or from one file per split.
 
     One file, in the seed's order, begins with the test questions; training questions come next, validation questions
@@ -46,11 +34,9 @@ class Jsonl(Sizes):
     answer: str
     id: str | None  # null: a digest of the question's text
     answer_pattern: str | None  # regular expression, found anywhere in an answer; its first group is the reference
-    on_bad_row: str  # fail, or skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_on_bad_row(self.on_bad_row)
         apart = {
             "train_path": self.train_path,
             "validation_path": self.validation_path,
@@ -138,25 +124,14 @@ class Jsonl(Sizes):
             + (f"; for instance, set {hint}" if there > 1 else "; at least 2 are needed")
         )
 
-    def _read(self, setting: str, problem: Problem) -> Ordered:
-        """Returns all questions of the file that a setting names."""
-        if (setting, problem) not in self._files:
-            self._files[setting, problem] = self._read_file(setting, problem)
-        return self._files[setting, problem]
-
-    @cached_property
-    def _files(self) -> dict[tuple[str, Problem], Ordered]:
-        """What was read, by setting and judgement."""
-        return {}
-
-    def _read_file(self, setting: str, problem: Problem) -> Ordered:
-        path = getattr(self, setting)
-        file = path_of(f"dataset.{setting}", path)
+    def _arranged(self, source: str, problem: Problem) -> Ordered:
+        path = getattr(self, source)
+        file = path_of(f"dataset.{source}", path)
         try:
             lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
         except OSError as error:
             raise ValueError(
-                f"dataset.{setting}={path}: {error.strerror or error}; expected a JSON Lines file"
+                f"dataset.{source}={path}: {error.strerror or error}; expected a JSON Lines file"
             ) from error
         rows: list[tuple[str, Question]] = []
         line_of: dict[str, int] = {}
@@ -169,15 +144,13 @@ class Jsonl(Sizes):
                 if self.id and question.id in line_of:
                     raise ValueError(f"id {question.id!r} is also that of line {line_of[question.id]}")
             except ValueError as error:
-                if self.on_bad_row == "fail":
-                    raise ValueError(f"{file}:{number}: {error}") from error
-                bad[row_name(line.strip(), bad)] = f"{file}:{number}: {error}"
+                self._refuse(line.strip(), f"{file}:{number}: {error}", bad)
                 continue
             rows.append((f"{file}:{number}", question))
             line_of[question.id] = number
         if not rows:
             why = f": left out {counted(len(bad), 'bad row')}, first {next(iter(bad.values()))}" if bad else ""
-            raise ValueError(f"dataset.{setting}={path}: the file holds no question{why}")
+            raise ValueError(f"dataset.{source}={path}: the file holds no question{why}")
         return arrange(rows, self.seed, bad, named=self.id is not None)
 
     def _setting(self, split: str) -> str:

@@ -6,23 +6,12 @@ Source: Lee et al. 2019, arXiv 1906.00300; CC BY-SA 3.0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from stasc.machine.hub import retries_told_once
 from stasc.machine.paths import path_of
 from stasc.records import Question, Split
-from stasc.tasks.datasets.interface import Problem, no_problem
-from stasc.tasks.datasets.split import (
-    Ordered,
-    Sizes,
-    arrange,
-    check_on_bad_row,
-    check_split,
-    divide,
-    row_name,
-    take,
-)
+from stasc.tasks.datasets.split import Ordered, Problem, Rows, arrange, check_split, divide, no_problem, take
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -31,7 +20,7 @@ TEST = "validation"  # the hub's split that the test questions come from
 
 
 @dataclass(frozen=True)
-class Nq(Sizes):
+class Nq(Rows):
     """Questions of the Hugging Face dataset `path`, or of a local copy.
 
     The hub's train split gives the training and validation questions, its validation split the test questions, as usual
@@ -40,11 +29,6 @@ class Nq(Sizes):
 
     path: str  # a dataset of the hub, a folder of parquet or JSON Lines files, or a folder from save_to_disk
     revision: str | None  # branch, tag or commit on the hub; null: the newest
-    on_bad_row: str  # fail, or skip
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_on_bad_row(self.on_bad_row)
 
     def __call__(self, split: str, problem: Problem = no_problem) -> Split:
         check_split(split)
@@ -54,36 +38,19 @@ class Nq(Sizes):
         train, validation = divide(ordered.questions, self.n_train, self.n_validation, ordered.group_of)
         return ordered.split(split, train if split == "train" else validation)
 
-    def _read(self, hub_split: str, problem: Problem) -> Ordered:
-        """Returns all questions of a split of the hub, without those of the test if it is another."""
-        if (hub_split, problem) not in self._splits:
-            rows, bad = self._parse_rows(hub_split, problem)
-            tested = () if hub_split == TEST else {*self._read(TEST, problem).known_as.values()}
-            self._splits[hub_split, problem] = arrange(rows, self.seed, bad, named=False, elsewhere=tested)
-        return self._splits[hub_split, problem]
-
-    @cached_property
-    def _splits(self) -> dict[tuple[str, Problem], Ordered]:
-        """What was read, by split of the hub and judgement."""
-        return {}
-
-    def _parse_rows(self, hub_split: str, problem: Problem) -> tuple[list[tuple[str, Question]], dict[str, str]]:
-        """Returns the questions with the places of their rows, and what is wrong with the other rows.
-
-        Raises: ValueError with the first bad row, if on_bad_row is fail.
-        """
-        data, rows = self._load(hub_split), []
+    def _arranged(self, source: str, problem: Problem) -> Ordered:
+        """Returns all questions of a split of the hub; the train split's without those of the test."""
+        data, rows = self._load(source), []
         bad: dict[str, str] = {}
-        for row, (text, answers) in enumerate(zip(data["question"], data["answer"], strict=True)):
-            place = f"row {row} of {hub_split!r}"
+        for number, (text, answers) in enumerate(zip(data["question"], data["answer"], strict=True)):
+            place = f"row {number} of {source!r}"
             try:
                 rows.append((place, _question(text, answers, problem)))
             except ValueError as error:
-                reason = f"dataset.path={self.path}: {place} {error}"
-                if self.on_bad_row == "fail":
-                    raise ValueError(reason) from error
-                bad[row_name(repr((text, answers)).encode("utf-8", "surrogatepass"), bad)] = reason
-        return rows, bad
+                row = repr((text, answers)).encode("utf-8", "surrogatepass")
+                self._refuse(row, f"dataset.path={self.path}: {place} {error}", bad)
+        tested = () if source == TEST else {*self._read(TEST, problem).known_as.values()}
+        return arrange(rows, self.seed, bad, named=False, elsewhere=tested)
 
     def _load(self, hub_split: str) -> datasets.Dataset:
         import datasets  # slow, and only needed here

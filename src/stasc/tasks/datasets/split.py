@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, count
 from typing import TypeVar
 
@@ -20,6 +22,12 @@ from stasc.units import counted
 
 SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
+Problem = Callable[[Sequence[str]], str | None]  # of references: why no answer can be right, None if one can
+
+
+def no_problem(references: Sequence[str]) -> str | None:
+    """Returns None: without a reward's judgement, an answer can match any references."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,41 @@ class Sizes:
                 raise ValueError(f"dataset.{name}={n}: expected at least {least}, or null for all there are")
 
 
+@dataclass(frozen=True)
+class Rows(Sizes, ABC):
+    """A dataset of rows from files. A bad row ends the run or is left out."""
+
+    on_bad_row: str  # fail, or skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.on_bad_row not in ("fail", "skip"):
+            raise ValueError(f"dataset.on_bad_row={self.on_bad_row}: expected fail or skip")
+
+    @abstractmethod
+    def _arranged(self, source: str, problem: Problem) -> Ordered:
+        """Returns all questions of a file or data set. A row is bad if `problem(references)` says why."""
+
+    def _read(self, source: str, problem: Problem) -> Ordered:
+        """Returns `_arranged` of these arguments, computed once."""
+        if (source, problem) not in self._known:
+            self._known[source, problem] = self._arranged(source, problem)
+        return self._known[source, problem]
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, Problem], Ordered]:
+        return {}
+
+    def _refuse(self, row: bytes, reason: str, bad: dict[str, str]) -> None:
+        """Adds a row to the bad ones. Raises: ValueError with the reason if bad rows end the run."""
+        if self.on_bad_row == "fail":
+            raise ValueError(reason)
+        bad[row_name(row, bad)] = reason
+
+
 def check_split(split: str) -> None:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-
-
-def check_on_bad_row(on_bad_row: str) -> None:
-    if on_bad_row not in ("fail", "skip"):
-        raise ValueError(f"dataset.on_bad_row={on_bad_row}: expected fail or skip")
 
 
 def row_name(content: bytes, taken: Collection[str]) -> str:
