@@ -20,10 +20,11 @@ import numpy as np
 import yaml
 
 from stasc.choices.filter import Lenient, Strict
+from stasc.cli.naming import variant
 from stasc.records import Answer, Iteration, Pair, Question, Split
 from stasc.runs.folder import SCHEMA, RunFolder
 from stasc.settings.table import settings_digest
-from stasc.tasks.rewards.words import InAccuracy
+from stasc.tasks.rewards import InAccuracy
 from stasc.tracking import Journal
 from stasc.tracking.tracker import Nothing
 
@@ -168,6 +169,8 @@ def _composed(groups: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     del config["defaults"]
     del config["hydra"], config["sweep"]
     config = json.loads(re.sub(r"\$\{oc\.env:\w+,'([^']*)'\}", r"\1", json.dumps(config)))
+    config = json.loads(re.sub(r"\$\{oc\.select:([\w.]+),null\}", r"${\1}", json.dumps(config)))
+    config["variant"] = variant(config)
     return {name: _resolved(value, config) for name, value in config.items()}
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from stasc.algorithm import Init, stasc
+from stasc.algorithm import stasc
 from stasc.choices import init, pairing, start
 from stasc.choices.filter import Strict
+from stasc.choices.init import Init
 from stasc.records import Answer, Iteration, Pair, Question, Split
 
-FIXED, EVOLVING = init.Fixed("F"), init.Evolving("E")
-FROM_M0, FROM_PREVIOUS = start.Fixed("F"), start.Evolving("E")
+FIXED, EVOLVING = init.Fixed(), init.Evolving()
+FROM_M0, FROM_PREVIOUS = start.Fixed(), start.Evolving()
 ALWAYS = frozenset(range(1, 100))
 
 TRAIN = Split("train", (Question("a", "A?", ("1",)), Question("b", "B?", ("2",))))
@@ -62,9 +63,9 @@ class Lab:
         words = text.split()
         return float(words[0] == "y2" and words[2] == "train" and int(words[3]) in self.improves)
 
-    def keep(self, r1: float, r2: float) -> bool:
-        self.rated_by_keep.append((r1, r2))
-        return Strict("I", 0.0)(r1, r2)
+    def keep(self, pair: Pair) -> bool:
+        self.rated_by_keep.append((pair.r1, pair.r2))
+        return Strict(0.0)(pair.r1, pair.r2)
 
     def finetune(self, model: str, kept: Sequence[Pair], n: int) -> str:
         self.calls.append(("finetune", model, n))

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from stasc.choices.filter import Filter
+from stasc.choices.init import Init
+from stasc.choices.start import Start
 from stasc.records import Iteration, LeftOut, Pair, Split
 
 Model = TypeVar("Model")
 InitialAnswers = TypeVar("InitialAnswers")  # y1[question][i]
 Corrections = TypeVar("Corrections")  # y2[question][i][k]
-
-
-class Init(Protocol):
-    """Which model gives the initial answers, and whether they are sampled anew in every iteration."""
-
-    anew: bool
-
-    def __call__(self, m_0: Model, m_prev: Model) -> Model: ...
 
 
 def stasc(
@@ -29,18 +24,18 @@ def stasc(
     sample: Callable[[Model, Split, int], InitialAnswers],
     correct: Callable[[Model, Split, InitialAnswers, int], Corrections],
     score: Callable[[Split, InitialAnswers, Corrections], Sequence[Pair]],
-    keep: Callable[[float, float], bool],
+    keep: Filter,
     unusable: Callable[[Pair], str | None],
-    start: Callable[[Model, Model], Model],
+    start: Start,
     finetune: Callable[[Model, Sequence[Pair], int], Model],
     iterations: int,
     patience: int,
 ) -> Iterator[Iteration[Model]]:
     """Yields one Iteration per n = 0..N; n = 0 is the evaluation of M_0, zero-shot self-correction.
 
-    `sample` and `correct` take the iteration whose sampling noise they use. For the test split that is always 0, so
-    that evaluations differ by their models alone. `unusable` says why a pair that passed the filter cannot be trained
-    on, if it cannot. Ends early after `patience` iterations in a row that kept nothing.
+    `sample` and `correct` take the iteration whose sampling noise they use. The test split always has that of
+    iteration 0, so evaluations differ by their models alone. `unusable` gives the reason why a pair that passed the
+    filter cannot be trained on, or None. Ends early after `patience` iterations in a row that kept nothing.
     """
     y1_test = sample(m_0, test, 0)
     y2_test = correct(m_0, test, y1_test, 0)
@@ -52,7 +47,7 @@ def stasc(
             y1 = sample(init(m_0, m_prev), train, n)  # step 1: initial answers
         y2 = correct(m_prev, train, y1, n)  # step 2: corrections
         pairs = score(train, y1, y2)
-        passed = [(pair, unusable(pair)) for pair in pairs if keep(pair.r1, pair.r2)]  # step 3: filter
+        passed = [(pair, unusable(pair)) for pair in pairs if keep(pair)]  # step 3: filter
         kept = [pair for pair, reason in passed if reason is None]
         m_n = finetune(start(m_0, m_prev), kept, n) if kept else m_prev  # step 4: fine-tune
 

@@ -1,9 +1,9 @@
-"""What crosses modules: questions, answers, pairs of answers, what an iteration leaves behind, and progress."""
+"""Records that cross modules: questions, answers, pairs of answers and iterations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 Model = TypeVar("Model")
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Keyed(list[T]):
-    """What a stage gave, and the key of what it was derived from."""
+    """The output of a stage, with the store key that stands for everything it was derived from."""
 
     def __init__(self, key: str, items: Iterable[T]) -> None:
         super().__init__(items)
@@ -19,7 +19,7 @@ class Keyed(list[T]):
 
 
 class Advance(Protocol):
-    """Is told that `k` more units of a stage's work are done."""
+    """A progress callback: `k` more units of a stage's work are done."""
 
     def __call__(self, k: int = 1, /) -> None: ...
 
@@ -34,32 +34,32 @@ class Question:
 
     @property
     def name(self) -> str:
-        """The id and how the text begins, for messages: an id may be a digest."""
+        """Returns the id and the beginning of the text, for messages: an id may be a digest."""
         words = " ".join(self.text[:200].split())
         return f"{self.id} ({words if len(words) <= 60 else words[:57] + '...'!r})"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Questions that are used alike. `name` is part of the key of their sampling noise.
+    """The questions of a split. `name` is part of the key of their sampling noise.
 
-    `skipped` names the rows of the data that were left out because they are no questions, `repeated` those that have
-    another row's question.
+    `skipped` has the rows of the data that are no questions: a digest of each, and what is wrong with it. `repeated`
+    describes the rows with a question that another row has.
     """
 
     name: str
     questions: tuple[Question, ...]
-    skipped: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
     repeated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A sampled answer: its text exactly as sampled, and how many tokens that took.
+    """A sampled answer: its text exactly as sampled, and its number of tokens.
 
-    `truncated` means that the token limit ended it, not the model. `tokens` counts the end token, and what a stop
-    string cut off. `ids` are the sampled tokens that `text` stands for, the end-of-turn token last unless truncated:
-    what is trained. They are empty where no answer could be asked for, and None for a text that no model sampled.
+    `truncated`: the token limit ended it, not the model. `tokens` includes the end token and what a stop string cut
+    off. `ids` are the tokens to train, with the end-of-turn token last unless truncated; empty if the model was not
+    asked, None if the text was not sampled from a model.
     """
 
     text: str
@@ -68,7 +68,7 @@ class Answer:
     ids: tuple[int, ...] | None = None
 
 
-NOT_ASKED = Answer("", 0, ids=())  # stands for a correction whose prompt the model cannot be given
+NOT_ASKED = Answer("", 0, ids=())  # a correction whose prompt does not fit, or that the template refuses
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,18 @@ class Pair:
 
     @property
     def id(self) -> str:
-        """Names the pair in messages."""
+        """Returns the pair's name for messages."""
         of_another = f" of answer {self.seen}" if self.seen != self.i else ""
         return f"{self.question.id}, answer {self.i}, correction {self.k}{of_another}"
 
     @property
     def names(self) -> dict[str, str | int]:
-        """Which pair it is, as files name it."""
+        """Returns the fields that identify the pair in files."""
         return {"question": self.question.id, "i": self.i, "seen": self.seen, "k": self.k}
 
 
 class LeftOut(NamedTuple):
-    """A pair that passed the filter and cannot be trained on, and why: one of `REASONS`."""
+    """A pair that passed the filter but cannot be trained on, with one of `REASONS`."""
 
     pair: Pair
     reason: str
@@ -116,10 +116,10 @@ REASONS = {  # why a pair that passed the filter is left out
 
 @dataclass(frozen=True)
 class Iteration(Generic[Model]):
-    """What iteration n leaves: the model M_n, the pairs it scored, those it trained on, and its test pairs.
+    """The results of iteration n: the model M_n, all training pairs, those trained on, and the test pairs.
 
-    `left_out` are pairs that passed the filter and could not be trained on. n = 0 is M_0 before any training: it has
-    test pairs only.
+    `left_out` are pairs that passed the filter but cannot be trained on. n = 0 is M_0 before any training, with test
+    pairs only.
     """
 
     n: int

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stasc.choices import pairing
-from stasc.choices.target import Correction, Gold, Initial
+from stasc.choices.target import Target
 from stasc.engines import noise
 from stasc.engines.engine import Completion, Decoding, Engine, Request, Row
 from stasc.engines.stop import StopStrings
@@ -18,7 +18,8 @@ from stasc.models.model import Model
 from stasc.prefix_tree.batch import Example
 from stasc.records import NOT_ASKED, Advance, Answer, Pair, Question, Split
 from stasc.settings.sections import Sampling
-from stasc.tasks.prompt import Prompt
+from stasc.tasks.prompt import Conversations
+from stasc.tasks.rewards import AnyReward
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
 
@@ -36,10 +37,10 @@ class Stages:
     live: LiveModel
     chat: Chat
     engine: Engine
-    prompt: Prompt
-    reward: pairing.Reward
+    prompt: Conversations
+    reward: AnyReward
     pairing: pairing.Pairing
-    target: Correction | Initial | Gold
+    target: Target
     tune: Method
     loss: Loss
     sampling: Mapping[str, Sampling]

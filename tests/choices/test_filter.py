@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from stasc.choices.filter import Lenient, Maintaining, Strict
+from stasc.choices.filter import Lenient, Maintaining, Option, Strict, by_pair
+from stasc.cli.parts import build
+from stasc.records import Answer, Pair, Question
 
 CONF = Path(__file__).parents[2] / "conf" / "filter"
 Keep = Callable[[float, float], bool]
@@ -21,31 +24,59 @@ rewards = st.floats(0, 1)
 margins = st.floats(0, 1, exclude_max=True)
 thresholds = st.floats(0, 1, exclude_min=True)
 
-# option: its letter, and whether it keeps wrong -> wrong, wrong -> right, right -> wrong, right -> right
+# option: whether it keeps wrong -> wrong, wrong -> right, right -> wrong, right -> right
 TRUTH_TABLE = {
-    "strict": ("I", (False, True, False, False)),
-    "lenient": ("N", (False, True, False, True)),
-    "maintaining": ("M", (False, False, False, True)),
-    "all": ("A", (True, True, True, True)),
+    "strict": (False, True, False, False),
+    "lenient": (False, True, False, True),
+    "maintaining": (False, False, False, True),
+    "all": (True, True, True, True),
 }
 
 
 def option(name: str) -> Keep:
     """The filter as configured, with the run's `correct_at` at 1."""
-    return instantiate(OmegaConf.create({"correct_at": 1.0, "filter": OmegaConf.load(CONF / f"{name}.yaml")}).filter)
+    return build(OmegaConf.create({"correct_at": 1.0, "filter": OmegaConf.load(CONF / f"{name}.yaml")}), "filter")
 
 
 @pytest.mark.parametrize("name", TRUTH_TABLE)
 def test_an_option_keeps_what_the_truth_table_says(name: str) -> None:
-    letter, row = TRUTH_TABLE[name]
     keep = option(name)
-    assert keep.letter == letter
-    assert tuple(keep(r1, r2) for r1, r2 in [(0, 0), (0, 1), (1, 0), (1, 1)]) == row
+    assert tuple(keep(r1, r2) for r1, r2 in [(0, 0), (0, 1), (1, 0), (1, 1)]) == TRUTH_TABLE[name]
+    assert tuple(by_pair(keep)(pair(r1, r2)) for r1, r2 in [(0, 0), (0, 1), (1, 0), (1, 1)]) == TRUTH_TABLE[name]
 
 
-def test_every_option_has_a_row_and_a_letter_of_its_own() -> None:
+def test_every_option_has_a_row() -> None:
     assert {path.stem for path in CONF.glob("*.yaml")} == set(TRUTH_TABLE)
-    assert len({letter for letter, _ in TRUTH_TABLE.values()}) == len(TRUTH_TABLE)
+
+
+def pair(r1: float, r2: float, y1: str = "", y2: str = "") -> Pair:
+    return Pair(Question("q", "?", ("a",)), 0, 0, 0, Answer(y1, 0), Answer(y2, 0), r1, r2)
+
+
+class BetterAndShorter:
+    def __call__(self, pair: Pair) -> bool:
+        return pair.r2 > pair.r1 and len(pair.y2.text) < len(pair.y1.text)
+
+
+def longer(pair: Pair, by: int = 1) -> bool:
+    return len(pair.y2.text) >= len(pair.y1.text) + by
+
+
+@pytest.mark.parametrize(
+    ("option", "kept"),
+    [
+        (BetterAndShorter(), [False, True, False]),
+        (longer, [True, False, False]),
+        (partial(longer, by=0), [True, False, True]),
+        (lambda r1, r2: r2 > r1, [True, True, False]),
+        (lambda r1, pair: r1 < pair, [True, True, False]),  # the first name decides
+        (partial(Strict(0.5)), [True, True, False]),
+        (operator.lt, [True, True, False]),
+    ],
+)
+def test_a_filter_decides_on_two_rewards_or_on_a_pair(option: Option, kept: list[bool]) -> None:
+    pairs = [pair(0, 1, "a", "abc"), pair(0, 1, "abc", "a"), pair(1, 1)]
+    assert [by_pair(option)(one) for one in pairs] == kept
 
 
 @pytest.mark.parametrize(
@@ -68,7 +99,7 @@ def test_fractional_rewards_improve_by_any_amount_and_are_right_at_1_only(
     assert option("maintaining")(r1, r2) is maintaining
 
 
-@pytest.mark.parametrize("keep", [Strict("I", 0.25), Lenient("N", 0.25, 1.0)])
+@pytest.mark.parametrize("keep", [Strict(0.25), Lenient(0.25, 1.0)])
 def test_an_improvement_by_exactly_the_margin_is_not_kept(keep: Keep) -> None:
     assert not keep(0.25, 0.5)
     assert keep(0.25, 0.5 + 2**-20)
@@ -76,22 +107,22 @@ def test_an_improvement_by_exactly_the_margin_is_not_kept(keep: Keep) -> None:
 
 
 def test_lenient_keeps_right_answers_that_improve_by_less_than_the_margin() -> None:
-    assert Lenient("N", 0.5, 0.75)(0.75, 1.0)
-    assert not Strict("I", 0.5)(0.75, 1.0)
+    assert Lenient(0.5, 0.75)(0.75, 1.0)
+    assert not Strict(0.5)(0.75, 1.0)
 
 
 def test_lenient_asks_a_right_answer_not_to_get_worse_even_if_it_stays_right() -> None:
-    assert Lenient("N", 0.0, 0.5)(0.75, 0.75)
-    assert not Lenient("N", 0.0, 0.5)(0.75, 0.5)
+    assert Lenient(0.0, 0.5)(0.75, 0.75)
+    assert not Lenient(0.0, 0.5)(0.75, 0.5)
 
 
 def test_maintaining_asks_a_right_answer_only_to_stay_right() -> None:
-    assert Maintaining("M", 0.5)(0.75, 0.5)
-    assert not Maintaining("M", 0.5)(0.75, 0.25)
-    assert not Maintaining("M", 0.5)(0.25, 0.75)
+    assert Maintaining(0.5)(0.75, 0.5)
+    assert not Maintaining(0.5)(0.75, 0.25)
+    assert not Maintaining(0.5)(0.25, 0.75)
 
 
-@pytest.mark.parametrize("keep", [Lenient("N", 0.0, 0.5), Maintaining("M", 0.5)])
+@pytest.mark.parametrize("keep", [Lenient(0.0, 0.5), Maintaining(0.5)])
 def test_an_answer_is_right_from_correct_at_on(keep: Keep) -> None:
     assert keep(0.5, 0.5)
     assert not keep(0.5 - 2**-20, 0.5 - 2**-20)
@@ -99,14 +130,14 @@ def test_an_answer_is_right_from_correct_at_on(keep: Keep) -> None:
 
 @given(r1=rewards, r2=rewards, margin=margins, correct_at=thresholds)
 def test_lenient_keeps_what_strict_keeps(r1: float, r2: float, margin: float, correct_at: float) -> None:
-    assert Lenient("N", margin, correct_at)(r1, r2) or not Strict("I", margin)(r1, r2)
+    assert Lenient(margin, correct_at)(r1, r2) or not Strict(margin)(r1, r2)
 
 
 @given(r1=rewards, r2=rewards, margin=margins, correct_at=thresholds)
 def test_what_lenient_keeps_beyond_strict_was_right_and_is_no_worse(
     r1: float, r2: float, margin: float, correct_at: float
 ) -> None:
-    if Lenient("N", margin, correct_at)(r1, r2) and not Strict("I", margin)(r1, r2):
+    if Lenient(margin, correct_at)(r1, r2) and not Strict(margin)(r1, r2):
         assert r1 >= correct_at
         assert r2 >= r1
 
@@ -116,14 +147,14 @@ def test_no_filter_of_the_paper_keeps_a_correction_that_is_worse(
     r1: float, r2: float, margin: float, correct_at: float
 ) -> None:
     if r2 < r1:
-        assert not Strict("I", margin)(r1, r2)
-        assert not Lenient("N", margin, correct_at)(r1, r2)
+        assert not Strict(margin)(r1, r2)
+        assert not Lenient(margin, correct_at)(r1, r2)
 
 
 @given(r1=rewards, r2=rewards, small=margins, large=margins)
 def test_a_larger_margin_keeps_nothing_more(r1: float, r2: float, small: float, large: float) -> None:
     small, large = sorted((small, large))
-    assert Strict("I", small)(r1, r2) or not Strict("I", large)(r1, r2)
+    assert Strict(small)(r1, r2) or not Strict(large)(r1, r2)
 
 
 @given(r1=st.sampled_from([0.0, 1.0]), r2=st.sampled_from([0.0, 1.0]), margin=margins, correct_at=thresholds)
@@ -131,19 +162,19 @@ def test_for_rewards_of_0_and_1_maintaining_is_lenient_without_the_improvements(
     r1: float, r2: float, margin: float, correct_at: float
 ) -> None:
     improved = r2 > r1
-    expected = Lenient("N", margin, correct_at)(r1, r2) and not improved
-    assert Maintaining("M", correct_at)(r1, r2) is expected
+    expected = Lenient(margin, correct_at)(r1, r2) and not improved
+    assert Maintaining(correct_at)(r1, r2) is expected
 
 
 @pytest.mark.parametrize("margin", [-0.01, 1.0, 2.0, math.nan, math.inf])
-@pytest.mark.parametrize("build", [lambda margin: Strict("I", margin), lambda margin: Lenient("N", margin, 1.0)])
+@pytest.mark.parametrize("build", [lambda margin: Strict(margin), lambda margin: Lenient(margin, 1.0)])
 def test_a_margin_out_of_range_is_refused_by_name(build: Callable[[float], Keep], margin: float) -> None:
     with pytest.raises(ValueError, match=rf"^filter\.margin={margin}: expected (a finite number, )?0 <= margin < 1"):
         build(margin)
 
 
 @pytest.mark.parametrize("correct_at", [-1.0, 0.0, 1.01, math.nan, math.inf])
-@pytest.mark.parametrize("build", [lambda value: Lenient("N", 0.0, value), lambda value: Maintaining("M", value)])
+@pytest.mark.parametrize("build", [lambda value: Lenient(0.0, value), lambda value: Maintaining(value)])
 def test_a_threshold_out_of_range_is_refused_by_name(build: Callable[[float], Keep], correct_at: float) -> None:
     with pytest.raises(
         ValueError, match=rf"^filter\.correct_at={correct_at}: expected (a finite number, )?0 < correct_at <= 1"
@@ -152,7 +183,7 @@ def test_a_threshold_out_of_range_is_refused_by_name(build: Callable[[float], Ke
 
 
 def test_the_ends_of_the_ranges_are_allowed() -> None:
-    assert Strict("I", 0.0)(0.0, 1.0)
-    assert Strict("I", 0.99)(0.0, 1.0)
-    assert Lenient("N", 0.0, 1.0)(1.0, 1.0)
-    assert Maintaining("M", 1e-9)(1e-9, 1e-9)
+    assert Strict(0.0)(0.0, 1.0)
+    assert Strict(0.99)(0.0, 1.0)
+    assert Lenient(0.0, 1.0)(1.0, 1.0)
+    assert Maintaining(1e-9)(1e-9, 1e-9)

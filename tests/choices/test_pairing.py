@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from stasc.choices.pairing import PAIRINGS, Pairing, crossed, own, score
 from stasc.records import Answer, Pair, Question, Split
+from stasc.tasks.rewards import ZeroOnError
 
 ANSWERS = [  # and what a pattern of their names is
     ("y1 b 1", r"initial answer 1 to b \('B\?'\)"),
@@ -174,3 +176,62 @@ def test_answers_of_another_number_of_questions_are_refused() -> None:
 
 def test_the_setting_knows_both_pairings() -> None:
     assert dict(PAIRINGS) == {"own": own, "crossed": crossed}
+
+
+def batched(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Sequence[float]:
+    return [by_table(answer, some) for answer, some in zip(answers, references, strict=True)]
+
+
+@pytest.mark.parametrize("pairing", [own, crossed])
+def test_a_batched_reward_scores_all_answers_in_one_call(pairing: Pairing) -> None:
+    calls: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = []
+
+    def reward(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Sequence[float]:
+        calls.append((answers, references))
+        return batched(answers, references)
+
+    pairs = score(Split("train", QUESTIONS), *answers(2, 3), reward, pairing)
+    assert pairs == score(Split("train", QUESTIONS), *answers(2, 3), by_table, pairing)
+    ((texts, references),) = calls
+    assert len(texts) == len(set(texts)) == 2 * (2 + 2 * 3)
+    assert [*references] == [question.references for question in QUESTIONS for _ in range(2 + 2 * 3)]
+
+
+@pytest.mark.parametrize("value", [1.01, math.nan])
+@pytest.mark.parametrize(("wrong", "name"), ANSWERS)
+def test_a_batched_reward_out_of_range_names_the_answer(wrong: str, name: str, value: float) -> None:
+    def reward(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Sequence[float]:
+        return [value if answer == wrong else 1.0 for answer in answers]
+
+    with pytest.raises(ValueError, match=rf"reward gave {value} for {name}; expected a number in \[0, 1\]"):
+        score(Split("train", QUESTIONS), *answers(2, 3), reward, own)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (
+            [1.0],
+            "raised ValueError for a batch of 4 answers: 1 rewards for 4 answers; expected one for each; fix it, or",
+        ),
+        ([None] * 4, "raised TypeError for a batch of 4 answers: float"),
+    ],
+)
+def test_a_batched_reward_gives_one_number_for_each_answer(result: Any, message: str) -> None:
+    def reward(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Sequence[float]:
+        return result
+
+    with pytest.raises(ValueError, match=message):
+        score(Split("train", QUESTIONS), *answers(1, 1), reward, own)
+
+
+def test_a_batch_that_raises_is_scored_answer_by_answer_where_errors_count_0() -> None:
+    def reward(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Sequence[float]:
+        if "y2 b 0 0" in answers:
+            raise ArithmeticError
+        return [0.5] * len(answers)
+
+    zero = ZeroOnError(reward)
+    pairs = score(Split("train", QUESTIONS), *answers(1, 1), zero, own)
+    assert [(pair.r1, pair.r2) for pair in pairs] == [(0.5, 0.5), (0.5, 0.0)]
+    assert zero.pop_errors() == {"answers": 1, "first": "ArithmeticError for 'y2 b 0 0'"}

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from test_run import EARNABLE, experiment
 
 from stasc.choices.target import Gold
+from stasc.cli.parts import build
 from stasc.records import Answer, Keyed, Pair, Question, Split
 from stasc.runs import execute as runner
 from stasc.runs.prepare import prepare
@@ -28,7 +28,7 @@ ROWS = {  # option: what is sampled for training; the words of the conversation,
 
 def option(name: str) -> Any:
     settings = OmegaConf.create({"prompt": {"marker": None}, "target": OmegaConf.load(CONF / f"{name}.yaml")})
-    return instantiate(settings.target)
+    return build(settings, "target")
 
 
 class Lab:
@@ -79,7 +79,7 @@ def test_without_corrections_an_initial_answer_is_its_own_correction() -> None:
 )
 def test_gold_is_the_first_reference_after_the_marker_if_there_is_one(marker: str | None, expected: list[str]) -> None:
     lab = Lab()
-    sample, correct = Gold("", marker).stages(lab.sample, lab.correct)
+    sample, correct = Gold(marker).stages(lab.sample, lab.correct)
     y1 = sample("M", TRAIN, 1)
     y2 = correct("M", TRAIN, y1, 1)
     assert [[answer.text for answer in answers] for answers in y1] == [[text] for text in expected]
@@ -89,7 +89,7 @@ def test_gold_is_the_first_reference_after_the_marker_if_there_is_one(marker: st
 def test_another_reference_is_another_key() -> None:
     keys = set()
     for reference in ("Rome", "Roma"):
-        sample, _ = Gold("", None).stages(Lab().sample, Lab().correct)
+        sample, _ = Gold(None).stages(Lab().sample, Lab().correct)
         keys.add(sample("M", Split("train", (Question("a", "A?", (reference,)),)), 1).key)
     assert len(keys) == 2
 

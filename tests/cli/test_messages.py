@@ -106,8 +106,6 @@ REFUSED = {
     "reward=mine.f": r".*a function of yours is given as '~reward' '\+reward=\{_target_: mine\.f, _partial_: true\}'",
     "reward=mine.py": r".*'\+reward=\{_target_: mine\.FUNCTION, _partial_: true\}'",
     "filter=mine": r".*one of yours is filter/mine\.yaml in a folder named with --config-dir",
-    "'~filter' '+filter={_target_: test_messages.keep, _partial_: true}'": r"variant: filter has no letter.*"
-    r"add letter: X to its YAML file, or \+filter\.letter=X",
     "'~filter' '+filter={_target_: test_messages.keep, letter: K}'": r"filter: keep\(r1.*add _partial_: true",
     "'~start' '+start={_target_: test_messages.first, letter: K}'": r"start: first\(m_0.*add _partial_: true",
     "seed=1.5": r"seed: Value '1\.5' of type 'float' could not be converted to Integer",
@@ -133,6 +131,10 @@ def test_a_wrong_setting_is_one_line_that_says_what_to_give(line: str, expected:
 def test_a_filter_of_ones_own_has_the_letter_that_it_is_given() -> None:
     experiment = built("'~filter' '+filter={_target_: test_messages.keep, _partial_: true}' +filter.letter=K")
     assert experiment.variant == "EKE"
+
+
+def test_an_option_of_ones_own_without_a_letter_is_named_after_its_function() -> None:
+    assert built("'~filter' '+filter={_target_: test_messages.keep, _partial_: true}'").variant == "EkeepE"
 
 
 @pytest.mark.parametrize(

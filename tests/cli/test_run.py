@@ -32,7 +32,7 @@ from stasc.models.live import LiveModel
 from stasc.runs.execute import run
 from stasc.runs.experiment import Experiment
 from stasc.runs.folder import RunFolder
-from stasc.tasks.rewards.words import normalise
+from stasc.tasks.rewards import normalise
 from stasc.tracking import read
 from stasc.tracking.console import Console
 
@@ -262,7 +262,7 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
         ("seed=one", r"^seed: .*one"),
         ("pairing=both", r"pairing=both: expected one of own, crossed"),
         ("reward_errors=skip", r"reward_errors=skip: expected fail or zero"),
-        ("+filter.margni=0.1", r"filter\.margni: no such setting; there are letter, margin"),
+        ("+filter.margni=0.1", r"filter\.margni: no such setting; there are margin"),
         ("filter.margin=high", r"filter\.margin: .*high"),
         ("finetune.optimizer=adam", r"finetune\.optimizer=adam: expected one of adamw_torch"),
         ("finetune.micro_batch_size=0", r"finetune\.micro_batch_size=0: expected null or at least 1"),
@@ -274,8 +274,8 @@ def test_a_failed_run_says_so_in_its_folder(tmp_path: Path) -> None:
         ("dataset.n_train=100000", r"dataset\.n_train"),
         ("engine.batch_size=0", r"engine\.batch_size=0"),
         (
-            "reward._target_=stasc.tasks.rewards.words.Nothing",
-            r"reward\._target_=stasc\.tasks\.rewards\.words\.Nothing: .* has no .*Nothing",
+            "reward._target_=stasc.tasks.rewards.Nothing",
+            r"reward\._target_=stasc\.tasks\.rewards\.Nothing: .* has no .*Nothing",
         ),
         ("reward._target_=nonesuch.reward", r"reward\._target_=nonesuch\.reward: there is no module 'nonesuch'"),
         ("reward._target_=stasc", r"reward\._target_: <module 'stasc'.* is neither a function nor a class"),

@@ -8,7 +8,7 @@ from stasc.choices.filter import Lenient, Maintaining, Strict
 from stasc.records import Answer, LeftOut, Pair, Question
 from stasc.runs.advice import nothing_kept, nothing_usable
 
-STRICT, LENIENT, MAINTAINING = Strict("I", 0.0), Lenient("N", 0.0, 1.0), Maintaining("M", 1.0)
+STRICT, LENIENT, MAINTAINING = Strict(0.0), Lenient(0.0, 1.0), Maintaining(1.0)
 
 
 def pairs(*rewards: tuple[float, float], truncated: bool = False) -> list[Pair]:

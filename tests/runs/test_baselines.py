@@ -13,7 +13,7 @@ from test_sweep import stages
 
 from stasc.cli.build import build_experiment
 from stasc.runs.prepare import prepare
-from stasc.tasks.rewards.words import normalise
+from stasc.tasks.rewards import normalise
 
 NAMES = sorted(path.stem for path in (CONF / "baseline").glob("*.yaml") if path.stem != "none")
 TRAINED = ("gold", "star")

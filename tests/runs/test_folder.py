@@ -15,7 +15,7 @@ from test_store import computed, flip, told, truncate, zero
 
 from stasc.records import Answer, Iteration, Pair, Question, Split
 from stasc.runs.folder import RunFolder
-from stasc.tasks.rewards.words import InAccuracy
+from stasc.tasks.rewards import InAccuracy
 from stasc.tracking import Journal, read
 from stasc.tracking.console import iteration_line
 from stasc.tracking.tracker import Nothing

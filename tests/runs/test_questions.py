@@ -65,7 +65,7 @@ def test_a_row_without_a_word_ends_the_run_or_is_left_out(
 
 def test_a_reward_of_ones_own_may_look_for_what_is_no_word(tmp_path: Path) -> None:
     path = written(tmp_path, {"question": "Which?", "answer": ","})
-    assert experiment(*SIZES, path, *OWN).train.skipped == ()
+    assert experiment(*SIZES, path, *OWN).train.skipped == {}
 
 
 def test_a_dataset_of_ones_own_is_held_to_the_reward_too() -> None:

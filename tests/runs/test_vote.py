@@ -11,7 +11,7 @@ import pytest
 
 from stasc.records import Answer, Pair, Question
 from stasc.runs.vote import affordable, describe, key_of, majority, voted, voted_by_all
-from stasc.tasks.rewards.words import ExactMatch, InAccuracy, ZeroOnError
+from stasc.tasks.rewards import ExactMatch, InAccuracy, ZeroOnError
 
 EXACT = ExactMatch("whole", None)
 KEY = EXACT.key

@@ -44,7 +44,7 @@ from stasc.settings.names import leaves
 from stasc.store import cached, keys, plan
 from stasc.tasks.datasets import Countries, Nq
 from stasc.tasks.prompt import Prompt
-from stasc.tasks.rewards.words import F1
+from stasc.tasks.rewards import F1
 from stasc.tracking import Off
 from stasc.tracking.console import Console
 from stasc.training.losses import NLL

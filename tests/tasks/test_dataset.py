@@ -23,10 +23,10 @@ from omegaconf import OmegaConf
 
 from stasc.machine.hub import retries_told_once
 from stasc.machine.provenance import data_digest
-from stasc.records import Question
+from stasc.records import Question, Split
 from stasc.tasks.datasets import Countries, Jsonl, Nq, check_disjoint, describe_skipped
 from stasc.tasks.datasets.split import divide
-from stasc.tasks.rewards.words import F1, ExactMatch, InAccuracy
+from stasc.tasks.rewards import F1, ExactMatch, InAccuracy
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 SPLITS = ("train", "validation", "test")
@@ -38,6 +38,14 @@ def build(name: str, **settings: object) -> Any:
     config = OmegaConf.load(CONF / f"{name}.yaml")
     assert config.pop("_target_") == f"stasc.tasks.datasets.{KINDS[name].__name__}"
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(KINDS[name]), config, settings))
+
+
+def held_out(path: str, **settings: object) -> Any:
+    """A dataset whose test questions are those of a file; the training file has one other question."""
+    columns = [str(settings.get(name) or name) for name in ("question", "answer", "id")]
+    other = dict(zip(columns, ("Another?", "#### 1", "other"), strict=True))
+    train = write(Path(path).parent / "other.jsonl", [other])
+    return build("jsonl", train_path=train, test_path=path, **{"n_test": None, **settings})
 
 
 def write(file: Path, rows: list[dict[str, object]]) -> str:
@@ -58,8 +66,12 @@ def known(plain: str) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
-def ids(questions: tuple[Question, ...]) -> list[str]:
-    return [question.id for question in questions]
+def questions_of(found: Split | tuple[Question, ...]) -> tuple[Question, ...]:
+    return found.questions if isinstance(found, Split) else found
+
+
+def ids(found: Split | tuple[Question, ...]) -> list[str]:
+    return [question.id for question in questions_of(found)]
 
 
 # All datasets
@@ -252,8 +264,10 @@ def only(tmp_path: Path, content: bytes, **settings: object) -> tuple[Question, 
     """The questions of a file with `content`, in the order of their ids, or of their texts where it has none."""
     (tmp_path / "data.jsonl").write_bytes(content)
     path = str(tmp_path / "data.jsonl")
-    dataset = build("jsonl", train_path=path, test_path=path, n_test=None, **settings)
-    return tuple(sorted(dataset("test"), key=lambda question: question.id if "id" in settings else question.text))
+    dataset = held_out(path, **settings)
+    return tuple(
+        sorted(dataset("test").questions, key=lambda question: question.id if "id" in settings else question.text)
+    )
 
 
 def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_fine(tmp_path: Path) -> None:
@@ -361,10 +375,11 @@ def test_a_malformed_row_fails_by_file_and_line_or_is_left_out(tmp_path: Path, l
         only(tmp_path, around(line), id="key")
     assert ids(only(tmp_path, around(line), id="key", on_bad_row="skip")) == ["a", "c"]
     file = str(tmp_path / "data.jsonl")
-    skipped = build("jsonl", train_path=file, test_path=file, id="key", on_bad_row="skip").skipped("test")
+    skipped = held_out(file, id="key", on_bad_row="skip")("test").skipped
     assert list(skipped) == [hashlib.sha256(line.strip()).hexdigest()[:16]]
     assert next(iter(skipped.values())).startswith(f"{file}:2: {reason}")
-    assert build("jsonl", train_path=file, test_path=file, id="key").skipped("test") == {}
+    file = write(tmp_path / "good.jsonl", [{**row, "key": "x"} for row in rows(1)])
+    assert held_out(file, id="key")("test").skipped == {}
 
 
 @pytest.mark.parametrize("line", FINE.values(), ids=FINE)
@@ -378,22 +393,24 @@ def test_a_row_that_only_looks_odd_is_read(tmp_path: Path, line: bytes, on_bad_r
 def test_rows_are_left_out_of_the_file_of_their_split(tmp_path: Path) -> None:
     paths = {f"{name}_path": str(tmp_path / f"{name}.jsonl") for name in SPLITS}
     for name in SPLITS:
-        Path(paths[f"{name}_path"]).write_bytes(around(b"{}"))
-    apart = build("jsonl", **paths, on_bad_row="skip")
+        Path(paths[f"{name}_path"]).write_bytes(around(b"{}").replace(b"?", f" {name}?".encode()))
+    skip = {"on_bad_row": "skip", "n_test": 1, "n_validation": 0}
+    apart = build("jsonl", **paths, **skip)
     for dataset, files in (
         (apart, SPLITS),
-        (build("jsonl", **paths | {"validation_path": None}, on_bad_row="skip"), ("train", "train", "test")),
-        (build("jsonl", path=paths["train_path"], on_bad_row="skip"), ("train",) * 3),
+        (build("jsonl", **paths | {"validation_path": None}, **skip), ("train", "train", "test")),
+        (build("jsonl", path=paths["train_path"], **skip), ("train",) * 3),
     ):
         for split, name in zip(SPLITS, files, strict=True):
-            (reason,) = dataset.skipped(split).values()
+            (reason,) = dataset(split).skipped.values()
             assert reason.startswith(f"{paths[f'{name}_path']}:2: ")
 
 
 def test_rows_left_out_are_named_by_what_they_hold(tmp_path: Path) -> None:
     def names(file: str, lines: list[bytes]) -> list[str]:
         (tmp_path / file).write_bytes(b"\n".join([*lines, *(json.dumps(row).encode() for row in rows(3))]))
-        return sorted(build("jsonl", path=str(tmp_path / file), on_bad_row="skip").skipped("train"))
+        data = build("jsonl", path=str(tmp_path / file), n_test=1, n_validation=0, on_bad_row="skip")
+        return sorted(data("train").skipped)
 
     first = names("data.jsonl", [b"{}", b"[]", b"{}"])
     assert first == names("other.jsonl", [b"[]", b"{}\r", b"{}"]), "neither the file's name nor the order counts"
@@ -464,7 +481,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"dataset\.path=.*: Is a directory"):
         build("jsonl", path=str(tmp_path))("train")
     with pytest.raises(ValueError, match=r"dataset\.test_path=.*empty\.jsonl: the file holds no question"):
-        build("jsonl", train_path="unread", test_path=str(tmp_path / "empty.jsonl"))("test")
+        held_out(str(tmp_path / "empty.jsonl"))("test")
 
 
 TOO_FEW = [  # settings, split, what is said of 50 lines; with the shipped sizes: 200 for the test, 100 for validation
@@ -493,11 +510,11 @@ def test_one_error_names_all_sizes_that_a_file_cannot_fill(
         with pytest.raises(ValueError, match=rf"^dataset\.path={re.escape(f'{path}: {message}')}"):
             build("jsonl", path=path, **settings)(split)
     dataset = build("jsonl", path=path, n_test=10, n_validation=5)
-    assert [len(dataset(split)) for split in SPLITS] == [35, 5, 10]
+    assert [len(dataset(split).questions) for split in SPLITS] == [35, 5, 10]
 
 
 def test_files_of_their_own_for_the_splits_are_named_when_they_are_too_short(tmp_path: Path) -> None:
-    names = {f"{name}_path": write(tmp_path / f"{name}.jsonl", rows(30)) for name in SPLITS}
+    names = {f"{name}_path": write(tmp_path / f"{name}.jsonl", rows(30, name)) for name in SPLITS}
     for split, settings, message in [
         ("test", {}, "test_path=.*test.jsonl: 30 questions, too few for dataset.n_test=200; .* dataset.n_test=null"),
         ("train", {"n_train": 31}, "train_path=.*: 30 questions, too few for dataset.n_train=31; .*n_train=null"),
@@ -572,7 +589,7 @@ def test_every_form_of_a_local_copy_gives_the_same_questions(tmp_path: Path, cop
     assert ids(dataset("train")) == train[:5]
     assert ids(dataset("validation")) == train[:8:-1]
     assert ids(dataset("test")) == by_hash([known(f"dev {row}") for row in range(6)], seed=1)[:4]
-    for question in dataset("test"):
+    for question in dataset("test").questions:
         row = question.text.split()[1]
         assert (question.text, question.references) == (f"dev {row}", (f"a{row}", f"b{row}"))
 
@@ -642,7 +659,7 @@ def test_code_and_pickles_that_come_with_data_are_not_run(tmp_path: Path) -> Non
     sprung = tmp_path / "sprung"
     path = jsonl_copy(tmp_path / "nq", nq_rows(3, "train"), nq_rows(3, "dev"))
     (tmp_path / "nq" / "cache.pkl").write_bytes(pickle.dumps(Canary(sprung)))
-    assert len(build("nq", path=path, n_train=3, n_validation=0)("train")) == 3
+    assert len(build("nq", path=path, n_train=3, n_validation=0)("train").questions) == 3
     (tmp_path / "nq" / "nq.py").write_text(f"from pathlib import Path\nPath({str(sprung)!r}).mkdir()\n")
     with pytest.raises(ValueError, match=r"dataset\.path=.*scripts are no longer supported"):
         build("nq", path=path, n_train=3, n_validation=0)("train")
@@ -662,11 +679,11 @@ def test_bad_nq_rows_are_left_out_and_the_others_stay_in_order(tmp_path: Path) -
     dataset = build("nq", path=path, n_train=4, n_validation=2, n_test=None, on_bad_row="skip")
     good = by_hash([known(f"train {row}") for row in range(6)], seed=0)
     assert (ids(dataset("train")), ids(dataset("validation"))) == (good[:4], good[:3:-1])
-    reasons = [*dataset.skipped("validation").values()]
+    reasons = [*dataset("validation").skipped.values()]
     assert [int(reason.partition(": row ")[2].split()[0]) for reason in reasons] == [*range(6, 11)]
     assert all("of 'train' lacks a question or an answer" in reason for reason in reasons)
-    assert dataset.skipped("train") == dataset.skipped("validation")
-    assert dataset.skipped("test") == {}
+    assert dataset("train").skipped == dataset("validation").skipped
+    assert dataset("test").skipped == {}
     with pytest.raises(ValueError, match=r"row \d+ of 'train' lacks a question or an answer"):
         build("nq", path=path, n_train=None, n_validation=0, on_bad_row="fail")("train")
 
@@ -678,9 +695,9 @@ def test_an_nq_question_of_both_parts_is_left_to_the_test(tmp_path: Path) -> Non
     for seed in range(5):
         dataset = build("nq", path=path, n_train=None, n_validation=2, n_test=None, seed=seed)
         assert known("dev 1") in ids(dataset("test"))
-        check_disjoint(dataset("train"), dataset("test"))
-        check_disjoint(dataset("validation"), dataset("test"))
-        assert dataset.repeated("train") == ("row 6 of 'train' has a question of the test, and is left to it",)
+        check_disjoint(dataset("train").questions, dataset("test").questions)
+        check_disjoint(dataset("validation").questions, dataset("test").questions)
+        assert dataset("train").repeated == ("row 6 of 'train' has a question of the test, and is left to it",)
 
 
 @pytest.mark.usefixtures("offline")
@@ -688,7 +705,7 @@ def test_an_nq_question_of_both_parts_is_left_to_the_test(tmp_path: Path) -> Non
 def test_an_nq_question_has_the_id_that_a_file_of_it_gives(tmp_path: Path, copy: Callable[..., str]) -> None:
     path = copy(tmp_path / "nq", nq_rows(5, "train"), nq_rows(4, "dev"))
     file = write(tmp_path / "dev.jsonl", nq_rows(4, "dev")[::-1])
-    from_file = build("jsonl", train_path=file, test_path=file, n_test=None)
+    from_file = held_out(file)
     assert build("nq", path=path, n_test=None)("test") == from_file("test")
 
 
@@ -729,7 +746,7 @@ def test_a_renamed_shuffled_or_converted_file_gives_the_same_splits_and_ids(
             files.append(str(tmp_path / f"{name}{suffix}"))
         where = {"train_path": files[0], "test_path": files[1]} if apart else {"path": files[0]}
         dataset = build("jsonl", **where, n_test=6, n_validation=5)
-        return [[(question.id, question.references) for question in dataset(split)] for split in SPLITS]
+        return [[(question.id, question.references) for question in dataset(split).questions] for split in SPLITS]
 
     expected = splits("data.jsonl", "plain", None)
     assert [len(some) for some in expected] == [25 if apart else 19, 5, 6]
@@ -743,11 +760,11 @@ def test_columns_of_ids_name_the_questions_and_do_not_order_them(tmp_path: Path)
 
     def texts(some: list[dict[str, object]], **settings: object) -> list[list[str]]:
         dataset = build("jsonl", path=write(tmp_path / "d.jsonl", some), n_test=5, n_validation=4, **settings)
-        return [[question.text for question in dataset(split)] for split in SPLITS]
+        return [[question.text for question in dataset(split).questions] for split in SPLITS]
 
     assert texts(made, id="key") == texts(renamed, id="key") == texts(rows(20))
     dataset = build("jsonl", path=write(tmp_path / "d.jsonl", made), n_test=5, n_validation=4, id="key")
-    assert all(question.text == f"Question {int(question.id[1:]) + 1}?" for question in dataset("train"))
+    assert all(question.text == f"Question {int(question.id[1:]) + 1}?" for question in dataset("train").questions)
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -761,7 +778,7 @@ def test_rows_of_one_question_are_in_one_split_whatever_the_seed(tmp_path: Path,
     for seed in range(30):
         for n_test in (7, 8, 9, 10):
             dataset = build("jsonl", path=path, n_test=n_test, n_validation=8, seed=seed, **settings)
-            parts = [dataset(split) for split in SPLITS]
+            parts = [dataset(split).questions for split in SPLITS]
             check_disjoint(parts[0], parts[2])
             check_disjoint(parts[1], parts[2])
             check_disjoint(parts[0], parts[1])
@@ -769,18 +786,18 @@ def test_rows_of_one_question_are_in_one_split_whatever_the_seed(tmp_path: Path,
             sizes.add(sum(map(len, parts)))
     assert max(sizes) == 45, "all rows, where no split ends within a question's"
     assert min(sizes) >= 45 - 3 - 3, "the rest of a question's rows where the test, and where validation ends"
-    assert dataset.repeated("train") == tuple(
+    assert dataset("train").repeated == tuple(
         f"{path}:{line} has the question of {path}:{first}"
         for line, first in ((41, 3), (42, 3), (43, 5), (44, 7), (45, 3))
     )
-    assert build("jsonl", path=write(tmp_path / "e.jsonl", rows(9))).repeated("test") == ()
+    assert build("jsonl", path=write(tmp_path / "e.jsonl", rows(9)), n_test=2, n_validation=0)("test").repeated == ()
 
 
 def test_ids_of_one_question_go_by_what_its_rows_say(tmp_path: Path) -> None:
     made: list[dict[str, object]] = [{"question": "Who?", "answer": answer} for answer in ("b", "a", "c")]
     for order in (made, made[::-1]):
         path = write(tmp_path / "d.jsonl", order)
-        found = build("jsonl", train_path=path, test_path=path, n_test=None)("test")
+        found = held_out(path)("test").questions
         assert [(one.id, one.references) for one in found] == [
             (known("who"), ("a",)),
             (f"{known('who')}-2", ("b",)),
@@ -803,7 +820,7 @@ def test_a_corrected_reference_leaves_a_question_where_it_was(tmp_path: Path) ->
 def test_questions_of_marks_alone_are_told_apart(tmp_path: Path) -> None:
     made: list[dict[str, object]] = [{"question": text, "answer": "1"} for text in ("?", "!", "...")]
     path = write(tmp_path / "d.jsonl", made)
-    assert build("jsonl", train_path=path, test_path=path).repeated("test") == ()
+    assert held_out(path)("test").repeated == ()
 
 
 # Numbers, and references that no answer can match
@@ -843,11 +860,11 @@ def test_a_row_without_a_word_to_score_is_bad_where_the_reward_compares_words(tm
     path = str(tmp_path / "d.jsonl")
     words = InAccuracy("whole", None).problem
     with pytest.raises(ValueError, match=r"d\.jsonl:2: its reference ',' has no word"):
-        build("jsonl", train_path=path, test_path=path, n_test=None).judged_by(words)("test")
-    skipping = build("jsonl", train_path=path, test_path=path, n_test=None, on_bad_row="skip").judged_by(words)
-    assert [question.text for question in skipping("test")] == ["good"]
-    assert len(skipping.skipped("test")) == 1
-    assert len(build("jsonl", train_path=path, test_path=path, n_test=None)("test")) == 2, "no reward, no verdict"
+        held_out(path)("test", words)
+    skipping = held_out(path, on_bad_row="skip")("test", words)
+    assert [question.text for question in skipping.questions] == ["good"]
+    assert len(skipping.skipped) == 1
+    assert len(held_out(path)("test").questions) == 2, "no reward, no verdict"
 
 
 @pytest.mark.usefixtures("offline")
@@ -855,9 +872,9 @@ def test_nq_leaves_out_rows_without_a_word_to_score(tmp_path: Path) -> None:
     odd: list[dict[str, object]] = [{"question": "how many breeds", "answer": ["---"]}]  # both are in NQ's own
     odd.append({"question": "the multiplication sign", "answer": ["the symbol ×", "*"]})
     path = saved_copy(tmp_path / "nq", nq_rows(3, "train"), odd)
-    dataset = build("nq", path=path, n_test=None).judged_by(InAccuracy("whole", None).problem)
-    assert [question.text for question in dataset("test")] == ["the multiplication sign"]
-    (reason,) = dataset.skipped("test").values()
+    found = build("nq", path=path, n_test=None)("test", InAccuracy("whole", None).problem)
+    assert [question.text for question in found.questions] == ["the multiplication sign"]
+    (reason,) = found.skipped.values()
     assert "row 0 of 'validation' is of no use: its reference '---' has no word" in reason
 
 
@@ -909,4 +926,4 @@ def test_files_with_a_question_in_common_are_refused_whatever_the_sizes_and_the_
     with pytest.raises(
         ValueError, match=r"dataset\.train_path and dataset\.test_path have 1 question in common, e\.g\. 'In"
     ):
-        data.check_apart()
+        data("test")

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from stasc.tasks.rewards.words import F1, ExactMatch, InAccuracy, Reward, ZeroOnError, after_last, normalise
+from stasc.tasks.rewards import F1, ExactMatch, InAccuracy, WordReward, ZeroOnError, after_last, normalise
 
 CONF = Path(__file__).parents[2] / "conf" / "reward"
 KINDS = [InAccuracy, ExactMatch, F1]
@@ -100,7 +100,7 @@ def test_an_answer_in_a_script_without_spaces_holds_its_reference(answer: str, g
 
 @each_kind
 @pytest.mark.parametrize("seen", ["\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u200e", "\ufe0f"])
-def test_zero_width_characters_do_not_count(kind: type[Reward], seen: str) -> None:
+def test_zero_width_characters_do_not_count(kind: type[WordReward], seen: str) -> None:
     for normalisation in kind.normalisations:
         reward = kind("whole", None, normalisation)
         assert reward(f"Par{seen}is{seen}", ["Paris"]) == reward("Paris", [f"{seen}Pari{seen}s"]) == 1
@@ -162,14 +162,14 @@ def test_a_reference_without_a_word_is_right_in_no_answer_and_named() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_unknown_normalisation_is_refused_with_those_there_are(kind: type[Reward]) -> None:
+def test_an_unknown_normalisation_is_refused_with_those_there_are(kind: type[WordReward]) -> None:
     known = " or ".join(kind.normalisations)
     with pytest.raises(ValueError, match=rf"reward\.normalisation=trec: expected {known}$"):
         kind("whole", None, "trec")
 
 
 @pytest.mark.parametrize("kind", [ExactMatch, F1])
-def test_the_match_of_tokens_is_of_in_accuracy(kind: type[Reward]) -> None:
+def test_the_match_of_tokens_is_of_in_accuracy(kind: type[WordReward]) -> None:
     with pytest.raises(ValueError, match=r"expected squad or stasc; dpr is a match of tokens, for reward=in_accuracy"):
         kind("whole", None, "dpr")
 
@@ -219,7 +219,7 @@ def test_a_reference_of_articles_only_is_right_among_articles_only(
 @pytest.mark.parametrize(
     "gold", ["The", "a", "nan", "0", "½", "ⅷ", "½ a", "東京", "القاهرة", "İ", "ŉ", "ß", "\u0345a", "C++"]
 )
-def test_a_gold_answer_scores_1_against_itself(kind: type[Reward], gold: str) -> None:
+def test_a_gold_answer_scores_1_against_itself(kind: type[WordReward], gold: str) -> None:
     assert kind("whole", None)(gold, ["no", gold]) == 1
     assert kind("final", "Answer:")(f"I think so. Answer: {gold}", [gold]) == 1
 
@@ -227,14 +227,16 @@ def test_a_gold_answer_scores_1_against_itself(kind: type[Reward], gold: str) ->
 @each_kind
 @given(text=texts)
 @example(text="\ufdfa\u0301" * 200)
-def test_whatever_has_a_letter_or_digit_scores_1_against_itself(kind: type[Reward], text: str) -> None:
+def test_whatever_has_a_letter_or_digit_scores_1_against_itself(kind: type[WordReward], text: str) -> None:
     if any(unicodedata.category(character)[0] in "LN" for character in text):
         assert kind("whole", None)(text, [text]) == 1
 
 
 @each_kind
 @given(answer=texts, references=st.lists(texts, max_size=3))
-def test_every_string_gets_a_finite_reward_from_0_to_1(kind: type[Reward], answer: str, references: list[str]) -> None:
+def test_every_string_gets_a_finite_reward_from_0_to_1(
+    kind: type[WordReward], answer: str, references: list[str]
+) -> None:
     for reward in (kind("whole", None), kind("final", "a")):
         score = reward(answer, references)
         assert isinstance(score, float) and 0 <= score <= 1
@@ -242,7 +244,7 @@ def test_every_string_gets_a_finite_reward_from_0_to_1(kind: type[Reward], answe
 
 @each_kind
 @pytest.mark.parametrize("answer", NASTY.values(), ids=NASTY.keys())
-def test_nasty_strings_are_scored(kind: type[Reward], answer: str) -> None:
+def test_nasty_strings_are_scored(kind: type[WordReward], answer: str) -> None:
     assert kind("whole", None)(answer, ["Paris", *NASTY.values()]) in (0.0, 1.0)
     assert kind("whole", None)("Paris", list(NASTY.values())) == 0
     assert kind("final", "Answer:")(answer, [answer]) == 0
@@ -250,7 +252,7 @@ def test_nasty_strings_are_scored(kind: type[Reward], answer: str) -> None:
 
 @each_kind
 @pytest.mark.parametrize("name", ["empty", "white space", "ascii punctuation", "unicode punctuation", "nested braces"])
-def test_empty_and_punctuation_only_answers_score_0_even_against_themselves(kind: type[Reward], name: str) -> None:
+def test_empty_and_punctuation_only_answers_score_0_even_against_themselves(kind: type[WordReward], name: str) -> None:
     assert kind("whole", None)(NASTY[name], [NASTY[name], "", "...", "Paris"]) == 0
 
 
@@ -277,7 +279,7 @@ def test_empty_and_punctuation_only_answers_score_0_even_against_themselves(kind
         *("\u202eالقاهرة\u202c ", "a\u200b", "ﷺ", "\x00", "the ", "paris", "paris "),
     ],
 )
-def test_a_megabyte_is_scored_in_under_a_second(kind: type[Reward], piece: str) -> None:
+def test_a_megabyte_is_scored_in_under_a_second(kind: type[WordReward], piece: str) -> None:
     answer = piece * (1_000_000 // len(piece.encode("utf-8", "surrogatepass")))
     start = time.process_time()
     assert 0 <= kind("final", "Answer:")(answer, ["Paris"]) <= 1
@@ -287,7 +289,7 @@ def test_a_megabyte_is_scored_in_under_a_second(kind: type[Reward], piece: str) 
 
 @each_kind
 @pytest.mark.parametrize("piece", ["ab. ", "x", "\u0301\u0327", "the ", "a b "])
-def test_a_megabyte_of_reference_is_no_slower(kind: type[Reward], piece: str) -> None:
+def test_a_megabyte_of_reference_is_no_slower(kind: type[WordReward], piece: str) -> None:
     gold = piece * (1_000_000 // len(piece.encode()))
     start = time.process_time()
     assert 0 <= kind("whole", None)(gold[:-2] + "!", ["Paris", gold]) <= 1
@@ -352,7 +354,7 @@ def test_answers_without_the_marker_are_known() -> None:
     assert [final.unmarked(text) for text in ("4", "Final Answer: 4", "**final answer :** 4", "", "Final")] == [
         *(True, False, False, True, True)
     ]
-    assert not InAccuracy("whole", "Final Answer:").unmarked("4")
+    assert InAccuracy("whole", "Final Answer:").unmarked is None
 
 
 def test_a_marker_is_no_regular_expression_and_may_overlap_itself() -> None:
@@ -362,7 +364,7 @@ def test_a_marker_is_no_regular_expression_and_may_overlap_itself() -> None:
 
 
 @each_kind
-def test_final_scores_nothing_before_the_marker_and_whole_scores_all(kind: type[Reward]) -> None:
+def test_final_scores_nothing_before_the_marker_and_whole_scores_all(kind: type[WordReward]) -> None:
     final, whole = kind("final", "Answer:"), kind("whole", "Answer:")
     assert final("Paris or London? Answer: London", ["London"]) == 1
     assert final("Paris. Answer: London", ["Paris"]) == 0
@@ -373,13 +375,13 @@ def test_final_scores_nothing_before_the_marker_and_whole_scores_all(kind: type[
 
 @each_kind
 @pytest.mark.parametrize("marker", [None, "", "  "])
-def test_final_without_a_marker_is_refused_with_a_way_out(kind: type[Reward], marker: str | None) -> None:
+def test_final_without_a_marker_is_refused_with_a_way_out(kind: type[WordReward], marker: str | None) -> None:
     with pytest.raises(ValueError, match=r"reward\.scope=final .* take prompt=cot, or set reward\.marker"):
         kind("final", marker)
 
 
 @each_kind
-def test_an_unknown_scope_is_refused(kind: type[Reward]) -> None:
+def test_an_unknown_scope_is_refused(kind: type[WordReward]) -> None:
     with pytest.raises(ValueError, match=r"reward\.scope='last': expected whole or final"):
         kind("last", "Answer:")
 
@@ -389,7 +391,7 @@ def test_every_reward_file_builds_its_class(file: Path) -> None:
     kind = {"in_accuracy": InAccuracy, "exact_match": ExactMatch, "f1": F1}[file.stem]
     config = OmegaConf.create({"prompt": {"marker": "Answer:"}, "reward": OmegaConf.load(file)})
     settings = OmegaConf.to_container(config.reward, resolve=True)
-    assert isinstance(settings, dict) and settings.pop("_target_") == f"stasc.tasks.rewards.words.{kind.__name__}"
+    assert isinstance(settings, dict) and settings.pop("_target_") == f"stasc.tasks.rewards.{kind.__name__}"
     built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
     assert built == kind(scope="whole", marker="Answer:")
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from stasc.bench.contender import Done, Work, serve, useful
 from stasc.bench.works import quieten
-from stasc.cli.build import build
 from stasc.cli.compose import compose
+from stasc.cli.parts import build
 from stasc.engines.engine import Completion, Decoding, Engine, Request, complete
 from stasc.machine import provenance
 from stasc.models.config import ModelConfig, resolve_device, resolve_dtype

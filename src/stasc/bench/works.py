@@ -85,7 +85,7 @@ class Maker:
         n_init = experiment.sampling.n_init
         y2 = [flat[first : first + n_init] for first in range(0, len(flat), n_init)]
         pairs: list[Pair] = stages.score(experiment.train, y1, y2)
-        kept = [pair for pair in pairs if experiment.keep(pair.r1, pair.r2)]
+        kept = [pair for pair in pairs if experiment.keep(pair)]
         if not kept:
             raise LookupError(f"the filter kept none of {len(pairs)} pairs")
         title = f"{len(kept)} {title}" + (f", {passes} epochs" if passes > 1 else "")

@@ -1,17 +1,50 @@
-"""Is this pair kept for fine-tuning? The paper's Improving and Non-Decreasing Filters, and the released code's."""
+"""Step 3, the filter: which pairs are kept for fine-tuning.
+
+`Strict` and `Lenient` are the paper's Improving and Non-Decreasing Filter, `Maintaining` is the released code's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+from stasc.records import Pair
 from stasc.settings.check import expect, expect_correct_at
+from stasc.settings.signature import first_parameter
+
+
+class Filter(Protocol):
+    """A filter as the algorithm calls it.
+
+    An option of your own is called with `(pair)` if that is the name of its first parameter, otherwise with
+    `(r1, r2)`, the rewards of the initial answer and of the correction, in [0, 1]. `by_pair` adapts the second form.
+    """
+
+    def __call__(self, pair: Pair) -> bool:
+        """Returns whether to keep the pair; its `question`, `y1`, `y2`, `r1` and `r2` are what to decide on."""
+        ...
+
+
+Option = Filter | Callable[[float, float], bool]
+
+
+def takes_pair(option: Option) -> bool:
+    """Returns whether a filter is a function of the whole pair rather than of its two rewards."""
+    return first_parameter(option) == "pair"
+
+
+def by_pair(option: Option) -> Filter:
+    """Returns the filter as a function of a pair."""
+    if takes_pair(option):
+        return option  # type: ignore[return-value]
+    return lambda pair: option(pair.r1, pair.r2)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
 class Strict:
-    """The paper's Improving Filter: keep a correction that beats its initial answer by more than `margin`."""
+    """The paper's Improving Filter: keeps a correction that beats its initial answer by more than `margin`."""
 
-    letter: str
     margin: float  # reward, 0..1
 
     def __post_init__(self) -> None:
@@ -23,9 +56,8 @@ class Strict:
 
 @dataclass(frozen=True)
 class Lenient:
-    """The paper's Non-Decreasing Filter: what `Strict` keeps, and right answers that are not made worse."""
+    """The paper's Non-Decreasing Filter: keeps what `Strict` keeps, and right answers that do not get worse."""
 
-    letter: str
     margin: float  # reward, 0..1
     correct_at: float  # the reward from which an answer counts as right, 0..1
 
@@ -39,13 +71,12 @@ class Lenient:
 
 @dataclass(frozen=True)
 class Maintaining:
-    """Not in the paper: keep right answers that stay right, and no improvement.
+    """Not in the paper: keeps right answers that stay right, and no improvement.
 
     The authors' released code implements its non-decreasing filter this way, and their published curves were made
     with it.
     """
 
-    letter: str
     correct_at: float  # the reward from which an answer counts as right, 0..1
 
     def __post_init__(self) -> None:
@@ -57,9 +88,7 @@ class Maintaining:
 
 @dataclass(frozen=True)
 class All:
-    """Not in the paper: keep every pair, as a run without a filter would."""
-
-    letter: str
+    """Not in the paper: keeps every pair, as a run without a filter would."""
 
     def __call__(self, r1: float, r2: float) -> bool:
         return True

@@ -1,24 +1,26 @@
-"""Which initial answer is a correction paired with?"""
+"""Pairing and scoring: which initial answer a correction is paired with, and the rewards of each pair."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from stasc.errors import NonFiniteRewardError
 from stasc.records import Answer, Pair, Question, Split
+from stasc.tasks.rewards.errors import ZeroOnError, batch
+from stasc.tasks.rewards.interface import AnyReward, is_batched
 
-Reward = Callable[[str, Sequence[str]], float]
 Pairing = Callable[[int, int], Iterable[int]]
 
 
 def own(seen: int, n_init: int) -> Iterable[int]:
-    """The initial answer that the correction saw: Algorithm 1."""
+    """Returns the initial answer that the correction saw: Algorithm 1."""
     return (seen,)
 
 
 def crossed(seen: int, n_init: int) -> Iterable[int]:
-    """Every initial answer of the question, as the authors' released code does."""
+    """Returns every initial answer of the question, as the authors' released code does."""
     return range(n_init)
 
 
@@ -29,10 +31,12 @@ def score(
     split: Split,
     y1: Sequence[Sequence[Answer]],
     y2: Sequence[Sequence[Sequence[Answer]]],
-    reward: Reward,
+    reward: AnyReward,
     pairing: Pairing,
 ) -> list[Pair]:
-    """Every pair (y1, y2) that `pairing` makes, with its rewards, ordered by question, initial answer, correction.
+    """Returns every pair (y1, y2) that `pairing` makes, ordered by question, correction, initial answer.
+
+    Each answer is scored once, all of them in one call if the reward is batched.
 
     Args:
         y1: initial answers, [question][i].
@@ -40,27 +44,64 @@ def score(
     Raises: ValueError if a reward raises or is not in [0, 1], naming the question and the answer; it is a
         NonFiniteRewardError for NaN and infinity.
     """
+    rated: list[_Rated] = []
+    for question, initial, corrections in zip(split.questions, y1, y2, strict=True):
+        rated += [_Rated(question, answer, f"initial answer {i}") for i, answer in enumerate(initial)]
+        for seen, some in enumerate(corrections):
+            rated += [
+                _Rated(question, answer, f"correction {k} of initial answer {seen}") for k, answer in enumerate(some)
+            ]
+    rewards = iter([_checked(value, one) for value, one in zip(_rewards(reward, rated), rated, strict=True)])
+
     pairs = []
     for question, initial, corrections in zip(split.questions, y1, y2, strict=True):
-        r1 = [_rated(reward, question, answer, f"initial answer {i}") for i, answer in enumerate(initial)]
-        for seen, seen_corrections in enumerate(corrections):
-            for k, correction in enumerate(seen_corrections):
-                r2 = _rated(reward, question, correction, f"correction {k} of initial answer {seen}")
+        r1 = [next(rewards) for _ in initial]
+        for seen, some in enumerate(corrections):
+            for k, correction in enumerate(some):
+                r2 = next(rewards)
                 pairs += [
                     Pair(question, i, seen, k, initial[i], correction, r1[i], r2) for i in pairing(seen, len(initial))
                 ]
     return pairs
 
 
-def _rated(reward: Reward, question: Question, answer: Answer, name: str) -> float:
+class _Rated(NamedTuple):
+    question: Question
+    answer: Answer
+    name: str
+
+
+def _rewards(reward: AnyReward, rated: Sequence[_Rated]) -> Iterable[float]:
+    answers = [one.answer.text for one in rated]
+    references = [one.question.references for one in rated]
+    if isinstance(reward, ZeroOnError):
+        return reward.each(answers, references)
+    if not is_batched(reward):
+        return _one_by_one(reward, rated)
     try:
-        value = float(reward(answer.text, question.references))
+        return batch(reward, answers, references)
     except Exception as error:  # a reward is anybody's code
-        raise ValueError(
-            f"the reward raised {type(error).__name__} for {name} to {question.name}: {error}; "
-            "mend it, or set reward_errors=zero to count such answers 0"
-        ) from error
+        raise ValueError(_raised(error, f"a batch of {len(rated)} answers")) from error
+
+
+def _one_by_one(reward: AnyReward, rated: Sequence[_Rated]) -> Iterator[float]:
+    for question, answer, name in rated:
+        try:
+            value = float(reward(answer.text, question.references))  # type: ignore[arg-type]
+        except Exception as error:
+            raise ValueError(_raised(error, f"{name} to {question.name}")) from error
+        yield value
+
+
+def _raised(error: Exception, what: str) -> str:
+    return (
+        f"the reward raised {type(error).__name__} for {what}: {error}; "
+        "fix it, or set reward_errors=zero to count such answers 0"
+    )
+
+
+def _checked(value: float, one: _Rated) -> float:
     if not 0 <= value <= 1:
         kind = ValueError if math.isfinite(value) else NonFiniteRewardError
-        raise kind(f"the reward gave {value} for {name} to {question.name}; expected a number in [0, 1]")
+        raise kind(f"the reward gave {value} for {one.name} to {one.question.name}; expected a number in [0, 1]")
     return value

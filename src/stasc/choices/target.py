@@ -1,67 +1,91 @@
-"""What is the model trained to say? The paper's correction; for the baselines, the initial or the reference answer.
+"""Step 4, the target: what the model is trained to say.
 
-A baseline is Algorithm 1 with another target: what need not be sampled for it is passed through, not sampled.
+The paper trains the correction. Other targets are baselines: Algorithm 1 with another answer to train. They sample no
+more than they need, and pass an answer through where a stage is skipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from stasc.machine.sealed import digest
 from stasc.records import Answer, Keyed, Pair, Split
-from stasc.tasks.prompt import Message, Prompt
+from stasc.tasks.prompt import Conversations, Message
 
-Sample = Callable[[Any, Split, int], Keyed[list[Answer]]]
-Correct = Callable[[Any, Split, Any, int], Keyed[list[list[Answer]]]]
+Sample = Callable[[Any, Split, int], Keyed[list[Answer]]]  # (model, split, n) -> y1[question][i]
+Correct = Callable[[Any, Split, Any, int], Keyed[list[list[Answer]]]]  # (model, split, y1, n) -> y2[question][i][k]
+
+
+class Target(Protocol):
+    """What is trained, and which answers are sampled for it."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run trains at all; if not, it evaluates M_0, whatever `iterations` says."""
+        ...
+
+    @property
+    def corrects(self) -> bool:
+        """Whether corrections are sampled for training; if not, y2 is y1 in the training pairs."""
+        ...
+
+    def stages(self, sample: Sample, correct: Correct) -> tuple[Sample, Correct]:
+        """Returns steps 1 and 2 for this target: the given ones, or ones that pass training answers through.
+
+        Held-out questions (`split.name != "train"`) must be sampled and corrected as given. Answers that are not
+        sampled come as a `Keyed` list, whose key is a digest of everything that decides them.
+        """
+        ...
+
+    def example(self, prompt: Conversations, pair: Pair) -> tuple[list[Message], Answer]:
+        """Returns the conversation so far, and the answer that is trained as its next turn."""
+        ...
 
 
 @dataclass(frozen=True)
 class Correction:
-    """The paper's: y2, given (x, y1)."""
+    """The paper's target: y2, given (x, y1)."""
 
-    suffix: str
+    trains: ClassVar[bool] = True
+    corrects: ClassVar[bool] = True
 
     def stages(self, sample: Sample, correct: Correct) -> tuple[Sample, Correct]:
-        """Steps 1 and 2 of Algorithm 1 for this target, made of those that sample."""
         return sample, correct
 
-    def example(self, prompt: Prompt, pair: Pair) -> tuple[list[Message], Answer]:
-        """The conversation so far, and the answer that is trained on in it."""
+    def example(self, prompt: Conversations, pair: Pair) -> tuple[list[Message], Answer]:
         return prompt.ask_to_correct(pair.question.text, pair.y1.text), pair.y2
 
 
 @dataclass(frozen=True)
 class Nothing(Correction):
-    """No training: the run is the evaluation of M_0, however many iterations are set."""
+    """No training: the run is the evaluation of M_0."""
+
+    trains: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
 class Initial:
-    """STaR's (Zelikman et al., arXiv 2203.14465): y1, given x. In training, y2 is y1."""
+    """STaR's target (Zelikman et al., arXiv 2203.14465): y1, given x. In training, y2 is y1."""
 
-    suffix: str
+    trains: ClassVar[bool] = True
+    corrects: ClassVar[bool] = False
 
     def stages(self, sample: Sample, correct: Correct) -> tuple[Sample, Correct]:
-        """Steps 1 and 2 of Algorithm 1 for this target, made of those that sample."""
-        return sample, _twice(correct)
+        return sample, _uncorrected(correct)
 
-    def example(self, prompt: Prompt, pair: Pair) -> tuple[list[Message], Answer]:
-        """The conversation so far, and the answer that is trained on in it."""
+    def example(self, prompt: Conversations, pair: Pair) -> tuple[list[Message], Answer]:
         return prompt.ask(pair.question.text), pair.y1
 
 
 @dataclass(frozen=True)
-class Gold:
+class Gold(Initial):
     """Supervised fine-tuning: the first reference answer, given x. In training, y1 and y2 are that answer."""
 
-    suffix: str
-    marker: str | None  # stands before it, where the prompt asks for one
+    marker: str | None  # written before the answer, where the prompt asks for one
 
     def stages(self, sample: Sample, correct: Correct) -> tuple[Sample, Correct]:
-        """Steps 1 and 2 of Algorithm 1 for this target, made of those that sample."""
-
         def reference(model: Any, split: Split, n: int) -> Keyed[list[Answer]]:
             if split.name != "train":
                 return sample(model, split, n)
@@ -69,21 +93,15 @@ class Gold:
             asked = [[question.text, text] for question, text in zip(split.questions, texts, strict=True)]
             return Keyed(digest(asked), [[Answer(text, 0)] for text in texts])
 
-        return reference, _twice(correct)
-
-    def example(self, prompt: Prompt, pair: Pair) -> tuple[list[Message], Answer]:
-        """The conversation so far, and the answer that is trained on in it."""
-        return prompt.ask(pair.question.text), pair.y1
+        return reference, _uncorrected(correct)
 
 
-def _twice(correct: Correct) -> Correct:
-    """Gives initial answers back as their own corrections, in training; held-out ones are corrected."""
+def _uncorrected(correct: Correct) -> Correct:
+    """Returns a step 2 that repeats the initial answers of training questions, and corrects those of held-out ones."""
 
     def same(model: Any, split: Split, y1: Any, n: int) -> Keyed[list[list[Answer]]]:
-        return (
-            correct(model, split, y1, n)
-            if split.name != "train"
-            else Keyed(y1.key, [[[a] for a in some] for some in y1])
-        )
+        if split.name != "train":
+            return correct(model, split, y1, n)
+        return Keyed(y1.key, [[[answer] for answer in answers] for answers in y1])
 
     return same

@@ -73,12 +73,6 @@ def of_value(error: OmegaConfBaseException) -> str:
     reason, name = reason_of(error), str(error.full_key or "settings")
     if name != "variant":
         return f"{name}: {reason}"
-    if found := re.search(r"'(\w+)\.(letter|suffix)' not found", reason):
-        group, part = found.groups()
-        return (
-            f"variant: {group} has no {part}, its part of the variant's name: add {part}: X to its YAML file, or "
-            f"+{group}.{part}=X on the command line, or give variant=NAME"
-        )
     return f"variant: {reason}; give variant=NAME"
 
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +52,7 @@ def commit() -> str | None:
     return head + ("+" if changed else "")
 
 
-def data_digest(questions: Sequence[Question], skipped: Sequence[str] = ()) -> str:
+def data_digest(questions: Sequence[Question], skipped: Iterable[str] = ()) -> str:
     """Returns the sha256 of the questions and their references, in order, and of the names of skipped rows."""
     lines = [json.dumps(asdict(question), ensure_ascii=True, sort_keys=True) for question in questions]
     lines += [json.dumps(name, ensure_ascii=True) for name in skipped]

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from stasc.models.chat import Chat, Refused
 from stasc.records import Split
 from stasc.settings.sections import Evaluation, Sampling
-from stasc.tasks.prompt import Message, Prompt
+from stasc.tasks.prompt import Conversations, Message
+
+_ANSWER = "\ue000"  # private use: no prompt contains it
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -25,7 +27,7 @@ def context_limit(config: PreTrainedConfig) -> int | None:
 def check_context(
     limit: int | None,
     chat: Chat,
-    prompt: Prompt,
+    prompt: Conversations,
     train: Split,
     test: Split,
     sampling: Sampling,

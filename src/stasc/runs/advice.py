@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from stasc.choices.filter import Lenient
+from stasc.choices.filter import Lenient, Option
 from stasc.records import REASONS, LeftOut, Pair
 from stasc.units import counted
 
 
 def nothing_kept(
     pairs: Sequence[Pair],
-    keep: Callable[[float, float], bool],
+    option: Option,
     correct_at: float,
     samples: str,
     unmarked: Callable[[str], bool] | None = None,
 ) -> str:
-    """Says why no pair was kept, and which settings would keep some of these pairs or others.
+    """Returns why no pair was kept, and which settings would keep some.
 
     Args:
+        option: the filter.
         correct_at: the reward from which an answer counts as right.
+        samples: the setting for the number of trained answers that are sampled, such as `sampling.n_corr`.
         unmarked: whether an answer lacks the marker that its reward looks for.
-        samples: the setting that says how many of the trained answers are sampled, such as `sampling.n_corr`.
     """
-    option = type(keep).__name__.lower()
     mean_r1, mean_r2 = (sum(rewards) / len(pairs) for rewards in zip(*((p.r1, p.r2) for p in pairs), strict=True))
     found = (
-        f"filter={option} kept 0 of {counted(len(pairs), 'pair')} (mean r1 {mean_r1:.2f}, r2 {mean_r2:.2f}), "
-        "nothing to train on; "
+        f"filter={type(option).__name__.lower()} kept 0 of {counted(len(pairs), 'pair')} "
+        f"(mean r1 {mean_r1:.2f}, r2 {mean_r2:.2f}), nothing to train on; "
     )
     if not any(pair.r1 or pair.r2 for pair in pairs):
         answers = [answer for pair in pairs for answer in (pair.y1, pair.y2)]
@@ -43,14 +43,14 @@ def nothing_kept(
             + (f"raise sampling.max_new_tokens ({cut:.0%} of the answers were cut off), " if cut > 0.5 else "")
             + "raise dataset.n_train or sampling.n_init, take another reward=, or a stronger model="
         )
-    lenient = Lenient("", 0.0, correct_at)
+    lenient = Lenient(0.0, correct_at)
     would_keep = sum(lenient(pair.r1, pair.r2) for pair in pairs)
     other = f", or take filter=lenient, which keeps {would_keep} of these pairs" if would_keep else ""
     return found + f"raise {samples} or dataset.n_train{other}"
 
 
 def nothing_usable(pairs: Sequence[Pair], left_out: Sequence[LeftOut]) -> str:
-    """Says why none of the pairs that passed the filter can be trained on, and which setting helps."""
+    """Returns why no pair that passed the filter can be trained on, and which setting helps."""
     counts = Counter(reason for _, reason in left_out)
     reasons = "; ".join(f"{count}: {REASONS[reason]}" for reason, count in counts.items())
     way_out = (

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stasc.choices.target import Correction
 from stasc.errors import NonFiniteError
 from stasc.machine import provenance
 from stasc.machine.paths import naming
@@ -28,7 +27,7 @@ from stasc.settings.table import deciding
 from stasc.store import keys, leases
 from stasc.store.artifacts import Store
 from stasc.store.leases import Lease
-from stasc.tasks.rewards.words import inner
+from stasc.tasks.rewards import attribute, inner
 from stasc.tracking import Journal, RunInfo, Wandb, fallback, scrub
 from stasc.tracking.console import Console
 from stasc.units import counted
@@ -96,7 +95,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
     with Journal(path / "journal.jsonl") as journal:
         tracker = experiment.tracking.start(info)
         summary, correct_at = _first_summary(prepared), experiment.loop.correct_at
-        folder = RunFolder(path, summary, journal, tracker, correct_at, experiment.reward, experiment.keep)
+        folder = RunFolder(path, summary, journal, tracker, correct_at, experiment.reward, experiment.filter)
         with _recording_failure(folder):
             try:
                 folder.begin((experiment.train, experiment.test), **_provenance(prepared, info))
@@ -242,6 +241,6 @@ def _why_empty(iteration: Iteration[Model], experiment: Experiment) -> str:
     """Returns why an iteration has nothing to train on, and which setting to change."""
     if iteration.left_out:
         return advice.nothing_usable(iteration.pairs, iteration.left_out)
-    samples = "sampling.n_corr" if isinstance(experiment.target, Correction) else "sampling.n_init"
-    unmarked = getattr(inner(experiment.reward), "unmarked", None)
-    return advice.nothing_kept(iteration.pairs, experiment.keep, experiment.loop.correct_at, samples, unmarked)
+    samples = "sampling.n_corr" if experiment.target.corrects else "sampling.n_init"
+    unmarked = attribute(inner(experiment.reward), "unmarked")
+    return advice.nothing_kept(iteration.pairs, experiment.filter, experiment.loop.correct_at, samples, unmarked)

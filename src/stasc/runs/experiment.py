@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stasc.algorithm import Init
-from stasc.choices.pairing import Pairing, Reward
-from stasc.choices.target import Correction, Gold, Initial
+from stasc.choices.filter import Filter, Option, by_pair, takes_pair
+from stasc.choices.init import Init
+from stasc.choices.pairing import Pairing
+from stasc.choices.start import Start
+from stasc.choices.target import Target
 from stasc.engines.engine import Engine
 from stasc.models.config import ModelConfig
-from stasc.models.model import Model
-from stasc.records import Split
+from stasc.records import Answer, Pair, Question, Split
 from stasc.settings.sections import Evaluation, Loop, Sampling, StoreConfig
-from stasc.tasks.prompt import Prompt
+from stasc.tasks.prompt import Conversations
+from stasc.tasks.rewards import AnyReward
 from stasc.tracking import Off, Wandb, redact
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,15 @@ class Experiment:
     sampling: Sampling
     evaluation: Evaluation
     init: Init
-    keep: Callable[[float, float], bool]
-    start: Callable[[Model, Model], Model]
-    target: Correction | Initial | Gold
+    filter: Option
+    keep: Filter  # the filter as a function of a pair
+    start: Start
+    target: Target
     finetune: Method
     loss: Loss
     pairing: Pairing
-    reward: Reward
-    prompt: Prompt
+    reward: AnyReward
+    prompt: Conversations
     model: ModelConfig
     engine: Engine
     tracking: Wandb | Off
@@ -53,3 +53,27 @@ class Experiment:
     def config(self) -> dict[str, object]:
         """The settings without secrets."""
         return redact(self.settings)
+
+
+def check_target(target: Target, option: Option, pairing: str, questions: Sequence[Question]) -> None:
+    """Checks that the filter and the pairing can keep something for a target without corrections.
+
+    A filter of a pair is tried on right answers to the training questions, a short and a long one each.
+    Raises: ValueError naming the setting to change.
+    """
+    if target.corrects:
+        return
+    name = type(target).__name__.lower()
+    if pairing != "own":
+        raise ValueError(f"pairing={pairing} pairs corrections, but target={name} samples none: set pairing=own")
+    if not any(map(by_pair(option), _right_pairs(questions if takes_pair(option) else questions[:1]))):
+        raise ValueError(
+            f"filter={type(option).__name__.lower()} keeps nothing with target={name}, where y2 is y1: set "
+            "filter=lenient to keep right answers, or filter=all"
+        )
+
+
+def _right_pairs(questions: Sequence[Question]) -> list[Pair]:
+    texts = [(question, text) for question in questions for text in (question.references[0], 99 * question.text)]
+    answers = [(question, Answer(text, len(text.split()))) for question, text in texts]
+    return [Pair(question, 0, 0, 0, answer, answer, 1.0, 1.0) for question, answer in answers]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stasc import tracking
+from stasc.choices.filter import Option
 from stasc.machine import durable
 from stasc.machine.sealed import file_sha256
 from stasc.records import REASONS, Iteration, Pair, Split
 from stasc.runs import vote
 from stasc.runs.metrics import describe, unmarked
 from stasc.runs.verdict import not_kept
-from stasc.tasks.rewards.words import Reward, inner
+from stasc.tasks.rewards import attribute, inner
 from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class RunFolder:
         tracker: Tracker,
         correct_at: float,
         reward: object = None,
-        keep: Callable[[float, float], bool] | None = None,
+        keep: Option | None = None,
     ) -> None:
         self.path, self.summary = path, summary
         self._reward, self._key, self._keep = inner(reward), vote.key_of(reward), keep
@@ -112,8 +113,8 @@ class RunFolder:
             self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
 
     def _describe(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        marked = isinstance(self._reward, Reward) and self._reward.scope == "final"
-        return describe(pairs, self._correct_at) | (unmarked(pairs, self._reward.unmarked) if marked else {})
+        lacks_marker = attribute(self._reward, "unmarked")
+        return describe(pairs, self._correct_at) | (unmarked(pairs, lacks_marker) if lacks_marker else {})
 
     def _describe_train(self, iteration: Iteration[Any]) -> dict[str, float] | None:
         if not iteration.pairs:

@@ -1,4 +1,4 @@
-"""What is reported of a set of pairs: accuracies, the four transitions, and how the answers look."""
+"""Metrics of a set of pairs: accuracies, the four transitions, and what the answers look like."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from stasc.records import NOT_ASKED, Answer, Pair
 
 
 def describe(pairs: Sequence[Pair], correct_at: float) -> dict[str, float]:
-    """Fractions of the pairs, mean rewards and mean lengths in tokens; an answer is right from `correct_at` on.
+    """Returns fractions of the pairs, mean rewards and mean lengths in tokens.
 
-    `right_wrong` is the share of pairs whose initial answer is right and whose correction is wrong.
+    An answer is right if its reward is at least `correct_at`. `right_wrong` is the share of
+    pairs whose initial answer is right and whose correction is wrong.
     """
     right = [(pair.r1 >= correct_at, pair.r2 >= correct_at) for pair in pairs]
     return {
@@ -40,7 +41,7 @@ def _looks(name: str, answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def unmarked(pairs: Sequence[Pair], lacks_marker: Callable[[str], bool]) -> dict[str, float]:
-    """Fractions of the pairs whose initial answer, and whose correction, lacks the marker that its score needs."""
+    """Returns the fractions of pairs whose initial answer, and whose correction, lacks the answer marker."""
     return {
         "init_unmarked": fmean(lacks_marker(pair.y1.text) for pair in pairs),
         "corr_unmarked": fmean(lacks_marker(pair.y2.text) for pair in pairs),

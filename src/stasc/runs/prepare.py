@@ -23,7 +23,7 @@ from stasc.runs.experiment import Experiment
 from stasc.store import content, keys
 from stasc.store.artifacts import Store
 from stasc.store.leases import Lease
-from stasc.tasks.rewards.words import ZeroOnError
+from stasc.tasks.rewards import inner
 
 if TYPE_CHECKING:
     from stasc.models.chat import Chat
@@ -99,8 +99,8 @@ def _recipes(experiment: Experiment, chat: Chat, live: LiveModel, base: str) -> 
         sampling={train: sampling, test: experiment.evaluation.sampling(sampling)},
         batch={train: None, test: experiment.evaluation.batch},
         parts={
-            "reward": experiment.reward.reward if isinstance(experiment.reward, ZeroOnError) else experiment.reward,
-            "filter": experiment.keep,
+            "reward": inner(experiment.reward),
+            "filter": experiment.filter,
             "target": experiment.target,
             "finetune": experiment.finetune,
             "loss": experiment.loss,
@@ -194,7 +194,7 @@ def _plan(experiment: Experiment, recipes: keys.Recipes, m_0: Model, empty: Coll
     from stasc.store.plan import Plan
 
     plan = Plan(recipes, empty)
-    for _ in loop(replace(experiment, keep=lambda r1, r2: True), m_0.key, plan):
+    for _ in loop(replace(experiment, keep=lambda pair: True), m_0.key, plan):
         pass
     return tuple(plan.steps)
 

@@ -1,22 +1,20 @@
-"""Why a pair is not trained on, in a few words, as pairs.jsonl says it."""
+"""Why the filter drops a pair, in a few words, as pairs.jsonl says it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from stasc.choices.filter import Lenient, Maintaining, Strict
+from stasc.choices.filter import Lenient, Maintaining, Option, Strict
 
 
-def not_kept(keep: Callable[[float, float], bool] | None, r1: float, r2: float) -> str:
-    """Why a filter did not keep a pair with these rewards."""
-    return f"{_reason(keep, r1, r2)}: r1 {r1:.4g}, r2 {r2:.4g}"
+def not_kept(option: Option | None, r1: float, r2: float) -> str:
+    """Returns why a filter did not keep a pair with these rewards."""
+    return f"{_reason(option, r1)}: r1 {r1:.4g}, r2 {r2:.4g}"
 
 
-def _reason(keep: Callable[[float, float], bool] | None, r1: float, r2: float) -> str:
-    if isinstance(keep, Strict):
-        return f"not better by more than {keep.margin:g}" if keep.margin else "not better"
-    if isinstance(keep, Lenient):
-        return "right, and made worse" if r1 >= keep.correct_at else "wrong, and not better"
-    if isinstance(keep, Maintaining):
-        return "right, and made wrong" if r1 >= keep.correct_at else "the initial answer is wrong"
+def _reason(option: Option | None, r1: float) -> str:
+    if isinstance(option, Strict):
+        return f"not better by more than {option.margin:g}" if option.margin else "not better"
+    if isinstance(option, Lenient):
+        return "right, and made worse" if r1 >= option.correct_at else "wrong, and not better"
+    if isinstance(option, Maintaining):
+        return "right, and made wrong" if r1 >= option.correct_at else "the initial answer is wrong"
     return "left out by the filter"

@@ -1,7 +1,7 @@
-"""What several initial answers to a question come to without a correction: their majority, and whether one is right.
+"""Votes on several initial answers to a question: the majority's reward, and whether any answer is right.
 
-Self-consistency (Wang et al., arXiv 2203.11171) takes the answer that most samples give. So that it costs what a
-correction costs, it takes k samples, which have as many tokens as one initial answer and its correction.
+Self-consistency (Wang et al., arXiv 2203.11171) takes the answer that most samples give. It takes k samples here, where
+k samples have as many tokens as one initial answer and its correction, so both cost the same.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from stasc.records import Pair
-from stasc.tasks.rewards.words import inner
+from stasc.tasks.rewards import attribute, inner
 
 Key = Callable[[str], Hashable]
 
@@ -25,16 +25,17 @@ NO_KEY = (
 
 
 def key_of(reward: Any) -> Key | None:
-    """What tells answers that say the same: the `key` of the reward, or of the function that it was made of.
+    """Returns the reward's `key`, which tells answers that say the same; None if it has none.
 
-    Where errors of the reward count 0, one of its key is no vote.
+    With `reward_errors=zero`, an answer for which it raises has no vote; otherwise the error is a ValueError that
+    names the answer.
     """
     one = inner(reward)
-    key = getattr(one, "key", None) or getattr(getattr(one, "func", None), "key", None)  # the second: a partial
-    if not callable(key):
+    key = attribute(one, "key")
+    if key is None:
         return None
 
-    def told(text: str) -> Hashable:
+    def checked(text: str) -> Hashable:
         try:
             value: Hashable = key(text)
             hash(value)
@@ -44,17 +45,17 @@ def key_of(reward: Any) -> Key | None:
             raise ValueError(f"the reward's key raised {type(error).__name__} for {text[:60]!r}: {error}") from error
         return value
 
-    return told
+    return checked
 
 
 def affordable(pairs: Sequence[Pair]) -> int:
-    """k: as many initial answers as have the tokens of one and its correction, on average over the pairs, rounded."""
+    """Returns k: how many initial answers have the tokens of one and its correction, on average, rounded."""
     initial, correction = sum(pair.y1.tokens for pair in pairs), sum(pair.y2.tokens for pair in pairs)
     return max(1, round((initial + correction) / initial)) if initial else 1
 
 
 def majority(answers: Sequence[Pair], key: Key) -> Pair:
-    """The first pair whose initial answer has the key that most have; of as many, the first.
+    """Returns the first pair whose initial answer has the most frequent key; ties go to the earlier key.
 
     Answers with an empty key, such as those without the marker, have no vote.
     """
@@ -68,9 +69,9 @@ def _says_something(key: Hashable) -> bool:
 
 
 def voted(pairs: Sequence[Pair], k: int, key: Key) -> list[float]:
-    """For each pair, the reward of the majority of k initial answers to its question, of which its own is the first.
+    """Returns, for each pair, the reward of the majority of k initial answers, starting with its own.
 
-    After the last answer to a question comes its first one, so each is in as many votes as any other.
+    After the last answer to a question comes the first one, so all answers are in equally many votes.
     """
     rewards = []
     for answers in _by_question(pairs):
@@ -80,14 +81,14 @@ def voted(pairs: Sequence[Pair], k: int, key: Key) -> list[float]:
 
 
 def voted_by_all(pairs: Sequence[Pair], key: Key) -> list[float]:
-    """For each pair, the reward of the majority of all initial answers to its question."""
+    """Returns, for each pair, the reward of the majority of all initial answers to its question."""
     return [majority(answers, key).r1 for answers in _by_question(pairs) for _ in answers]
 
 
 def describe(pairs: Sequence[Pair], correct_at: float, key: Key | None) -> dict[str, float]:
-    """Fractions of the votes, or questions, that are right; nothing where each question has one initial answer.
+    """Returns the fractions of votes, and of questions, that are right; empty for one initial answer per question.
 
-    Without a key there are no votes.
+    Without a key, votes are left out.
     """
     questions = _by_question(pairs)
     samples = min(map(len, questions))

@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from stasc.choices.filter import Filter
 from stasc.engines.engine import Request, Row
 from stasc.errors import NonFiniteError
 from stasc.machine import durable
@@ -27,7 +28,7 @@ from stasc.records import NOT_ASKED, Advance, Answer, Keyed, Pair, Split
 from stasc.stages import Stages
 from stasc.store.artifacts import Artifact, InputsChanged, Store
 from stasc.store.keys import Description, Recipes
-from stasc.tasks.rewards.words import ZeroOnError
+from stasc.tasks.rewards import ZeroOnError
 from stasc.tracking import redact
 from stasc.tracking.looks import Looks
 
@@ -57,7 +58,7 @@ class Derivation:
         stages: Stages,
         store: Store,
         recipes: Recipes,
-        keep: Callable[[float, float], bool],
+        keep: Filter,
         progress: Progress,
     ) -> None:
         self.training: dict[int, Mapping[str, float]] = {}
@@ -114,7 +115,7 @@ class Derivation:
             (work / ERRORS).unlink(missing_ok=True)  # left by an interrupted try
             if isinstance(reward, ZeroOnError) and (errors := reward.pop_errors()):
                 durable.write(work / ERRORS, json.dumps(errors).encode())
-            verdicts = [{"kept": bool(self._keep(pair.r1, pair.r2))} if training else {} for pair in scored]
+            verdicts = [{"kept": bool(self._keep(pair))} if training else {} for pair in scored]
             lines = [
                 {**pair.names, "r1": pair.r1, "r2": pair.r2, **verdict}
                 for pair, verdict in zip(scored, verdicts, strict=True)
@@ -142,7 +143,7 @@ class Derivation:
 
     def finetune(self, start: Model, kept: Sequence[Pair], n: int) -> Model:
         """Returns M_n: `start` trained on the kept corrections."""
-        assert kept == [pair for pair in self._pairs if self._keep(pair.r1, pair.r2) and not self.unusable(pair)]
+        assert kept == [pair for pair in self._pairs if self._keep(pair) and not self.unusable(pair)]
         description = self._recipes.finetune(start.key, self._pairs.key, n)
         key = digest(description)
         made = self._stages.tune.model(start, self._store.root / "model" / key / "weights", key)

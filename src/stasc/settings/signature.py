@@ -1,0 +1,29 @@
+"""How an option that may be any function is called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+
+
+def signature_of(function: Callable[..., object]) -> inspect.Signature | None:
+    """Returns a callable's signature; None where Python knows none, as for some functions written in C."""
+    try:
+        return inspect.signature(function)
+    except ValueError:
+        return None
+
+
+def accepts(signature: inspect.Signature, names: tuple[str, ...], settings: Mapping[str, object] | None = None) -> bool:
+    """Checks whether a call with these positional arguments, and these keyword arguments, is possible."""
+    try:
+        signature.bind(*names, **(settings or {}))
+    except TypeError:
+        return False
+    return True
+
+
+def first_parameter(function: Callable[..., object]) -> str | None:
+    """Returns the name of a callable's first parameter; None if it has none, or Python does not know it."""
+    signature = signature_of(function)
+    return next(iter(signature.parameters), None) if signature else None
