@@ -94,7 +94,7 @@ def test_the_papers_set_up_has_the_papers_values(name: str, model: str, n_init: 
         "finetune.warmup_ratio": 0.03,
         "finetune.weight_decay": 0.1,
         "pairing": "own",
-        "expect.name": name,
+        "sweep.name": name,
     }
     assert {leaf: OmegaConf.select(cfg, leaf) for leaf in expected} == expected
 
@@ -147,7 +147,7 @@ LINE = re.compile(r"^job (\d) of (\d): (\S+), seed (\d)(?:; .+ so far)?(?:; abou
 
 @pytest.mark.slow
 def test_the_ablation_runs_without_more_words_and_goes_on_with_the_same_ones(command: Zygote, tmp_path: Path) -> None:
-    """Neither --multirun nor expect.name is needed. Before each job, it says which of how many it is."""
+    """Neither --multirun nor sweep.name is needed. Before each job, it says which of how many it is."""
     given = ["experiment=ablation", *SMALL, *EARNABLE, "seed=0", "finetune=full", "start=evolving"]
     first = command.run(tmp_path, *given)
     assert first.returncode == 0, first.stderr
