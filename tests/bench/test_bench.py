@@ -97,7 +97,7 @@ def test_ratios_are_of_repetitions_that_followed_each_other() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_peak_memory_is_that_since_the_reset() -> None:
-    with mmap(-1, 300_000_000) as big:  # of its own: what is freed, the process may keep
+    with mmap(-1, 300_000_000) as big:  # unlike freed memory, it returns to the system
         for _ in range(300):
             big.write(b"x" * 1_000_000)
         high = peak_bytes()
@@ -135,7 +135,7 @@ def test_contenders_race_on_works_of_the_default_run(arena: Arena) -> None:
             alike = [0 < some <= every for some, every in zip(run.followed, later, strict=run is match.ours)]
             assert alike == ([True] * 2 if run is match.ours else [])
             assert all(1 <= length <= 4 for length in run.lengths)
-    assert outcomes[0].matches[0].ours.lengths == outcomes[0].matches[1].ours.lengths  # the noise is the questions'
+    assert outcomes[0].matches[0].ours.lengths == outcomes[0].matches[1].ours.lengths  # noise belongs to the question
     assert outcomes[1].matches[0].ours.loss
 
     made = report.tables(outcomes, grown, {"L": "it needs a file"})

@@ -1,4 +1,4 @@
-"""What a launcher of distributed training leaves in the environment changes no run."""
+"""Environment variables of launchers of distributed training change no run."""
 
 from __future__ import annotations
 

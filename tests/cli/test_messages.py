@@ -1,4 +1,4 @@
-"""What is said of a command line that is not quite right, and what is taken as it was meant."""
+"""The messages for faulty command lines, and the liberties that are accepted."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ DEBUG = "experiment=debug"
 
 
 def built(line: str) -> Experiment:
-    """The experiment of a command line, as a shell reads it."""
+    """Builds the experiment of a command line, as a shell reads it."""
     with config_loader():
         return build_experiment(compose("config", [DEBUG, *parse(shlex.split(line)).settings]))
 
 
 def said(line: str) -> str:
-    """What is said of a command line that is refused."""
+    """Returns the message for a command line that is refused."""
     try:
         built(line)
     except Exception as error:

@@ -91,7 +91,7 @@ def without_times(summary: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of all combinations, whose first iterations are the same in many."""
+    """One store for all combinations of choices, many of which share their first iterations."""
     return tmp_path_factory.mktemp("shared") / "store"
 
 
@@ -204,7 +204,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
 
 
 def test_variants_share_the_answers_of_m_0(tmp_path: Path) -> None:
-    """The variant is in no noise key: what M_0 says first is the same in all of them."""
+    """The variant is in no noise key, so M_0's first answers are the same in all variants."""
     for name in ("strict", "maintaining"):
         run_tiny(tmp_path / name, "iterations=1", f"filter={name}")
     first, second = (lines(tmp_path / name / "pairs.jsonl") for name in ("strict", "maintaining"))
@@ -300,7 +300,7 @@ def test_a_bad_setting_is_named_before_anything_is_loaded(override: str, message
 
 
 def of_an_answer(answer: str) -> float:
-    """No reward: it takes no references."""
+    """Lacks the references that a reward takes."""
     return 1.0
 
 
@@ -370,7 +370,7 @@ def test_without_bitsandbytes_what_needs_it_is_refused(
 
 @pytest.mark.slow
 def test_help_and_the_composed_config_come_at_once(tmp_path: Path) -> None:
-    """Under 1.5 s: torch and transformers are not imported for them. The faster of two tries: machines stutter."""
+    """Takes under 1.5 s in the faster of two tries: neither torch nor transformers is imported."""
     for arguments in (["--help"], ["--cfg", "job"]):
         seconds = []
         for _ in range(2):
@@ -789,7 +789,7 @@ def paid(answer, references, api_key="", url="", fail=False, **others):
 
 
 def found_in(folder: Path, *secrets: str) -> list[tuple[str, str]]:
-    """Each file that has one of the secrets in it, with that secret."""
+    """Returns each secret with each file that contains it."""
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return [(secret, str(path)) for path, data in files.items() for secret in secrets if secret.encode() in data]
 
@@ -799,7 +799,7 @@ def found_in(folder: Path, *secrets: str) -> list[tuple[str, str]]:
 def test_no_secret_is_left_in_a_runs_folder(
     fail: bool, command: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a run and in one that fails with them in its message: from the environment, settings and the command line."""
+    """Secrets of the environment, the settings and the command line, in a run that finishes and one that fails."""
     names = ("HF_TOKEN", "WANDB_API_KEY", "MY_SECRET_URL", "DB_PASSWORD")
     canaries = {name: f"canary-{name.lower()}-51c0ffee" for name in names}
     for name, canary in canaries.items():
@@ -870,7 +870,7 @@ def test_files_without_a_secret_stay_as_hydra_wrote_them(command: Zygote, tmp_pa
 
 
 def stopped(command: Zygote, cwd: Path, number: signal.Signals, *arguments: str) -> tuple[int, str, Path]:
-    """Status, standard error and folder of a long run, which gets the signal after its first iteration."""
+    """Returns status, standard error and folder of a long run that gets a signal after its first iteration."""
     (cwd / "paying.py").write_text(PAID)
     endless = ["+reward={_target_: paying.paid, _partial_: true}", "~reward", "filter=lenient", "iterations=300"]
     journal: list[Path] = []
@@ -934,7 +934,7 @@ def mistaken(answer, references):
 
 
 def terminated(command: Zygote, cwd: Path, reward: str, *times: str) -> int:
-    """The return code of a sweep whose reward does not bear a signal, which gets one as each of these files appears."""
+    """Returns the status of a sweep that gets a signal as each of these files appears, while its reward runs."""
     (cwd / "staying.py").write_text(STAYING)
     settings = [*TINY, "~reward", f"+reward={{_target_: staying.{reward}, _partial_: true}}", "sweep.name=two"]
     sent_s = 0.0

@@ -43,7 +43,7 @@ def test_weights_that_do_not_fit_end_the_command_with_status_74_and_it_goes_on_l
     settings = ("filter=lenient", "iterations=1")
     run_tiny(tmp_path / "whole", *settings)
 
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "cli"), prepend=os.pathsep)
     folder, store = tmp_path / "limited", tmp_path / "limited.store"
     answer = stasc(
         tmp_path,

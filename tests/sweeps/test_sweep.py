@@ -1,4 +1,4 @@
-"""Sweeps: each stage is computed once, finished work is never done again, and a job that fails takes no other along."""
+"""Sweeps compute each stage once, never repeat finished work, and survive jobs that fail."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cwd() -> Iterator[Path]:
 
 
 def stages(*folders: Path) -> list[dict[str, Any]]:
-    """The stages that the journals of run folders tell of."""
+    """Returns the stages in the journals of run folders."""
     return [event for path in folders for event in read(path / "journal.jsonl") if event["event"] == "stage"]
 
 
@@ -81,7 +81,7 @@ def test_sixteen_variants_compute_each_stage_once(command: Zygote, cwd: Path) ->
 
 @pytest.mark.slow
 def test_a_sweep_without_a_name_expects_its_jobs_in_the_folder_that_they_get(command: Zygote, cwd: Path) -> None:
-    """The folder's name is the time, which passes while the jobs are foreseen."""
+    """The folder is named after the time, which passes while the jobs are foreseen."""
     ran = command.run(cwd, "--multirun", *SMALL, "seed=0,1,2", "iterations=0")
     assert ran.returncode == 0, ran.stderr
     expected = {json.loads(path.read_text())["folder"] for path in (cwd / "store" / "leases").glob("*.json")}
@@ -146,7 +146,7 @@ def test_a_sweep_goes_on_where_it_is_not_finished(command: Zygote, cwd: Path) ->
 
 
 def table(ran: Ran) -> list[str]:
-    """The rows of a sweep's final table, in order of their names."""
+    """Returns the rows of a sweep's final table, sorted."""
     return sorted(" ".join(line.split()) for line in ran.stdout.splitlines() if "-seed" in line and "finished" in line)
 
 
@@ -385,7 +385,7 @@ NOTHING = ("~reward", "+reward={_target_: test_sweep.nothing, _partial_: true}",
 
 
 def fraction(answer: str, references: object) -> float:
-    """A reward of which no two answers have the same."""
+    """A reward that is different for every answer."""
     return int(sha256(answer)[:12], 16) / 16**12
 
 
@@ -393,7 +393,7 @@ FRACTION = ("~reward", "+reward={_target_: test_sweep.fraction, _partial_: true}
 
 
 def gains(folder: Path, n: int) -> list[float]:
-    """What the corrections of an iteration gained, the largest first."""
+    """Returns the reward gains of an iteration's corrections, the largest first."""
     return sorted((line["r2"] - line["r1"] for line in lines(folder / "pairs.jsonl") if line["n"] == n), reverse=True)
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from tracked import FakeWandb, info_of, only, records_of, settings, summary_of, told
 
 from stasc.cli.build import build_experiment
+from stasc.cli.compose import compose
 from stasc.cli.job import own_wandb_run, warn_once
-from stasc.machine.paths import CONF
 from stasc.runs.execute import run
 from stasc.runs.experiment import Experiment
 from stasc.tracking import Wandb
@@ -32,8 +31,7 @@ GIVEN = ("tracking.project=p", "tracking.entity=e", "tracking.group=g", "trackin
 
 
 def experiment(*overrides: str) -> Experiment:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return build_experiment(compose("config", [*SMALL, *overrides]))
+    return build_experiment(compose([*SMALL, *overrides]))
 
 
 @pytest.mark.parametrize(

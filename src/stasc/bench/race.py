@@ -27,7 +27,7 @@ class Peer:
     """A contender that this project is compared with."""
 
     name: str
-    module: str  # that runs it
+    module: str  # the contender's module
     venv: str | None  # its environment; None: this one
     trains: bool
     preload: str | None = None  # a library of its environment that makes it faster

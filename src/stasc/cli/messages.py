@@ -63,7 +63,9 @@ def message(error: BaseException) -> str:
     """Returns the message for an error of a run."""
     if isinstance(error, OmegaConfBaseException):
         return of_value(error)
-    if isinstance(error, OSError) and error.filename is None and error.strerror:  # it names the setting
+    if (
+        isinstance(error, OSError) and error.filename is None and error.strerror
+    ):  # raised by `naming`, which names the setting
         return error.strerror
     return str(error)
 
@@ -198,7 +200,7 @@ def _options(group: str, loader: ConfigLoader, search_path: Sequence[str]) -> It
 
 
 def _recursive_file(command: Command) -> Path | str:
-    """Returns the YAML file that cannot be read without end, one of a chosen option first."""
+    """Returns a YAML file that recurses without end; tries those of chosen options first."""
     folders = [Path(folder) for folder in (command.config_dir, CONF) if folder]
     files = [file for folder in folders for file in sorted(folder.rglob("*.yaml"))]
     for file in sorted(files, key=lambda file: f"{file.parent.name}={file.stem}" not in command.settings):
