@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,3 +57,8 @@ def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def jsonl(lines: Iterable[Mapping[str, object]]) -> bytes:
+    """Returns the content of a JSON Lines file."""
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()

@@ -15,7 +15,7 @@ from stasc.machine import provenance
 from stasc.machine.paths import naming
 from stasc.machine.sealed import digest
 from stasc.models.model import Model
-from stasc.records import REASONS, Advance, Iteration
+from stasc.records import REASONS, Advance, Iteration, Split
 from stasc.runs import advice, disk, publish
 from stasc.runs.experiment import Experiment
 from stasc.runs.folder import SCHEMA, RunFolder, earlier
@@ -92,9 +92,17 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
     """Runs Algorithm 1, publishes its last model, and records everything in the run's folder."""
     experiment, live = prepared.experiment, prepared.live
     info = _info(experiment, path, group)
+    summary: dict[str, Any] = {
+        "schema": SCHEMA,
+        "key": prepared.key,
+        "status": "running",
+        "variant": info.variant,
+        "seed": info.seed,
+        "device": str(live.device),
+        "iterations": [],
+    }
     with Journal(path / "journal.jsonl") as journal:
-        tracker = experiment.tracking.start(info)
-        summary, correct_at = _first_summary(prepared), experiment.loop.correct_at
+        tracker, correct_at = experiment.tracking.start(info), experiment.loop.correct_at
         folder = RunFolder(path, summary, journal, tracker, correct_at, experiment.reward, experiment.filter)
         with _recording_failure(folder):
             try:
@@ -121,20 +129,6 @@ def _info(experiment: Experiment, path: Path, group: str) -> RunInfo:
     return RunInfo(name, group, experiment.variant, seed, path, experiment.config, dict(experiment.choices))
 
 
-def _first_summary(prepared: Prepared) -> dict[str, Any]:
-    """Returns summary.json as it is before the first iteration."""
-    experiment = prepared.experiment
-    return {
-        "schema": SCHEMA,
-        "key": prepared.key,
-        "status": "running",
-        "variant": experiment.variant,
-        "seed": experiment.loop.seed,
-        "device": str(prepared.live.device),
-        "iterations": [],
-    }
-
-
 def _provenance(prepared: Prepared, info: RunInfo) -> dict[str, object]:
     """Returns what the journal records of a run at its start."""
     splits = (prepared.experiment.train, prepared.experiment.test)
@@ -148,15 +142,13 @@ def _provenance(prepared: Prepared, info: RunInfo) -> dict[str, object]:
         "machine": provenance.machine(prepared.live.device),
         "commit": provenance.commit(),
         "data": {split.name: provenance.data_digest(split.questions, split.skipped) for split in splits},
-        "rows": {
-            split.name: {
-                "questions": len(split.questions),
-                "skipped": len(split.skipped),  # bad rows
-                "repeated": len(split.repeated),  # with the question of another row
-            }
-            for split in splits
-        },
+        "rows": {split.name: _rows(split) for split in splits},
     }
+
+
+def _rows(split: Split) -> dict[str, int]:
+    """Returns the number of questions, of rows skipped as bad, and of rows that repeat a question."""
+    return {"questions": len(split.questions), "skipped": len(split.skipped), "repeated": len(split.repeated)}
 
 
 @contextmanager

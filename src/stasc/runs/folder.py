@@ -13,7 +13,7 @@ from typing import Any
 from stasc import tracking
 from stasc.choices.filter import Option
 from stasc.machine import durable
-from stasc.machine.sealed import file_sha256
+from stasc.machine.sealed import file_sha256, jsonl
 from stasc.records import REASONS, Iteration, Pair, Split
 from stasc.runs import vote
 from stasc.runs.metrics import describe, unmarked
@@ -64,7 +64,7 @@ class RunFolder:
             for split in splits
             for x in split.questions
         )
-        durable.write(self.path / QUESTIONS, _jsonl(lines))
+        durable.write(self.path / QUESTIONS, jsonl(lines))
         self._journal.write("run_started", variant=self.summary["variant"], seed=self.summary["seed"], **provenance)
         self._write_summary()
 
@@ -86,8 +86,8 @@ class RunFolder:
             "seconds": {**seconds, "total": now - self._began},
         }
         self._began = now
-        _append(self.path / "pairs.jsonl", self._pairs(iteration))
-        _append(self.path / "outcomes.jsonl", self._outcomes(iteration, votes.get("vote_k")))
+        durable.append(self.path / "pairs.jsonl", jsonl(self._pairs(iteration)))
+        durable.append(self.path / "outcomes.jsonl", jsonl(self._outcomes(iteration, votes.get("vote_k"))))
         self.summary["iterations"].append(entry)
         if self._recorded.get(iteration.n) != _timeless(entry):
             self._journal.write("iteration", **entry)
@@ -245,11 +245,3 @@ def _shortened(text: str) -> str:
     """Returns the text, without its middle if it is long: its beginning and end matter more."""
     half = QUESTION_CHARACTERS // 2
     return text if len(text) <= QUESTION_CHARACTERS else f"{text[:half]} […] {text[-half:]}"
-
-
-def _append(path: Path, lines: Iterable[Mapping[str, object]]) -> None:
-    durable.append(path, _jsonl(lines))
-
-
-def _jsonl(lines: Iterable[Mapping[str, object]]) -> bytes:
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()

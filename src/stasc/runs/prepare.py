@@ -145,15 +145,8 @@ def _open_model(experiment: Experiment) -> tuple[Chat, LiveModel]:
     chat = load_chat(experiment.model, base)
     with reading(experiment.model):
         chat.restrict(config.get_text_config().vocab_size)
-    check_context(
-        limit,
-        chat,
-        experiment.prompt,
-        experiment.train,
-        experiment.test,
-        experiment.sampling,
-        experiment.evaluation,
-    )
+    splits, sampling = (experiment.train, experiment.test), (experiment.sampling, experiment.evaluation)
+    check_context(limit, chat, experiment.prompt, *splits, *sampling)
     return chat, live
 
 

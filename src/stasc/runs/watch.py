@@ -53,24 +53,15 @@ class Watch:
 
     def report(self) -> None:
         """Logs how many stages were cache hits, and the answers that count 0 because the reward failed."""
-        if self._count[True]:
-            log.info(
-                "%s computed, %d reused from %s",
-                counted(self._count[False], "stage"),
-                self._count[True],
-                self._store.root,
-            )
+        if hits := self._count[True]:
+            computed = counted(self._count[False], "stage")
+            log.info("%s computed, %d reused from %s", computed, hits, self._store.root)
         if self._errors:
             found = list(self._errors.values())
             answers, first = sum(errors["answers"] for _, errors in found), found[0][1]["first"]
             folders = " ".join([str(self._folder.path), *(str(artifact.folder) for artifact, _ in found)])
-            log.warning(
-                "reward_errors=zero: the reward raised an error for %d answers, first %s; to score them again, "
-                "remove %s",
-                answers,
-                first,
-                folders,
-            )
+            raised = "reward_errors=zero: the reward raised an error for %d answers, first %s"
+            log.warning(f"{raised}; to score them again, remove %s", answers, first, folders)
 
     def _line(self, artifact: Artifact, hit: bool, split: str, n: int) -> str:
         line = f"{'reused' if hit else 'computed':<9} n={n} {split:<5} {artifact.kind:<10} {artifact.key[:12]}"

@@ -10,13 +10,7 @@ from stasc.settings.check import expect, expect_correct_at
 
 @dataclass(frozen=True)
 class Loop:
-    """Settings of Algorithm 1.
-
-    Args:
-        iterations: N.
-        patience: the run ends after so many iterations in a row that kept nothing.
-        correct_at: the reward from which an answer is right.
-    """
+    """Algorithm 1: N iterations, at most `patience` in a row that keep nothing. Rewards from `correct_at` are right."""
 
     seed: int
     iterations: int
@@ -32,12 +26,9 @@ class Loop:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the answers to training questions are sampled.
+    """How the answers to training questions are sampled. Temperature 0 is greedy, top_p 1 the whole distribution.
 
-    Args:
-        temperature: 0 is greedy.
-        top_p: 1 is the whole distribution.
-        stop: strings that end an answer and are cut off it; null: those of the chat template.
+    `stop` strings end an answer and are cut off it; null: those of the chat template.
     """
 
     n_init: int

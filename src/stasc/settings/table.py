@@ -1,4 +1,4 @@
-"""Which settings decide which stage: declared here once. Keys are built from the declaration, and reports read it."""
+"""Declares which settings decide which stage: keys are built from it, and reports compare runs by it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STAGES = {
     "filter": _reads("reward reward_errors pairing filter", f"{_SCORED} {_TRAIN} target.marker"),
     "evaluation": _reads("reward reward_errors correct_at", f"{_SCORED} {_HELD_OUT}"),
     "finetune": _reads("seed prompt target target.marker finetune loss", "model"),  # prompt: references are not sampled
-    "run": _reads("", "iterations patience init start"),  # not a stage: which stages the run has
+    "run": _reads("", "iterations patience init start"),  # no stage of its own: decides which stages a run has
 }
 INERT = frozenset(  # settings and groups that decide no result
     {

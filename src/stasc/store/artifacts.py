@@ -50,13 +50,10 @@ class OtherVersion(ValueError):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A committed artifact.
+    """A committed artifact. `made_of` is the description whose hash is its key, without secrets.
 
-    Args:
-        made_of: the description whose hash is its key, without secrets.
-        inputs: the digests of the contents that it was computed from, by their names in `made_of`.
-        machines: where it was computed; several if it was resumed elsewhere.
-        seconds: how long computing it took.
+    `inputs` are the digests of its inputs by their names in `made_of`. `machines` computed it in `seconds`; they are
+    several if it was resumed on another one.
     """
 
     kind: str
@@ -72,11 +69,6 @@ class Artifact:
     def content(self) -> str:
         """The digest of its files."""
         return digest({name: file["sha256"] for name, file in self.files.items()})
-
-    @property
-    def size(self) -> int:
-        """The size of its files in bytes."""
-        return sum(file["size"] for file in self.files.values())
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file. Raises: Damaged if it does not match its checksum."""
@@ -138,10 +130,6 @@ class Store:
         self.watch(found[0], True)
         return found
 
-    def keys(self, kind: str) -> list[str]:
-        """Returns the keys of all artifacts of a kind, sound or not."""
-        return sorted(path.name for path in (self.root / kind).glob("*") if KEY.fullmatch(path.name))
-
     def find(self, kind: str, key: str) -> Artifact | None:
         """Returns an artifact without reading its files; None if it is missing, damaged or of another version."""
         with suppress(Damaged, OtherVersion):
@@ -150,8 +138,8 @@ class Store:
 
     def every(self, kind: str) -> Iterator[Artifact]:
         """Yields the artifacts of a kind that `find` returns."""
-        for key in self.keys(kind):
-            if artifact := self.find(kind, key):
+        for path in sorted((self.root / kind).glob("*")):
+            if KEY.fullmatch(path.name) and (artifact := self.find(kind, path.name)):
                 yield artifact
 
     def set_aside(self, kind: str, key: str, reason: object) -> bool:
@@ -212,13 +200,7 @@ class Store:
             ) from error
 
     def _whole(
-        self,
-        kind: str,
-        key: str,
-        inputs: Mapping[str, str],
-        read: Callable[[Artifact], T],
-        *,
-        locked: bool = False,
+        self, kind: str, key: str, inputs: Mapping[str, str], read: Callable[[Artifact], T], *, locked: bool = False
     ) -> tuple[Artifact, T] | None:
         """Returns the artifact and what `read` returns for it; None if it is missing, damaged or of other inputs.
 

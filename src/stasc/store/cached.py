@@ -22,7 +22,7 @@ from stasc.choices.filter import Filter
 from stasc.engines.engine import Request, Row
 from stasc.errors import NonFiniteError
 from stasc.machine import durable
-from stasc.machine.sealed import digest
+from stasc.machine.sealed import digest, jsonl
 from stasc.models.model import Model
 from stasc.records import NOT_ASKED, Advance, Answer, Keyed, Pair, Split
 from stasc.stages import Stages
@@ -53,14 +53,7 @@ class Derivation:
     a stage has to be computed with them. `training` holds the figures of fine-tunings, by iteration.
     """
 
-    def __init__(
-        self,
-        stages: Stages,
-        store: Store,
-        recipes: Recipes,
-        keep: Filter,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, stages: Stages, store: Store, recipes: Recipes, keep: Filter, progress: Progress) -> None:
         self.training: dict[int, Mapping[str, float]] = {}
         self._stages, self._store, self._recipes, self._keep = stages, store, recipes, keep
         self._progress = progress
@@ -70,27 +63,22 @@ class Derivation:
         self._made: dict[str, int] = {}  # the iteration that trained a model, by key
         self._n = 0  # the current iteration
         self._looks = Looks()
-        stages.live.before_read = self._have
+        stages.live.before_read = self._restore_weights
 
     def sample(self, model: Model, split: Split, n: int) -> Keyed[list[Answer]]:
         """Returns the initial answers, y1[question][i]."""
         self._n = max(self._n, n)  # an evaluation samples with the noise of iteration 0
-        key, rows = self._sampled(
-            "initial", self._recipes.initial(model.key, split, n), model, split, lambda: self._stages.ask(split, n)
-        )
+        description = self._recipes.initial(model.key, split, n)
+        key, rows = self._sampled("initial", description, model, split, lambda: self._stages.ask(split, n))
         n_init = self._stages.sampling[split.name].n_init
         return Keyed(key, [[rows[q, i] for i in range(n_init)] for q in range(len(split.questions))])
 
     def correct(self, model: Model, split: Split, y1: Keyed[list[Answer]], n: int) -> Keyed[list[list[Answer]]]:
         """Returns the corrections, y2[question][i][k]."""
         self._n = max(self._n, n)
-        key, rows = self._sampled(
-            "correction",
-            self._recipes.correction(model.key, split, y1.key, n),
-            model,
-            split,
-            lambda: self._stages.ask_to_correct(split, y1, n),
-        )
+        description = self._recipes.correction(model.key, split, y1.key, n)
+        ask = partial(self._stages.ask_to_correct, split, y1, n)
+        key, rows = self._sampled("correction", description, model, split, ask)
         request = count()
         n_corr = range(self._stages.sampling[split.name].n_corr)
         seen = [[next(request) for _ in answers] for answers in y1]  # the request of each initial answer
@@ -120,7 +108,7 @@ class Derivation:
                 {**pair.names, "r1": pair.r1, "r2": pair.r2, **verdict}
                 for pair, verdict in zip(scored, verdicts, strict=True)
             ]
-            durable.write(work / "pairs.jsonl", _jsonl(lines))
+            durable.write(work / "pairs.jsonl", jsonl(lines))
 
         def read(artifact: Artifact) -> list[Pair]:
             if ERRORS in artifact.files:
@@ -150,25 +138,25 @@ class Derivation:
         inputs = partial(self._inputs, description)
 
         def train(work: Path) -> None:
-            self._bring(start, description)
+            self._require_weights(start, description)
             shutil.rmtree(work / "weights", ignore_errors=True)  # left by an interrupted try
             with self._progress("fine-tuning", self._stages.steps(kept), "steps") as advance:
                 model, training = self._stages.finetune(start, kept, n, work / "weights", advance)
             self._stages.live.moved(model, made)
             durable.write(work / "training.json", json.dumps(asdict(training)).encode())
 
-        def weights(read: Callable[[Artifact], T]) -> tuple[Artifact, T]:
+        def derive_weights(read: Callable[[Artifact], T]) -> tuple[Artifact, T]:
             return self._store.derive("model", key, redact(description), inputs, train, read)
 
         def compute(work: Path) -> None:
-            artifact, training = weights(_training)
+            artifact, training = derive_weights(_training)
             durable.write(work / "training.json", json.dumps({**training, "weights": artifact.content}).encode())
 
-        def finetuned() -> dict[str, Any]:
+        def derive_training() -> dict[str, Any]:
             return self._derive("finetune", description, compute, _training)[1]
 
-        def have() -> None:
-            artifact, _ = weights(Artifact.verify)
+        def restore() -> None:
+            artifact, _ = derive_weights(Artifact.verify)
             if artifact.content != recorded["weights"]:
                 log.warning(
                     "the weights of M_%d were derived again and differ from before, as on another machine: later "
@@ -177,23 +165,23 @@ class Derivation:
                     n,
                 )
                 self._store.remove("finetune", key)
-                recorded.update(finetuned())
+                recorded.update(derive_training())
 
-        recorded = finetuned()
+        recorded = derive_training()
         self._made[key] = n
         self.training[n] = {name: value for name, value in recorded.items() if name != "weights"}
-        self._weights[key] = have
+        self._weights[key] = restore
         return made
 
-    def _have(self, model: Model) -> None:
+    def _restore_weights(self, model: Model) -> None:
         """Checks the weights of a model before they are read, and derives them again if they are missing."""
         self._weights[model.key]()
 
-    def _bring(self, model: Model, description: Description) -> None:
+    def _require_weights(self, model: Model, description: Description) -> None:
         """Makes sure that a model's weights are in the store. Raises: InputsChanged if they were derived otherwise."""
         before = self._inputs(description)
         if model.key in self._weights and not self._stages.live.holds(model):
-            self._have(model)
+            self._restore_weights(model)
         if self._inputs(description) != before:
             raise InputsChanged
 
@@ -209,11 +197,11 @@ class Derivation:
         label = _label(kind, split)
 
         def compute(work: Path) -> None:
-            self._bring(model, description)
+            self._require_weights(model, description)
             requests = ask()
             not_asked = [r for r, request in enumerate(requests) if not request.keys]
             if not_asked:
-                samples = range(description["samples"])
+                samples = range(self._stages.sampling[split.name].n_corr)  # an initial answer is always asked for
                 _write_answers(work, "not_asked", [((r, s), NOT_ASKED) for r in not_asked for s in samples])
             total = sum(len(request.keys) for request in requests)
             with self._progress(label, total, "answers") as advance:
@@ -279,9 +267,5 @@ def _whole_chunk(work: Path, number: int) -> bool:
 
 
 def _write_answers(work: Path, name: str, answers: Iterable[tuple[Row, Answer]]) -> None:
-    data = _jsonl({"request": r, "sample": s, **vars(answer)} for (r, s), answer in answers)
+    data = jsonl({"request": r, "sample": s, **vars(answer)} for (r, s), answer in answers)
     durable.write(work / f"{name}-{hashlib.sha256(data).hexdigest()}.jsonl", data)
-
-
-def _jsonl(lines: Iterable[Mapping[str, object]]) -> bytes:
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()

@@ -16,7 +16,7 @@ from filelock import Timeout
 from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from stasc.machine.durable import SCRATCH
 from stasc.machine.paths import CONF, path_of
@@ -41,18 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         root = path_of("store.dir", given.dir or OmegaConf.load(CONF / "config.yaml").store.dir)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if not root.is_dir():
-        print(f"{root}: there is no store")
-        return 0
-    store = Store(root, {})
-    try:
-        if given.command == "verify":
+        store = Store(root, {})
+        if not root.is_dir():
+            print(f"{root}: there is no store")
+        elif given.command == "verify":
             return _verify(store)
-        _list(store) if given.command == "list" else _clean(store, given.dry_run)
-    except (OtherVersion, OSError) as error:
+        else:
+            _list(store) if given.command == "list" else _clean(store, given.dry_run)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -88,10 +84,7 @@ def _items(store: Store) -> Iterator[Item]:
 
 
 def _list(store: Store) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("kind")
-    table.add_column("artifacts", justify="right")
-    table.add_column("size", justify="right")
+    table = Table("kind", *(Column(name, justify="right") for name in ("artifacts", "size")), box=box.SIMPLE_HEAD)
     sizes: dict[str, list[int]] = {state: [] for state in (*KINDS, "set aside", "unfinished", "half removed")}
     for item in _items(store):
         sizes[item.state].append(item.size)

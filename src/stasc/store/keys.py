@@ -1,7 +1,7 @@
-"""What decides a stage's content, and so its key: the keys of its inputs, its settings, the code and the numerics.
+"""Describes everything that decides a stage's content: the keys of its inputs, its settings, code and numerics.
 
-A key is the hash of such a description. It leaves out what changes no result: names, paths, tracking. So two runs share
-every stage up to where they differ, and a stage whose description changed is computed anew.
+The key of a stage is the hash of its description, which leaves out names, paths and tracking. So two runs share every
+stage up to where they differ, and a stage whose description changes is computed anew.
 """
 
 from __future__ import annotations
@@ -48,10 +48,7 @@ CODE = {
 
 @dataclass(frozen=True)
 class Recipes:
-    """Describes each stage of one run.
-
-    `table.STAGES` says which settings a stage reads as values; what it reads as content is added here.
-    """
+    """Describes the stages of one run. `table.STAGES` declares the settings that a stage reads as values or content."""
 
     settings: Mapping[str, Any]  # as composed
     base: str  # content digest of M_0's files
@@ -59,7 +56,7 @@ class Recipes:
     numerics: Mapping[str, Any]  # device, dtype, library versions
     template: Mapping[str, Any]  # of the chat, with its stop tokens
     rendered: Mapping[str, str]  # digests of the prompts of initial answers and corrections, with "?" for each text
-    sampling: Mapping[str, Sampling]  # by split name
+    sampling: Mapping[str, Sampling]  # by split name, with evaluation.* in place of sampling.* where set
     batch: Mapping[str, int | None]  # evaluation.batch, by split name
     parts: Mapping[str, object]  # the options whose code counts, by group
 
@@ -78,8 +75,8 @@ class Recipes:
     def evaluation(self, split: Split, y1: str, y2: str) -> Description:
         return self._scored("evaluation", split, y1, y2)
 
-    def finetune(self, start: str, filter_: str, n: int) -> Description:
-        inputs = {"start": start, "pairs": filter_, "n": n}
+    def finetune(self, start: str, pairs: str, n: int) -> Description:
+        inputs = {"start": start, "pairs": pairs, "n": n}
         return {**inputs, "template": self.template, "numerics": self.numerics, **self._read("finetune", self.settings)}
 
     def _sampled(self, stage: str, model: str, split: Split, n: int) -> Description:

@@ -20,13 +20,9 @@ from stasc.store.plan import Step
 
 @dataclass(frozen=True)
 class Lease:
-    """What a run needs from the store.
+    """What a run needs from the store. `key` is the run's, `status` is expected, running or done.
 
-    Args:
-        key: of the run.
-        status: expected, running or done.
-        steps: the run's stages, if every iteration to come keeps something.
-        final: the key of its last model.
+    `steps` are its stages if every iteration to come keeps something; `final` is the key of its last model.
     """
 
     folder: str
