@@ -16,14 +16,15 @@ OPTIONS = {
     "filter": {"_target_": "a.b.KeepAll"},
     "start": {"_target_": "a.Start", "letter": 3},
     "target": {"_target_": "a.Target", "suffix": ""},
+    "loss": {"_target_": "a.Dpo"},
     "finetune": {"_target_": "a.Tune"},
 }
 
 
 def test_an_option_without_a_letter_or_suffix_has_the_name_of_its_class() -> None:
-    assert variant(OPTIONS) == "Fkeepall3-tune"
+    assert variant(OPTIONS) == "Fkeepall3-dpo-tune"
     assert variant(OPTIONS, "finetune") == "-tune"
-    assert variant({**OPTIONS, "init": None, "finetune": {}}) == "keepall3-"
+    assert variant({**OPTIONS, "init": None, "finetune": {}}) == "keepall3-dpo"
 
 
 @pytest.mark.parametrize("group", ["init", "filter", "start"])

@@ -96,7 +96,16 @@ DECIDING = {
     **each("finetune.", "rank alpha dropout target_modules dora rslora", "finetune"),
 }
 INERT = {
-    *("variant", "baseline", "init.letter", "filter.letter", "start.letter", "target.suffix", "finetune.suffix"),
+    *(
+        "variant",
+        "baseline",
+        "init.letter",
+        "filter.letter",
+        "start.letter",
+        "target.suffix",
+        "loss.suffix",
+        "finetune.suffix",
+    ),
     "dataset.on_bad_row",  # decides whether there is a run; what is left out shows in the questions
     *("sweep.name", "store.dir", "store.explain", "store.keep_models", "store.resume", "model.cache_dir"),
     *(f"tracking.{name}" for name in ("_target_", "project", "entity", "group", "name", "job_type")),
@@ -330,6 +339,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     "target.suffix": ((), "-other"),
     "baseline": ((), "mine"),
     "finetune.suffix": ((), "-other"),
+    "loss.suffix": ((), "-other"),
     "variant": ((), "mine"),
     "sweep.name": ((), "mine"),
     "store.dir": ((), "elsewhere"),

@@ -7,7 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-PARTS = {"init": "letter", "filter": "letter", "start": "letter", "target": "suffix", "finetune": "suffix"}
+PARTS = {
+    **{group: "letter" for group in ("init", "filter", "start")},
+    **{group: "suffix" for group in ("target", "loss", "finetune")},
+}
 KEYS = ("letter", "suffix")  # of an option's YAML; they name the variant, and are no settings of its class
 
 
@@ -20,7 +23,7 @@ def variant(settings: Mapping[str, Any], *groups: str) -> str:
     for group in groups or PARTS:
         option, key = settings.get(group) or {}, PARTS[group]
         own = str(option.get("_target_") or "").rpartition(".")[2].lower()
-        name += str(option.get(key, own if key == "letter" else f"-{own}"))
+        name += str(option.get(key, f"-{own}" if own and key == "suffix" else own))
     return name
 
 

@@ -39,7 +39,16 @@ STAGES = {
 }
 INERT = frozenset(  # settings and groups that decide no result
     {
-        *("variant", "baseline", "init.letter", "filter.letter", "start.letter", "target.suffix", "finetune.suffix"),
+        *(
+            "variant",
+            "baseline",
+            "init.letter",
+            "filter.letter",
+            "start.letter",
+            "target.suffix",
+            "loss.suffix",
+            "finetune.suffix",
+        ),
         *("dataset.on_bad_row", "model.cache_dir", "store", "sweep", "tracking"),  # rows left out show in the questions
     }
 )
