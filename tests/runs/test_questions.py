@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,19 @@ def keyed_reward(answer: str, references: Sequence[str]) -> float:
 
 
 keyed_reward.key = str.strip  # type: ignore[attr-defined]
+
+
+@dataclass
+class Picky:
+    """A reward of one's own that judges references, and is not hashable."""
+
+    shortest: int
+
+    def __call__(self, answer: str, references: Sequence[str]) -> float:
+        return float(answer in references)
+
+    def problem(self, references: Sequence[str]) -> str | None:
+        return None if len(references[0]) >= self.shortest else "its reference is too short"
 
 
 class OwnDataset:
@@ -66,6 +80,18 @@ def test_a_row_without_a_word_ends_the_run_or_is_left_out(
 def test_a_reward_of_ones_own_may_look_for_what_is_no_word(tmp_path: Path) -> None:
     path = written(tmp_path, {"question": "Which?", "answer": ","})
     assert experiment(*SIZES, path, *OWN).train.skipped == {}
+
+
+def test_a_reward_of_ones_own_may_refuse_references(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    picky = ("~reward", "+reward={_target_: test_questions.Picky, shortest: 2}")
+    with pytest.raises(ValueError, match=r"questions\.jsonl:1: its reference is too short"):
+        experiment(*SIZES, path, *picky)
+    found = experiment("dataset=jsonl", "dataset.n_test=2", "dataset.n_validation=0", path, *picky, SKIP)
+    assert {int(one.references[0]) for split in (found.train, found.test) for one in split.questions} <= {
+        *range(10, 17)
+    }
+    assert len(found.train.skipped) == 9 and all("too short" in why for why in found.train.skipped.values())
 
 
 def test_a_dataset_of_ones_own_is_held_to_the_reward_too() -> None:
