@@ -5,7 +5,6 @@ Each test states the two files that it needs, and runs the command in their fold
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 from test_run import EARNABLE, TINY, lines
 from zygote import Zygote
 
-from stasc.engines import engine
 from stasc.tracking import read
 
 SHORT = ("iterations=1", "dataset.n_train=3", "dataset.n_validation=1", "dataset.n_test=2", "sampling.n_init=2")
@@ -219,7 +217,6 @@ class Direct:
     assert len(trained) == summary["iterations"][1]["finetune"]["examples"] == 12
 
 
-@pytest.mark.skipif(not hasattr(engine, "Engine"), reason="needs the interface of engines")
 def test_an_engine(lab: Lab) -> None:
     module = """
 from stasc.engines.engine import Completion
@@ -243,11 +240,6 @@ class FromAList:
     assert len(answers) == 4 and len({*answers}) == 2
 
 
-def trains_by_a_loop_of_its_own() -> bool:
-    return importlib.util.find_spec("stasc.training.loop") is not None
-
-
-@pytest.mark.skipif(not trains_by_a_loop_of_its_own(), reason="needs the interface of fine-tuning methods")
 def test_a_fine_tuning_method(lab: Lab) -> None:
     module = """
 from dataclasses import dataclass
@@ -270,7 +262,6 @@ class LastLayers(Full):
     assert summary["iterations"][1]["finetune"]["steps"] > 0
 
 
-@pytest.mark.skipif(not trains_by_a_loop_of_its_own(), reason="needs the interface of losses")
 def test_a_loss(lab: Lab) -> None:
     module = """
 from dataclasses import dataclass

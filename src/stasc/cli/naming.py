@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 PARTS = {
-    **{group: "letter" for group in ("init", "filter", "start")},
-    **{group: "suffix" for group in ("target", "loss", "finetune")},
+    **dict.fromkeys(("init", "filter", "start"), "letter"),
+    **dict.fromkeys(("target", "loss", "finetune"), "suffix"),
 }
 KEYS = ("letter", "suffix")  # of an option's YAML; they name the variant, and are no settings of its class
 

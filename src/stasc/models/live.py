@@ -176,7 +176,7 @@ class LiveModel:
                 raise
             raise ValueError(f"model.attention={self.attention}: {error}; set model.attention=null") from error
         network, report = loaded
-        report["mismatched_keys"] |= _packed_otherwise(network)
+        report["mismatched_keys"] |= _misshapen(network)
         check_loaded(weights or self.base, report, network.state_dict())
         for module in network.modules():
             # On a CPU with AVX-512 BF16, bitsandbytes would repack the weights at the first forward pass without
@@ -186,11 +186,17 @@ class LiveModel:
         return cast("PreTrainedModel", network)
 
 
-def _packed_otherwise(network: PreTrainedModel) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Returns 4-bit weights whose shape differs from their layer's, which transformers does not compare."""
+def _misshapen(network: PreTrainedModel) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Returns weights of another shape than their layer: name, found, expected.
+
+    transformers does not compare weights in 4 bits, and up to 5.20 no weight of a quantised model.
+    """
+    from torch import nn
+
     found: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
     for name, module in network.named_modules():
-        packed = getattr(getattr(module, "weight", None), "quant_state", None)
-        if packed is not None and tuple(packed.shape) != (shape := (module.out_features, module.in_features)):
-            found.add((f"{name}.weight", tuple(packed.shape), shape))
+        if isinstance(module, nn.Linear):
+            stored = tuple(getattr(module.weight, "quant_state", module.weight).shape)
+            if stored != (shape := (module.out_features, module.in_features)):
+                found.add((f"{name}.weight", stored, shape))
     return found
