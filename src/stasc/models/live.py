@@ -120,7 +120,7 @@ class LiveModel:
 
         self._current = self._network = None
         gc.collect()
-        processor.give_back()
+        processor.release_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
