@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.config_loader import ConfigLoader
@@ -15,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stasc.cli.arguments import CHOSEN, Command, quoted
-from stasc.cli.plain import plain
 from stasc.machine.paths import CONF
 from stasc.settings.names import leaves, no_such_setting
 
@@ -63,19 +63,15 @@ def message(error: BaseException) -> str:
     """Returns the message for an error of a run."""
     if isinstance(error, OmegaConfBaseException):
         return of_value(error)
-    if (
-        isinstance(error, OSError) and error.filename is None and error.strerror
-    ):  # raised by `naming`, which names the setting
-        return error.strerror
+    if isinstance(error, OSError) and error.filename is None and error.strerror:
+        return error.strerror  # `paths.naming` made it name the setting
     return str(error)
 
 
 def of_value(error: OmegaConfBaseException) -> str:
     """Returns the message for an invalid value of a setting."""
-    reason, name = reason_of(error), str(error.full_key or "settings")
-    if name != "variant":
-        return f"{name}: {reason}"
-    return f"variant: {reason}; give variant=NAME"
+    name = str(error.full_key or "settings")
+    return f"{name}: {reason_of(error)}{'; give variant=NAME' if name == 'variant' else ''}"
 
 
 def reason_of(error: OmegaConfBaseException) -> str:
@@ -170,7 +166,8 @@ def _unknown(setting: str, command: Command, loader: ConfigLoader) -> str | None
     part = OmegaConf.select(cfg, f"{group}._target_")
     if part and not str(part).startswith("stasc."):
         return None
-    known = [name for name in leaves(plain(cfg, resolve=False)) if group == "hydra" or not name.startswith("hydra.")]
+    settings: Any = OmegaConf.to_container(cfg)
+    known = [name for name in leaves(settings) if group == "hydra" or not name.startswith("hydra.")]
     return belonging(setting, loader, value, _search_path(command)) or no_such_setting(setting, known, value)
 
 
