@@ -47,7 +47,7 @@ class Command:
         return None
 
     def has(self, option: str, short: str = "") -> bool:
-        """Whether an option was given, maybe abbreviated."""
+        """Returns whether an option was given, in full or abbreviated."""
         return any(one == short or (len(one) > 2 and option.startswith(one)) for one in self.options)
 
 

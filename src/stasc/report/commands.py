@@ -101,7 +101,7 @@ def _split(text: str) -> list[str]:
 
 
 def _makes(command: Product, job: Product) -> bool:
-    """Whether a command makes this job."""
+    """Returns whether a command makes this job."""
     return {*command} == {*job} and all(_levels(values) <= _levels(command[name]) for name, values in job.items())
 
 
