@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from stasc.choices.filter import Lenient, Strict
-from stasc.cli.naming import variant
+from stasc.cli.compose import variant
 from stasc.records import Answer, Iteration, Pair, Question, Split
 from stasc.runs.folder import SCHEMA, RunFolder
 from stasc.settings.table import settings_digest

@@ -141,7 +141,7 @@ def test_contenders_race_on_works_of_the_default_run(arena: Arena) -> None:
     made = report.tables(outcomes, grown, {"L": "it needs a file"})
     page = report.page(made, {"commit": "abc"})
     shown = io.StringIO()
-    report.show(made, Console(file=shown, width=160))
+    Console(file=shown, width=160).print(*made)
     for text in (page, shown.getvalue()):
         for word in ("Speed", "generate", "Left out", "missing", "it needs a file", "Growth", "Limit of the machine"):
             assert word in text

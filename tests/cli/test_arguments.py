@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stasc.cli.arguments import parse, quoted
@@ -36,6 +36,7 @@ def test_options_come_first_and_paths_are_quoted(line: str, expected: str) -> No
 
 
 @given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1))
+@example('\\"')
 def test_a_value_in_two_pairs_of_quotes_reaches_the_run_as_it_is(value: str) -> None:
     (argument,) = shlex.split(quoted("prompt.system", value))
     assert OverridesParser.create().parse_overrides([argument])[0].value() == value

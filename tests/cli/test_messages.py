@@ -75,7 +75,7 @@ REFUSED = {
     "temperature=1": r"temperature: .*did you mean (sampling|evaluation)\.temperature or \w+\.temperature\?",
     "max_tokens=4": r"max_tokens: .*did you mean sampling\.max_new_tokens\?",
     "num_train_epochs=1": r"num_train_epochs: .*did you mean finetune\.epochs\?",
-    "top_k=5": r"top_k: no such setting; sampling\.top_p is what",
+    "top_k=5": r"top_k: no such setting; sampling\.top_p truncates the distribution",
     "output_dir=x": r"output_dir: no such setting; did you mean hydra\.run\.dir\?",
     "wandb=off": r"wandb: no such setting; W&B is tracking=wandb or tracking=off",
     "filters=strict": r"filters: no such setting; did you mean filter=strict\?",

@@ -9,7 +9,7 @@ import pytest
 from test_run import composed
 
 import stasc
-from stasc.cli.naming import variant
+from stasc.cli.compose import variant
 
 OPTIONS = {
     "init": {"_target_": "a.Init", "letter": "F"},
@@ -37,4 +37,4 @@ def test_every_option_has_a_letter_of_its_own(group: str) -> None:
 def test_one_module_imports_private_names_of_hydra() -> None:
     sources = Path(stasc.__file__).parent.rglob("*.py")
     private = re.compile(r"^\s*(from|import) (hydra|omegaconf)\.([\w.]*\.)?_", re.M)
-    assert [path.name for path in sources if private.search(path.read_text())] == ["internals.py"]
+    assert [path.name for path in sources if private.search(path.read_text())] == ["parts.py"]

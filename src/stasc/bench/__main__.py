@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             outcomes.append(race.race(arena, work, rivals, args.repetitions, err.print))
             tables([])
     growing = [work for work in works if work.name.startswith("G")]
-    report.show(tables(race.grow(arena, growing, args.repetitions, err.print)), console)
+    console.print(*tables(race.grow(arena, growing, args.repetitions, err.print)))
 
 
 def _options(settings: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -105,7 +105,6 @@ def _make(args: argparse.Namespace, err: Console) -> tuple[list[Work], dict[str,
             works.append(maker.makers()[name]())
         except LookupError as error:
             left_out[name] = str(error)
-    maker.release()
     return works, left_out
 
 

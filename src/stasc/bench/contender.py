@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,22 +42,22 @@ class Work:
     title: str
     model: str
     overrides: list[str]
-    stages: list[Stage]
     temperature: float
     top_p: float
     max_new_tokens: int
     stop_ids: list[int]
-    examples: list[tuple[list[int], list[int]]]  # prompt, completion
-    epochs: int
     batch_size: int
     learning_rate: float
     max_grad_norm: float
     seed: int
     dtype: str
+    stages: list[Stage] = field(default_factory=list)
+    examples: list[tuple[list[int], list[int]]] = field(default_factory=list)  # prompt, completion
+    epochs: int = 1
 
     @property
     def trains(self) -> bool:
-        """Whether the work is training."""
+        """Returns whether the work is training."""
         return bool(self.examples)
 
     def write(self, path: Path) -> None:
@@ -87,15 +88,11 @@ class Done:
 class Runner(Protocol):
     """A contender with its model loaded. `setting` describes its settings."""
 
-    @property
-    def setting(self) -> str: ...
-
-    @property
-    def versions(self) -> Mapping[str, str]: ...
+    setting: str
+    versions: dict[str, str]
 
     def run(self, work: Work) -> Done:
         """Does the work, or a part of it, for which the contender was loaded."""
-        ...
 
 
 def useful(ids: Sequence[int], stop_ids: Sequence[int]) -> int:
@@ -113,7 +110,7 @@ def serve(load: Callable[[Work, Mapping[str, str]], Runner]) -> None:
     began = time.perf_counter()
     runner = load(work, options)
     loading_s = time.perf_counter() - began
-    hello = {"loading_s": loading_s, "setting": runner.setting, "versions": dict(runner.versions)}
+    hello = {"loading_s": loading_s, "setting": runner.setting, "versions": runner.versions}
     print(json.dumps(hello), file=answers, flush=True)
     for line in sys.stdin:
         part = work if json.loads(line)["do"] == "repeat" else warm_up(work)
@@ -140,15 +137,11 @@ def reset_peak() -> None:
 
 def peak_bytes() -> int:
     """Returns the sum of the peak resident memory of this process and its children; 0 outside Linux."""
-    return sum(_high_water(pid) for pid in family())
-
-
-def _high_water(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+    kib = 0
+    for pid in family():
+        with suppress(OSError):  # the process has ended
+            kib += sum(map(int, re.findall(r"^VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)))
+    return kib * 1024
 
 
 def family() -> list[int]:

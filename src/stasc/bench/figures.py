@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from stasc.bench.contender import Done, Stage, Work
+from stasc.bench.contender import Done, Work
 from stasc.bench.race import Outcome
 
 
@@ -49,8 +49,9 @@ def figures(outcome: Outcome, ours: str) -> list[Figures]:
         for match in matches
         if match.round < len(outcome.limits)
     ]
-    row = _figures(outcome, ours, [match.ours for match in matches])
-    rows = [replace(row, share=spread(shares) if shares else None)]
+    rows = [
+        replace(_figures(outcome, ours, [match.ours for match in matches]), share=spread(shares) if shares else None)
+    ]
     for name in dict.fromkeys(match.peer for match in matches if match.theirs):
         pairs = [(match.ours, match.theirs) for match in matches if match.peer == name and match.theirs]
         ratios = [speed(work, first) / speed(work, second) for first, second in pairs]
@@ -109,16 +110,11 @@ def needed(work: Work, followed: Sequence[int]) -> Needed:
     forward = logits = 0
     for stage, later in zip(work.stages, followed, strict=True):
         distinct = {tuple(prompt) for prompt in stage.prompts}
-        shared = common_prefix(stage)
+        columns = zip(*stage.prompts, strict=False)
+        shared = sum(1 for _ in takewhile(lambda column: len({*column}) == 1, columns))  # tokens of the common prefix
         forward += shared + sum(len(prompt) - shared for prompt in distinct) + later
         logits += len(distinct) + later
     return Needed(forward, logits)
-
-
-def common_prefix(stage: Stage) -> int:
-    """Returns the length of the common prefix of a stage's prompts."""
-    columns = zip(*stage.prompts, strict=False)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def flops(work: Work, followed: Sequence[int], layers: float, head: float) -> tuple[float, float]:

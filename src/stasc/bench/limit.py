@@ -35,21 +35,17 @@ class Limit:
         self.layers = Counter(tuple(module.weight.shape) for module in linear)
         self.dtype = getattr(torch, work.dtype)
         self.setting = f"{ROWS} rows, {work.dtype}"
-        self.versions = {"torch": torch.__version__}
+        self.versions = {"torch": str(torch.__version__)}
 
     @torch.inference_mode()
     def run(self, work: Work) -> Done:
         """Measures the products; the work's prompts and examples do not matter."""
-        layers = [self._pass(self.layers) for _ in range(PASSES)]
-        head = [self._pass(self.head) for _ in range(PASSES)]
-        return Done(
-            rates={
-                "layers_parameters": _parameters(self.layers),
-                "head_parameters": _parameters(self.head),
-                "layers_flops_per_s": 2 * ROWS * _parameters(self.layers) / statistics.median(layers),
-                "head_flops_per_s": 2 * ROWS * _parameters(self.head) / statistics.median(head),
-            }
-        )
+        rates: dict[str, float] = {}
+        for name, shapes in (("layers", self.layers), ("head", self.head)):
+            parameters = sum(times * rows * columns for (rows, columns), times in shapes.items())
+            seconds = statistics.median(self._pass(shapes) for _ in range(PASSES))
+            rates |= {f"{name}_parameters": parameters, f"{name}_flops_per_s": 2 * ROWS * parameters / seconds}
+        return Done(rates=rates)
 
     def _pass(self, shapes: Counter[tuple[int, ...]]) -> float:
         """Returns the seconds of one product with each matrix of these shapes."""
@@ -62,10 +58,6 @@ class Limit:
                 functional.linear(rows, weight)
             seconds += time.perf_counter() - began
         return seconds
-
-
-def _parameters(shapes: Counter[tuple[int, ...]]) -> int:
-    return sum(times * shape[0] * shape[1] for shape, times in shapes.items())
 
 
 if __name__ == "__main__":

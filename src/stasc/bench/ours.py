@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import transformers
+
 from stasc.bench.contender import Done, Work, serve, useful
-from stasc.bench.works import quieten
 from stasc.cli.compose import compose
 from stasc.cli.parts import build
 from stasc.engines.engine import Completion, Decoding, Engine, Request, complete
@@ -25,7 +26,7 @@ class Ours:
     """Samples and fine-tunes with the workload's own settings."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
-        quieten()
+        transformers.logging.set_verbosity_error()
         cfg = compose([*work.overrides, *(f"{name}={value}" for name, value in options.items())])
         config: ModelConfig = build(cfg, "model")
         self.engine: Engine = build(cfg, "engine")

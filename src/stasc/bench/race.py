@@ -35,8 +35,8 @@ class Peer:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-# What `stasc.machine.processor` sets for this project's process, and anyone could set. To generate and vLLM it made no
-# difference beyond noise (S2: 67.3 and 34.6 s with it, 68.8 and 36.2 s without).
+# Settings of the process that `stasc.machine.processor` makes and anyone could make. generate and vLLM gain nothing
+# beyond noise (S2: 67.3 and 34.6 s with them, 68.8 and 36.2 s without).
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "16000000000"}
 
 PEERS = (
@@ -87,29 +87,23 @@ class Arena:
     threads: int
     options: Mapping[str, Mapping[str, str]]  # of contenders, by name
 
-    def python(self, peer: Peer) -> Path:
-        """Returns the peer's interpreter. Raises: ContenderError if its environment is not installed."""
-        if peer.venv is None:
-            return Path(sys.executable)
-        python = self.folder / peer.venv / "bin" / "python"
-        if not python.exists():
-            raise ContenderError(f"not installed: there is no {self.folder.name}/{peer.venv}")
-        return python
-
     @contextmanager
     def contender(self, peer: Peer, work: Work) -> Iterator[Contender]:
-        """Yields a contender that has loaded. Raises: ContenderError if it cannot."""
+        """Yields a contender that has loaded. Raises: ContenderError if it cannot, or is not installed."""
+        venv = self.folder / (peer.venv or "")
+        python = venv / "bin" / "python" if peer.venv else Path(sys.executable)
+        if not python.exists():
+            raise ContenderError(f"not installed: there is no {self.folder.name}/{peer.venv}")
         file = self.folder / "work" / f"{work.name}.json"
         work.write(file)
         log = self.folder / "logs" / f"{work.name}-{peer.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         options = {**peer.options, **self.options.get(peer.name, {})}
-        command = [str(self.python(peer)), "-m", peer.module, str(file), json.dumps(options)]
+        command = [str(python), "-m", peer.module, str(file), json.dumps(options)]
         ours = {"PYTHONPATH": SOURCES, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
         env = {**os.environ, **peer.env, **ours, "VLLM_CACHE_ROOT": str(self.folder / "cache")}
-        library = self.folder / (peer.venv or "") / (peer.preload or "")
-        if peer.preload and library.exists():
-            env["LD_PRELOAD"] = str(library)
+        if peer.preload and (venv / peer.preload).exists():
+            env["LD_PRELOAD"] = str(venv / peer.preload)
         with (
             log.open("w", encoding="utf-8") as errors,
             subprocess.Popen(
@@ -166,12 +160,14 @@ def race(arena: Arena, work: Work, peers: Sequence[Peer], repetitions: int, say:
                 outcome.left_out[peer.name] = str(error)
         for round_ in range(repetitions):
             for name in list(rivals) or [""]:
-                match = _match(round_, name, ours, rivals.get(name), outcome)
-                if match:
-                    say(f"{work.name} round {round_ + 1}: {_text(match)}")
-                    outcome.matches.append(match)
-                else:
+                reply = ours.do("repeat")
+                try:
+                    theirs = rivals[name].do("repeat") if name else None
+                except ContenderError as error:
+                    outcome.left_out[name] = str(error)
                     del rivals[name]
+                else:
+                    _record(outcome, Match(round_, name, reply, theirs), say)
             outcome.limits.append(limit.do("repeat"))
     return outcome
 
@@ -183,18 +179,10 @@ def _enter(stack: ExitStack, arena: Arena, peer: Peer, work: Work, outcome: Outc
     return contender
 
 
-def _match(round_: int, name: str, ours: Contender, theirs: Contender | None, outcome: Outcome) -> Match | None:
-    reply = ours.do("repeat")
-    try:
-        return Match(round_, name, reply, theirs.do("repeat") if theirs else None)
-    except ContenderError as error:
-        outcome.left_out[name] = str(error)
-        return None
-
-
-def _text(match: Match) -> str:
+def _record(outcome: Outcome, match: Match, say: Callable[[str], None]) -> None:
     theirs = f", {match.peer} {match.theirs.seconds:.1f} s" if match.theirs else ""
-    return f"{OURS} {match.ours.seconds:.1f} s{theirs}"
+    say(f"{outcome.work.name} round {match.round + 1}: {OURS} {match.ours.seconds:.1f} s{theirs}")
+    outcome.matches.append(match)
 
 
 def grow(arena: Arena, works: Sequence[Work], repetitions: int, say: Callable[[str], None]) -> list[Outcome]:
@@ -204,7 +192,5 @@ def grow(arena: Arena, works: Sequence[Work], repetitions: int, say: Callable[[s
         ours = [_enter(stack, arena, US, outcome.work, outcome) for outcome in outcomes]
         for round_ in range(repetitions):
             for contender, outcome in zip(ours, outcomes, strict=True):
-                match = Match(round_, "", contender.do("repeat"), None)
-                say(f"{outcome.work.name} round {round_ + 1}: {_text(match)}")
-                outcome.matches.append(match)
+                _record(outcome, Match(round_, "", contender.do("repeat"), None), say)
     return outcomes

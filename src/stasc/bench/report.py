@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
 
-from stasc.bench.figures import Figures, Spread, figures, flops, spread
+from stasc.bench.figures import Spread, figures, flops, spread
 from stasc.bench.limit import ROWS
 from stasc.bench.race import LIMIT, OURS, Outcome
 from stasc.units import size_text
@@ -47,7 +46,7 @@ class Table:
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def rich(self) -> RichTable:
+    def __rich__(self) -> RichTable:
         """Returns the table for the terminal."""
         table = RichTable(title=self.title, box=box.SIMPLE_HEAD)
         for column, head in enumerate(self.heads):
@@ -76,26 +75,25 @@ def _left_out(outcomes: Sequence[Outcome], works: Mapping[str, str]) -> Table:
 
 
 def _speeds(outcomes: Sequence[Outcome]) -> Table:
-    rows = []
-    for outcome in outcomes:
-        for row in figures(outcome, OURS):
-            rows.append([outcome.work.name, row.name, *_cells(row)])
+    rows = [
+        [
+            outcome.work.name,
+            row.name,
+            f"{row.speed.median:.1f}",
+            _spread(row.ratio, "x"),
+            f"{row.seconds.median:.2f}",
+            f"{row.tokens:.0f}",
+            f"{row.share.median:.0%}" if row.share else "",
+            size_text(int(row.peak_bytes)),
+            f"{row.memory_ratio:.2f}x" if row.memory_ratio else "",
+            f"{row.loading_s:.1f}",
+            f"{row.loss:.3f}" if row.loss is not None else "",
+        ]
+        for outcome in outcomes
+        for row in figures(outcome, OURS)
+    ]
     heads = ("work", "contender", "tokens/s", "ours / peer", "seconds", "tokens", "share of limit", "peak")
     return Table("Speed", (*heads, "peak / theirs", "loading, s", "loss"), rows)
-
-
-def _cells(row: Figures) -> list[str]:
-    return [
-        f"{row.speed.median:.1f}",
-        _spread(row.ratio, "x"),
-        f"{row.seconds.median:.2f}",
-        f"{row.tokens:.0f}",
-        f"{row.share.median:.0%}" if row.share else "",
-        size_text(int(row.peak_bytes)),
-        f"{row.memory_ratio:.2f}x" if row.memory_ratio else "",
-        f"{row.loading_s:.1f}",
-        f"{row.loss:.3f}" if row.loss is not None else "",
-    ]
 
 
 def _spread(values: Spread | None, unit: str = "") -> str:
@@ -106,14 +104,12 @@ def _limits(outcomes: Sequence[Outcome]) -> Table:
     rows = []
     for outcome in outcomes:
         rates = {name: spread([reply.rates[name] for reply in outcome.limits]) for name in outcome.limits[0].rates}
-        needs = [
-            flops(outcome.work, match.ours.followed, rates["layers_parameters"].median, rates["head_parameters"].median)
-            for match in outcome.matches
-        ]
+        sizes = rates["layers_parameters"].median, rates["head_parameters"].median
+        needs = [flops(outcome.work, match.ours.followed, *sizes) for match in outcome.matches]
         layers, head = (statistics.median(part) / 1e9 for part in zip(*needs, strict=True))
         speeds = [
-            f"{rates[name].median / 1e9:.0f} [{rates[name].low / 1e9:.0f}, {rates[name].high / 1e9:.0f}]"
-            for name in ("layers_flops_per_s", "head_flops_per_s")
+            f"{speed.median / 1e9:.0f} [{speed.low / 1e9:.0f}, {speed.high / 1e9:.0f}]"
+            for speed in (rates["layers_flops_per_s"], rates["head_flops_per_s"])
         ]
         rows.append([outcome.work.name, outcome.work.title, *speeds, f"{layers:.0f}", f"{head:.0f}"])
     heads = ("work", "what it is", "layers, GFLOP/s", "output matrix, GFLOP/s")
@@ -143,12 +139,6 @@ def _settings(outcomes: Sequence[Outcome]) -> Table:
                 seen.setdefault((name, hello.setting, versions), []).append(outcome.work.name)
     rows = [[name, ", ".join(works), setting, versions] for (name, setting, versions), works in seen.items()]
     return Table("Settings", ("contender", "works", "setting", "versions"), rows)
-
-
-def show(made: Sequence[Table], console: Console) -> None:
-    """Prints the tables."""
-    for table in made:
-        console.print(table.rich())
 
 
 def page(made: Sequence[Table], facts: Mapping[str, str]) -> str:

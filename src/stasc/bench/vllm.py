@@ -33,7 +33,6 @@ class VLLM:
         import vllm  # type: ignore[import-not-found]
 
         longest = max(len(prompt) for stage in work.stages for prompt in stage.prompts)
-        self.work = work
         self.params: Any = vllm.SamplingParams
         self.model: Any = vllm.LLM(
             model=work.model,
@@ -54,25 +53,24 @@ class VLLM:
         self.model.reset_prefix_cache()
         lengths = []
         for stage in work.stages:
-            params = [self._params(len(keys)) for keys in stage.keys]
+            params = [
+                self.params(
+                    n=len(keys),
+                    temperature=work.temperature,
+                    top_p=work.top_p,
+                    top_k=0,
+                    max_tokens=work.max_new_tokens,
+                    stop_token_ids=work.stop_ids,
+                    ignore_eos=True,
+                    detokenize=False,
+                )
+                for keys in stage.keys
+            ]
             outputs = self.model.generate(
                 [{"prompt_token_ids": prompt} for prompt in stage.prompts], params, use_tqdm=False
             )
             lengths += [useful(answer.token_ids, work.stop_ids) for out in outputs for answer in out.outputs]
         return Done(lengths)
-
-    def _params(self, samples: int) -> Any:
-        work = self.work
-        return self.params(
-            n=samples,
-            temperature=work.temperature,
-            top_p=work.top_p,
-            top_k=0,
-            max_tokens=work.max_new_tokens,
-            stop_token_ids=work.stop_ids,
-            ignore_eos=True,
-            detokenize=False,
-        )
 
 
 if __name__ == "__main__":

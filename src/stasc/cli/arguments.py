@@ -47,7 +47,7 @@ class Command:
         return None
 
     def has(self, option: str, short: str = "") -> bool:
-        """Whether an option was given, maybe abbreviated."""
+        """Returns whether an option was given, in full or abbreviated."""
         return any(one == short or (len(one) > 2 and option.startswith(one)) for one in self.options)
 
 
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str]) -> Command:
 
 def quoted(name: str, value: str) -> str:
     """Returns `name=value` for the shell, with a second pair of quotes that makes Hydra take the value literally."""
-    value = re.sub(r"(\\+)(?=['\"]|$)", r"\1\1", value)  # Hydra reads a backslash before a quote as an escape
+    value = re.sub(r"(\\+)(?='|$)", r"\1\1", value)  # Hydra reads a backslash before its quote as an escape
     if not set(value) & set('"$`\\!'):
         return f'"{name}=' + "'" + value.replace("'", r"\'") + "'" + '"'
     if not set(value) & set("'\""):

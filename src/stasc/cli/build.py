@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from stasc.cli.compose import plain
 from stasc.cli.parts import build, build_part, listed
-from stasc.cli.plain import plain
 from stasc.settings.check import expect
 from stasc.settings.names import GROUPS, check_known, check_name, chosen_options
+from stasc.settings.sections import Evaluation, Loop, Sampling, StoreConfig
 
 if TYPE_CHECKING:
-    from stasc.records import Split
     from stasc.runs.experiment import Experiment
-    from stasc.settings.sections import Evaluation, Loop
 
 
 def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -> Experiment:
@@ -27,20 +26,25 @@ def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -
     from stasc.choices.filter import by_pair
     from stasc.choices.pairing import PAIRINGS
     from stasc.runs.experiment import Experiment, check_target
-    from stasc.settings.sections import Evaluation, Sampling, StoreConfig
-    from stasc.tasks.rewards import ZeroOnError
+    from stasc.runs.vote import NO_KEY, key_of
+    from stasc.tasks.datasets import load, no_problem
+    from stasc.tasks.rewards import ZeroOnError, attribute, inner
 
     loop = _loop(cfg)
     expect("pairing", cfg.pairing, cfg.pairing in PAIRINGS, f"one of {', '.join(PAIRINGS)}")
     expect("reward_errors", cfg.reward_errors, cfg.reward_errors in ("fail", "zero"), "fail or zero")
     evaluation = build_part(cfg.evaluation, "evaluation.", Evaluation)
     parts = {group: build(cfg, group) for group in GROUPS}
-    settings = plain(cfg, resolve=True)
+    settings = plain(cfg)
     settings |= {group: listed(type(part), settings[group]) for group, part in parts.items() if is_dataclass(part)}
-    _check_baseline(cfg, parts["reward"])
+    if cfg.baseline is not None:
+        check_name("baseline", cfg.baseline)
+    if cfg.baseline == "self_consistency" and key_of(parts["reward"]) is None:
+        raise ValueError(f"baseline=self_consistency: {NO_KEY}")
     if cfg.reward_errors == "zero":
         parts["reward"] = ZeroOnError(parts["reward"])
-    train, test = _splits(parts.pop("dataset"), parts["reward"], evaluation)
+    problem = attribute(inner(parts["reward"]), "problem") or no_problem
+    train, test = load(parts.pop("dataset"), ("train", evaluation.split), problem)
     check_target(parts["target"], parts["filter"], cfg.pairing, train.questions)
     return Experiment(
         loop=loop if parts["target"].trains else replace(loop, iterations=0),
@@ -60,8 +64,6 @@ def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -
 
 def _loop(cfg: DictConfig) -> Loop:
     """Returns the settings of the loop, once no setting is unknown or missing."""
-    from stasc.settings.sections import Loop
-
     of_loop = [field.name for field in fields(Loop)]
     singles = [*of_loop, "pairing", "reward_errors", "baseline", "variant"]
     known = [*GROUPS, *singles, "sampling", "evaluation", "store", "sweep", "sweep.name"]
@@ -69,20 +71,3 @@ def _loop(cfg: DictConfig) -> Loop:
     check_name("sweep.name", cfg.sweep.name)
     loop: Loop = build_part(OmegaConf.create({name: cfg[name] for name in of_loop}), "", Loop)
     return loop
-
-
-def _check_baseline(cfg: DictConfig, reward: Any) -> None:
-    from stasc.runs.vote import NO_KEY, key_of
-
-    if cfg.baseline is not None:
-        check_name("baseline", cfg.baseline)
-    if cfg.baseline == "self_consistency" and key_of(reward) is None:
-        raise ValueError(f"baseline=self_consistency: {NO_KEY}")
-
-
-def _splits(dataset: Any, reward: Any, evaluation: Evaluation) -> tuple[Split, Split]:
-    from stasc.tasks.datasets import load, no_problem
-    from stasc.tasks.rewards import attribute, inner
-
-    problem = attribute(inner(reward), "problem") or no_problem
-    return load(dataset, ("train", evaluation.split), problem)

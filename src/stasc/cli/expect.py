@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,15 +17,13 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
+from stasc.cli.build import build_experiment
 from stasc.machine import durable
+from stasc.runs import prepare
 from stasc.settings.names import DECLARED
-from stasc.sweeps.foresee import seconds_left
+from stasc.sweeps.foresee import Stages, expect, seconds_left
+from stasc.tracking import redact, scrub
 from stasc.units import counted, duration_text
-
-if TYPE_CHECKING:
-    from stasc.store.artifacts import Store
-
-    Stages = list[tuple[Store, str, str]]  # of a job, by kind and key
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +43,6 @@ class Expect(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Announces the jobs of the sweep to the store."""
-        from stasc.cli.build import build_experiment
-        from stasc.runs import prepare
-        from stasc.sweeps import foresee
-        from stasc.tracking import scrub
-
         seeds: list[int] = []
         try:
             swept = [one for one in _given(config) if one.is_sweep_override()]
@@ -60,7 +53,7 @@ class Expect(Callback):
                 stages: Stages = []
                 try:
                     prepared = prepare.prepare(build_experiment(cfg))
-                    foresee.expect(prepared, folder)
+                    expect(prepared, folder)
                     store = prepare.open_store(prepared)
                     stages = [(store, step.kind, step.key) for step in prepared.steps]
                 except (Exception, SystemExit) as error:  # the job reports it too; its weights may be derived twice
@@ -92,8 +85,6 @@ def declaration(config: DictConfig, seeds: Sequence[int]) -> tuple[Path, bytes] 
     Seeds that are added once results are known make these look more certain than they are; the report warns of them.
     Returns None for a later command.
     """
-    from stasc.tracking import redact
-
     folder = Path(config.hydra.sweep.dir).absolute()
     if any(folder.glob("*/.hydra")):
         return None
@@ -106,20 +97,17 @@ def jobs(config: DictConfig) -> Iterator[tuple[DictConfig, Path]]:
     """Yields the settings and the folder of each job that Hydra's basic sweeper makes, in its order."""
     root = Path(config.hydra.sweep.dir)  # resolved first: all jobs share a time in its name
     loader = GlobalHydra.instance().config_loader()
-    values = {one.get_key_element(): _values(one) for one in _given(config)}  # the last override of a setting counts
-    for combination in product(*values.values()):
-        overrides = [f"{name}={value}" for name, value in zip(values, combination, strict=True)]
-        cfg = loader.load_sweep_config(config, overrides)
+    given = {one.get_key_element(): one for one in _given(config)}  # the last override of a setting counts
+    values = (
+        [*one.sweep_string_iterator()] if one.is_sweep_override() else [one.get_value_element_as_str()]
+        for one in given.values()
+    )
+    for job in product(*values):
+        cfg = loader.load_sweep_config(config, [f"{name}={value}" for name, value in zip(given, job, strict=True)])
         folder = root / cfg.hydra.sweep.subdir
         with open_dict(cfg):
             del cfg["hydra"]
         yield cfg, folder
-
-
-def _values(override: Override) -> list[str]:
-    if override.is_sweep_override():
-        return [*override.sweep_string_iterator()]
-    return [override.get_value_element_as_str()]
 
 
 def _given(config: DictConfig) -> list[Override]:

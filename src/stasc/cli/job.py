@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from stasc.cli.build import build_experiment
+from stasc.cli.compose import plain
 from stasc.cli.messages import message
-from stasc.cli.secrets import hide_secrets
 from stasc.machine import durable, paths, signals
 from stasc.settings.names import check_inside
+from stasc.tracking import Wandb, redact, scrub
+from stasc.tracking.redaction import register_secrets
 
 if TYPE_CHECKING:
     from stasc.runs.experiment import Experiment
@@ -35,24 +38,23 @@ ended: list[Ended] = []  # the jobs of this process's sweep
 def run_job(cfg: DictConfig, job: HydraConf) -> float:
     """Runs a job. Returns the final correction accuracy, for sweepers that maximise it; NaN if a sweep's job fails."""
     signals.check()  # an interrupt ends the sweep, not one job
-    from stasc.tracking import scrub
     from stasc.tracking.console import Ended
 
-    folder = Path(job.runtime.output_dir)
+    folder, sweeping = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
+    summary = reason = None
     try:
-        hide_secrets(cfg, job)
+        _hide_secrets(cfg, job)
         summary = _execute(cfg, job, folder)
     except (Exception, SystemExit) as error:  # a user's part may call sys.exit
         signals.check()
         traceback_log.exception("the run stopped")
-        if job.mode != RunMode.MULTIRUN:
+        if not sweeping:
             _exit(error)
         log.error("%s failed: %s", folder.name, error)
-        ended.append(Ended(folder, _overrides(job), None, scrub(f"{type(error).__name__}: {error}")))
-        return float("nan")
-    if job.mode == RunMode.MULTIRUN:
-        ended.append(Ended(folder, _overrides(job), summary, None))
-    return float(summary["iterations"][-1]["test"]["corr_acc"])
+        reason = scrub(f"{type(error).__name__}: {error}")
+    if sweeping:
+        ended.append(Ended(folder, _overrides(job), summary, reason))
+    return float("nan") if summary is None else float(summary["iterations"][-1]["test"]["corr_acc"])
 
 
 def _execute(cfg: DictConfig, job: HydraConf, folder: Path) -> Mapping[str, Any]:
@@ -76,8 +78,6 @@ def _execute(cfg: DictConfig, job: HydraConf, folder: Path) -> Mapping[str, Any]
 
 def _exit(error: BaseException) -> NoReturn:
     """Ends the command: with one line where the message says it all, else with a traceback."""
-    from stasc.tracking import scrub
-
     if isinstance(error, SystemExit):
         raise error
     if isinstance(error, ValueError | OSError | FloatingPointError):  # of a setting, the data, the disk, the loss
@@ -89,8 +89,6 @@ def _exit(error: BaseException) -> NoReturn:
 
 def own_wandb_run(built: Experiment) -> Experiment:
     """Returns a sweep's job with its own W&B name and id: those that a user gives are for all jobs."""
-    from stasc.tracking import Wandb
-
     tracking = built.tracking
     if not isinstance(tracking, Wandb):
         return built
@@ -108,10 +106,27 @@ def warn_once(text: str) -> None:
     log.warning(text)
 
 
+def _hide_secrets(cfg: DictConfig, job: HydraConf) -> None:
+    """Collects the secrets among a job's settings and replaces them in the job's configuration files.
+
+    Hydra writes interpolations such as `${oc.env:TOKEN}` unresolved, but overrides as they were typed.
+    """
+    try:
+        register_secrets(plain(cfg))
+    except OmegaConfBaseException:  # a broken interpolation, which building the parts reports
+        register_secrets(plain(cfg, resolve=False))
+    files = [*Path(job.runtime.output_dir, job.output_subdir or ".hydra").glob("*.yaml")]
+    sweep = Path(job.runtime.cwd, job.sweep.dir, "multirun.yaml")
+    for file in [*files, sweep] if job.mode == RunMode.MULTIRUN else files:
+        content = {"": OmegaConf.to_container(OmegaConf.load(file))}
+        if (clean := redact(content)) != content:
+            scratch = file.with_name(f".{file.name}")
+            scratch.write_text(OmegaConf.to_yaml(clean[""]), encoding="utf-8")
+            scratch.replace(file)
+
+
 def _overrides(job: HydraConf) -> dict[str, str]:
     """Returns a job's overrides without secrets; of a swept setting, the job's own value."""
-    from stasc.tracking import redact
-
     given = redact({"": OmegaConf.to_container(job.overrides.task)})[""]  # resolved, they might fail or show a secret
     assert isinstance(given, list)
     pairs = (override.partition("=") for override in given)

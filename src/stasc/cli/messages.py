@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.config_loader import ConfigLoader
@@ -15,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stasc.cli.arguments import CHOSEN, Command, quoted
-from stasc.cli.plain import plain
 from stasc.machine.paths import CONF
 from stasc.settings.names import leaves, no_such_setting
 
@@ -63,19 +64,15 @@ def message(error: BaseException) -> str:
     """Returns the message for an error of a run."""
     if isinstance(error, OmegaConfBaseException):
         return of_value(error)
-    if (
-        isinstance(error, OSError) and error.filename is None and error.strerror
-    ):  # raised by `naming_setting`, which names the setting
-        return error.strerror
+    if isinstance(error, OSError) and error.filename is None and error.strerror:
+        return error.strerror  # `paths.naming_setting` made it name the setting
     return str(error)
 
 
 def of_value(error: OmegaConfBaseException) -> str:
     """Returns the message for an invalid value of a setting."""
-    reason, name = reason_of(error), str(error.full_key or "settings")
-    if name != "variant":
-        return f"{name}: {reason}"
-    return f"variant: {reason}; give variant=NAME"
+    name = str(error.full_key or "settings")
+    return f"{name}: {reason_of(error)}{'; give variant=NAME' if name == 'variant' else ''}"
 
 
 def reason_of(error: OmegaConfBaseException) -> str:
@@ -100,13 +97,10 @@ def no_such_option(group: str, option: str, options: Sequence[str]) -> str:
         pattern = f" {GSM8K}" if "gsm8k" in word else ""
         return f"{said}; other data are given as a file of JSON Lines: dataset=jsonl dataset.path=FILE.jsonl{pattern}"
     if group in FUNCTIONS and "." in option:
-        return f"{said}; {_function(group, option)}"
+        target = f"{option.removesuffix('.py')}.FUNCTION" if option.endswith(".py") else option
+        own = f"'~{group}' '+{group}={{_target_: {target}, _partial_: true}}'"
+        return f"{said}; a function of yours is given as {own}"
     return f"{said}; one of yours is {group}/{option}.yaml in a folder named with --config-dir"
-
-
-def _function(group: str, name: str) -> str:
-    target = f"{name.removesuffix('.py')}.FUNCTION" if name.endswith(".py") else name
-    return f"a function of yours is given as '~{group}' '+{group}={{_target_: {target}, _partial_: true}}'"
 
 
 def _missing(error: MissingConfigException) -> str:
@@ -170,7 +164,8 @@ def _unknown(setting: str, command: Command, loader: ConfigLoader) -> str | None
     part = OmegaConf.select(cfg, f"{group}._target_")
     if part and not str(part).startswith("stasc."):
         return None
-    known = [name for name in leaves(plain(cfg, resolve=False)) if group == "hydra" or not name.startswith("hydra.")]
+    settings: Any = OmegaConf.to_container(cfg)
+    known = [name for name in leaves(settings) if group == "hydra" or not name.startswith("hydra.")]
     return belonging(setting, loader, value, _search_path(command)) or no_such_setting(setting, known, value)
 
 
@@ -179,24 +174,18 @@ def belonging(
 ) -> str | None:
     """Returns the message for a setting that belongs to another option of its group; None if it belongs to none."""
     group, _, name = setting.partition(".")
-    every = _options(group, loader, search_path) if loader else ()
-    options = [f"{group}={option}" for option, settings in every if name.partition(".")[0] in settings]
+    if loader is None or group == "hydra":
+        return None
+    options = []
+    for option in loader.get_group_options(group, overrides=[*search_path]):
+        with suppress(HydraException, OmegaConfBaseException):  # of a broken file, which was not chosen
+            cfg = loader.load_configuration("config", [*search_path, f"{group}={option}"], RunMode.RUN)
+            part = OmegaConf.select(cfg, group)
+            if isinstance(part, DictConfig) and name.partition(".")[0] in map(str, part):
+                options.append(f"{group}={option}")
     if not options:
         return None
     return f"{setting} belongs to {' and '.join(options)}: give {options[0]} {setting}={value}"
-
-
-def _options(group: str, loader: ConfigLoader, search_path: Sequence[str]) -> Iterator[tuple[str, Collection[str]]]:
-    """Yields the options of a group with the names of their settings."""
-    if group == "hydra":
-        return
-    for option in loader.get_group_options(group, overrides=[*search_path]):
-        try:
-            cfg = loader.load_configuration("config", [*search_path, f"{group}={option}"], RunMode.RUN)
-        except (HydraException, OmegaConfBaseException):  # a broken file, which was not chosen
-            continue
-        if isinstance(part := OmegaConf.select(cfg, group), DictConfig):
-            yield option, [*map(str, part)]
 
 
 def _recursive_file(command: Command) -> Path | str:

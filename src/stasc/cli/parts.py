@@ -9,13 +9,12 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import hydra
-from hydra.core.config_loader import ConfigLoader
+from hydra._internal.utils import _locate  # the public get_object also logs its errors, which would appear twice
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from stasc.cli import naming
-from stasc.cli.internals import locate
+from stasc.cli.compose import NAMED_BY
 from stasc.cli.messages import belonging, reason_of
 from stasc.settings.names import SYNONYMS, nearest
 from stasc.settings.signature import accepts, signature_of
@@ -30,11 +29,11 @@ CALLS = {
     "reward": (("answer", "references"), ("answers", "references")),
     "loss": (("logp", "step"),),
 }
-MEMBERS = {  # what a part of any class must have
-    "init": ("anew",),
-    "target": ("trains", "corrects", "stages", "example"),
-    "prompt": ("ask", "ask_to_correct"),
-    "engine": ("load", "batches", "sample", "release"),
+MEMBERS = {  # the module of a part's interface, and what a part of any class must have
+    "init": ("stasc.choices.init", "anew"),
+    "target": ("stasc.choices.target", "trains", "corrects", "stages", "example"),
+    "prompt": ("stasc.tasks.prompt", "ask", "ask_to_correct"),
+    "engine": ("stasc.engines.engine", "load", "batches", "sample", "release"),
 }
 
 
@@ -43,11 +42,9 @@ def build(cfg: DictConfig, group: str) -> Any:
     part = build_part(cfg[group], f"{group}.")
     if group in CALLS:
         _check_call(group, part)
-    for member in MEMBERS.get(group, ()):
+    interface, *members = MEMBERS.get(group, ("",))
+    for member in members:
         if not hasattr(part, member):
-            interface = {"prompt": "stasc.tasks.prompt", "engine": "stasc.engines.engine"}.get(
-                group, f"stasc.choices.{group}"
-            )
             raise ValueError(f"{group}: {_name(part)} has no attribute {member}; {interface} says what it is for")
     return part
 
@@ -58,14 +55,16 @@ def build_part(cfg: DictConfig, prefix: str, target: type | None = None) -> Any:
     A dataclass has its settings checked against the types of its fields; any other callable is called with them.
     Raises: ValueError that names the setting.
     """
-    kind = target
+    kind: Any = target
     try:
-        settings = _plain(cfg)
+        settings = _literal(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
         name = settings.pop("_target_", None)
         kind = target or _located(prefix, name)
-        settings = _without_names(prefix.rstrip("."), kind, settings)
+        signature = signature_of(kind)
+        settings = _without_names(signature, settings)
         if not is_dataclass(kind):
-            _check_settings(prefix.rstrip("."), kind, settings)
+            if signature:
+                _check_settings(prefix.rstrip("."), kind, signature, settings)
             return hydra.utils.instantiate({"_target_": name, **settings}, _convert_="all")
         settings = listed(kind, settings)
         _check_shapes(prefix, kind, settings)
@@ -80,14 +79,8 @@ def listed(kind: Any, settings: Mapping[Any, Any]) -> dict[Any, Any]:
     return {name: [value] if name in lists and isinstance(value, str) else value for name, value in settings.items()}
 
 
-def _plain(cfg: DictConfig) -> dict[Any, Any]:
-    """Returns the resolved settings as plain data that OmegaConf does not resolve again."""
-    settings = _literal(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-    assert isinstance(settings, dict)
-    return settings
-
-
 def _literal(value: Any) -> Any:
+    """Returns plain data with its `${` escaped, as OmegaConf would resolve them again."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
     if isinstance(value, dict):
@@ -95,13 +88,12 @@ def _literal(value: Any) -> Any:
     return [_literal(item) for item in value] if isinstance(value, list) else value
 
 
-def _without_names(part: str, kind: Any, settings: Mapping[Any, Any]) -> dict[Any, Any]:
+def _without_names(signature: inspect.Signature | None, settings: Mapping[Any, Any]) -> dict[Any, Any]:
     """Returns the settings without the keys that name the variant, unless the class or function takes them."""
-    signature = _signature(part, kind)
     taken = signature.parameters.values() if signature else ()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
         return dict(settings)
-    dropped = {*naming.KEYS}.difference(parameter.name for parameter in taken)
+    dropped = {*NAMED_BY.values()}.difference(parameter.name for parameter in taken)
     return {name: value for name, value in settings.items() if name not in dropped}
 
 
@@ -114,12 +106,9 @@ def _explained(error: OmegaConfBaseException, prefix: str, kind: Any) -> str:
         setting = prefix + key.removeprefix(prefix)  # the key may be relative to the part, or to all settings
         return f"{setting}: {reason_of(error)}"
     loader = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
-    return _unknown(prefix, key, [field.name for field in fields(kind)], loader)
-
-
-def _unknown(prefix: str, key: str, known: list[str], loader: ConfigLoader | None) -> str:
     if hint := belonging(f"{prefix}{key}", loader):
         return hint
+    known = [field.name for field in fields(kind)]
     near = nearest(key, known)
     meant = f"{prefix}{near}" if near else SYNONYMS.get(key, "")
     hint = f"; did you mean {meant}?" if meant and " " not in meant else ""
@@ -138,7 +127,7 @@ def _check_shapes(prefix: str, kind: Any, settings: Mapping[Any, Any]) -> None:
 def _located(prefix: str, name: object) -> Any:
     """Returns what `_target_` names. Raises: ValueError saying which part of the name is missing."""
     try:
-        return locate(str(name))
+        located = _locate(str(name))
     except (ImportError, ValueError) as error:
         cause, module = error.__cause__, str(name).split(".")[0]
         missing = cause.name if isinstance(cause, ModuleNotFoundError) else None
@@ -149,13 +138,13 @@ def _located(prefix: str, name: object) -> Any:
         else:
             reason = f"{type(cause).__name__}: {cause}" if cause else str(error).splitlines()[0]
         raise ValueError(f"{prefix}_target_={name}: {reason}") from error
+    if not callable(located):
+        raise ValueError(f"{prefix}_target_: {located!r} is neither a function nor a class")
+    return located
 
 
-def _check_settings(part: str, kind: Any, settings: Mapping[Any, Any]) -> None:
+def _check_settings(part: str, kind: Any, signature: inspect.Signature, settings: Mapping[Any, Any]) -> None:
     """Checks that a function or class can be called with the settings. Raises: ValueError that says how it can."""
-    signature = _signature(part, kind)
-    if signature is None:
-        return
     given = {name: value for name, value in settings.items() if not str(name).startswith("_")}
     partial, arguments = settings.get("_partial_", False), settings.get("_args_", ())
     try:
@@ -186,12 +175,6 @@ def _check_call(group: str, part: Any) -> None:
     first = next(iter(signature.parameters), None)
     if not any(accepts(signature, names) for names in [names for names in calls if names[0] == first] or calls[:1]):
         raise ValueError(f"{group}: {_name(part)}{signature} has the wrong parameters, {expected}")
-
-
-def _signature(part: str, kind: Any) -> inspect.Signature | None:
-    if not callable(kind):
-        raise ValueError(f"{part}._target_: {kind!r} is neither a function nor a class")
-    return signature_of(kind)
 
 
 def _name(kind: Callable[..., object]) -> str:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,22 @@ Product = Mapping[str, tuple[str, ...]]  # settings with their values; a sweep r
 
 def commands(folder: Path, runs: Sequence[Run]) -> list[str]:
     """Returns the commands that make a folder's runs, as one would type them; one for each run outside a sweep."""
-    runs = [run for run in runs if run.overrides is not None]
+    jobs = [(run.params, run.overrides) for run in runs if run.overrides is not None]
+    made = last = None
     try:
         params, last = read_last(folder)
+        made = _product([*params, *last])
     except FileNotFoundError:
-        return list(dict.fromkeys(_typed(run.overrides or []) for run in runs))
-    except ValueError:
-        params, last = [], None
-    made = _product([*params, *last]) if last is not None else None
-    groups: dict[tuple[object, ...], list[Run]] = {}
-    for run in runs:
-        if made is None or not _makes(made, _product(run.overrides or [])):
-            experiment = [one for one in run.overrides or [] if one.startswith("experiment=")]
-            names = (override.partition("=")[0] for override in run.overrides or [])
-            groups.setdefault((*experiment, *sorted(names), *sorted(run.params.items())), []).append(run)
-    found = [
-        _without(one, group[0].params)
-        for group in groups.values()
-        for one in products([_product(run.overrides or []) for run in group])
-    ]
-    return [_typed(["--multirun", *task]) for task in (*found, *([last] if last is not None else []))]
+        return list(dict.fromkeys(_typed(task) for _, task in jobs))
+    except ValueError:  # a damaged file, of which reading the runs warns
+        pass
+    groups: dict[tuple[tuple[object, ...], tuple[tuple[str, str], ...]], list[Product]] = {}
+    for usual, task in jobs:
+        job = _product(task)
+        if made is None or not _makes(made, job):
+            groups.setdefault(((job.get("experiment"), *sorted(job)), tuple(sorted(usual.items()))), []).append(job)
+    found = [_without(one, dict(usual)) for (_, usual), group in groups.items() for one in products(group)]
+    return [_typed(["--multirun", *task]) for task in (*found, *([] if last is None else [last]))]
 
 
 def read_last(folder: Path) -> tuple[list[str], list[str]]:
@@ -83,7 +80,9 @@ def _values(text: str) -> tuple[str, ...]:
     if function := re.fullmatch(r"(choice|range|glob|interval|shuffle|sort|tag)\((.*)\)", text, re.S):
         name, elements = function[1], _split(function[2])
         if name == "range":
-            return _range([Decimal(element.rpartition("=")[2]) for element in elements])
+            numbers = [Decimal(element.rpartition("=")[2]) for element in elements]
+            start, stop, step = [*[Decimal(0)][: len(numbers) == 1], *numbers, Decimal(1)][:3]
+            return tuple(str(start + n * step) for n in range(math.ceil((stop - start) / step)))
         if name != "choice":
             raise ValueError(f"{text}: the values of {name}(...) are not known")
     elif len(elements := _split(text)) == 1:
@@ -91,29 +90,18 @@ def _values(text: str) -> tuple[str, ...]:
     return tuple(element.capitalize() if element.lower() in ("true", "false") else element for element in elements)
 
 
-def _range(numbers: Sequence[Decimal]) -> tuple[str, ...]:
-    start, stop, step = (Decimal(0), *numbers, Decimal(1)) if len(numbers) == 1 else (*numbers, Decimal(1))[:3]
-    return tuple(str(start + n * step) for n in range(math.ceil((stop - start) / step)))
-
-
 def _split(text: str) -> list[str]:
     """Returns what stands between commas outside quotes and brackets."""
-    parts, depth, quote = [""], 0, ""
-    for sign in re.findall(r"\\.|.", text, re.S):
-        if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "'\"":
-            quote = sign
-        depth += 0 if quote else (sign in "([{") - (sign in ")]}")
-        if sign == "," and not depth and not quote:
-            parts.append("")
-        else:
-            parts[-1] += sign
-    return [part.strip() for part in parts]
+    depth, cuts = 0, [-1]
+    for found in re.finditer(r"""\\.|(['"])(?:\\.|(?!\1).)*\1|[][(){},]""", text, re.S):
+        depth += (found[0] in "[({") - (found[0] in "])}")
+        if found[0] == "," and not depth:
+            cuts.append(found.start())
+    return [text[before + 1 : cut].strip() for before, cut in pairwise([*cuts, len(text)])]
 
 
 def _makes(command: Product, job: Product) -> bool:
-    """Whether a command makes this job."""
+    """Returns whether a command makes this job."""
     return {*command} == {*job} and all(_levels(values) <= _levels(command[name]) for name, values in job.items())
 
 
