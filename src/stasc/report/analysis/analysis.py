@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from stasc.report import design, wording
-from stasc.report.analysis import cells, differences, effects, m_0, notes
-from stasc.report.analysis.baselines import baselines
+from stasc.report.analysis import baselines, cells, differences, effects, notes
 from stasc.report.analysis.cells import Row
 from stasc.report.analysis.effects import Contrast, Estimates
-from stasc.report.data.provenance import provenance
 from stasc.report.design import Complete
+from stasc.report.provenance import provenance
 from stasc.report.records import Analysis, Cell, Effect, Interval, Sweep
 from stasc.report.statistics import crossing, resampling
 from stasc.report.statistics.crossing import Pool
@@ -35,8 +34,9 @@ def analyse(sweep: Sweep) -> Analysis:
     n = _last(sweep)
     questions = pd.Index(done[0].outcomes["question"].unique())
     variants = _variants(sweep, questions, n)
-    m_0s, beside = m_0.kinds(variants, sweep.settings), baselines(sweep.baselines, questions, n)
-    others = [*(m_0.zero_shot(m_0s) if n else []), *beside.rows]
+    m_0s = baselines.kinds(variants, sweep.settings)
+    beside = baselines.baselines(sweep.baselines, questions, n)
+    others = [*(baselines.zero_shot(m_0s) if n else []), *beside.rows]
     groups = differences.groups(questions)
     clusters = groups if groups and len({*groups}) >= MIN_CLUSTERS else None
     full = design.complete(sweep.settings, sweep.cells, sweep.runs)
@@ -64,7 +64,7 @@ def analyse(sweep: Sweep) -> Analysis:
         curves=curves,
         optimistic={row.name: _optimistic(curves[row.name]) for row in variants if n},
         ceilings=beside.ceilings,
-        noise_floor=m_0.noise_floor(m_0s),
+        noise_floor=baselines.noise_floor(m_0s),
         notes=(
             *notes.measured(sweep),
             *notes.states(sweep),

@@ -1,16 +1,24 @@
-"""Baselines, and the ceilings that sampling M_0 repeatedly reaches."""
+"""Baselines: M_0 itself and its sampling noise, runs of other methods, and what sampling M_0 repeatedly reaches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
+from stasc.report import design
 from stasc.report.analysis import cells, scores
 from stasc.report.analysis.cells import Row
+from stasc.report.analysis.differences import measure
+from stasc.report.design import Levels
 from stasc.report.records import Interval, Run
+from stasc.report.statistics import intervals
+from stasc.settings.table import stages_of
+
+_OF_TRAINING = ("seed", "dataset.n_train", "dataset.train_path", "sampling.n_init", "sampling.n_corr")
+_OF_TESTING = frozenset({"initial", "correction", "evaluation"})
 
 
 @dataclass
@@ -76,3 +84,99 @@ def _vote_of_all(runs: Sequence[Run], questions: pd.Index) -> Interval:
     if all(abs(float(vote.mean()) - accuracy) < 1e-6 for vote, accuracy in zip(votes, recorded, strict=True)):
         return cells.accuracy(np.stack(votes, axis=1))
     return Interval(float(np.mean(recorded)), None, None, "mean over seeds: recounting the answers gives another vote")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Variants that share an M_0 and its evaluation. `name` tells it from other kinds; it is empty for a single one."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    @property
+    def fullest(self) -> Row:
+        return max(self.rows, key=lambda row: len(row.runs))
+
+
+def kinds(rows: Sequence[Row], settings: Mapping[str, Levels]) -> list[Kind]:
+    """Groups variants by their M_0. Two M_0 are different only if both their settings and their answers differ."""
+    found: list[list[Row]] = []
+    for row in rows:
+        same = next((kind for kind in found if _is_of(row, kind)), None)
+        if same is None:
+            found.append([row])
+        else:
+            same.append(row)
+    return [Kind(_name(kind, found, settings), tuple(kind)) for kind in found]
+
+
+def zero_shot(found: Sequence[Kind]) -> list[Row]:
+    """Returns a baseline row for each M_0, from the variant with the most seeds."""
+    return [
+        replace(kind.fullest, name=_named("zero-shot", kind), levels={}, kind="baseline", untrained=True)
+        for kind in found
+    ]
+
+
+def noise_floor(found: Sequence[Kind]) -> dict[str, Interval]:
+    """Returns the 95 % range of differences between two seeds of the same M_0, which is sampling noise alone.
+
+    The range rests on the variance over seeds of each question's corrections, and so on all questions.
+    """
+    floors = {}
+    for kind in found:
+        row = kind.fullest
+        if len(row.runs) < 2:
+            continue
+        table = row.table("correction", 0)
+        reach = intervals.quantile(np.inf) * float(np.sqrt(2 * table.var(axis=1, ddof=1).sum())) / len(table)
+        floors[_named("M_0", kind)] = Interval(
+            0.0,
+            -reach,
+            reach,
+            f"95 % range of the difference in M_0's correction accuracy between two seeds; the largest difference "
+            f"among these {len(row.runs)} seeds is {np.ptp(table.mean(axis=0)):.1f} pp",
+        )
+    return floors
+
+
+def _named(what: str, kind: Kind) -> str:
+    return f"{what}, {kind.name}" if kind.name else what
+
+
+def _is_of(row: Row, kind: Sequence[Row]) -> bool:
+    return _signature(kind[0]) == _signature(row) or (measure(kind[0]) == measure(row) and _agree(kind, row))
+
+
+def _signature(row: Row) -> dict[str, str]:
+    """Returns the settings that decide M_0's answers to test questions, and which of them are right."""
+    return {name: text for name, text in design.texts(row.runs[0].settings).items() if _tests(name)}
+
+
+def _tests(setting: str) -> bool:
+    if setting == "finetune._target_":  # a method with M_0 in 4 bits changes M_0
+        return True
+    stages = stages_of(setting)
+    return setting not in _OF_TRAINING and (not stages or bool(_OF_TESTING & stages))
+
+
+def _agree(kind: Sequence[Row], row: Row) -> bool:
+    """Returns whether M_0 gave the same answers with every seed that both have."""
+    known = {run.seed: one for other in kind for run, one in zip(other.runs, other.scores, strict=True)}
+    both = [(known[run.seed], one) for run, one in zip(row.runs, row.scores, strict=True) if run.seed in known]
+    tables = [
+        (getattr(one, name)[0], getattr(other, name)[0]) for one, other in both for name in ("initial", "correction")
+    ]
+    return bool(both) and all(np.array_equal(*pair) for pair in tables)
+
+
+def _name(kind: Sequence[Row], found: Sequence[Sequence[Row]], settings: Mapping[str, Levels]) -> str:
+    """Returns the first setting that tells the kinds apart, as `finetune=qlora`, or else all in which they differ."""
+    if len(found) == 1:
+        return ""
+    texts = {name: [frozenset(row.levels[name] for row in rows) for rows in found] for name in settings}
+    texts = {name: sets for name, sets in texts.items() if any(one != sets[0] for one in sets)}
+    telling = [name for name, sets in texts.items() if len(frozenset().union(*sets)) == sum(map(len, sets))]
+    at = next(i for i, rows in enumerate(found) if rows is kind)
+    named = [f"{name}={' or '.join(sorted(texts[name][at]))}" for name in (telling[:1] or texts)]
+    return ", ".join(named) or f"that of {kind[0].name}"

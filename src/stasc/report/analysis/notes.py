@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stasc.report import design, wording
+from stasc.report import design
 from stasc.report.design import Complete
 from stasc.report.records import Cell, Effect, Run, Sweep
 from stasc.report.statistics.intervals import MIN_CLUSTERS
-from stasc.report.words import listed, number
+from stasc.report.wording import OUTCOMES, listed, number
 from stasc.settings.table import deciding
 from stasc.units import counted
 
@@ -149,7 +149,7 @@ def checked(effects: Sequence[Effect]) -> list[str]:
     apart = [effect for effect in effects if not effect.agree]
     if not apart:
         return []
-    labels = dict.fromkeys(f"{effect.label} ({wording.OUTCOMES[effect.outcome]})" for effect in apart)
+    labels = dict.fromkeys(f"{effect.label} ({OUTCOMES[effect.outcome]})" for effect in apart)
     names = f": {'; '.join(labels)}" if len(labels) <= _NAMED else ""
     return [
         f"for {len(apart)} of {len(effects)} effects, the width of the bootstrap interval differs by more than a fifth "

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stasc.records import Question
 from stasc.report import design
-from stasc.report.commands import read_last, swept
-from stasc.report.data.files import OUTCOMES, PAIRS, Found, empty, is_run, read_run
+from stasc.report.data.files import OUTCOMES, PAIRS, empty, is_run, read_run
 from stasc.report.design import Design, Levels
+from stasc.report.provenance import read_last, swept
 from stasc.report.records import Run, Sweep
 from stasc.settings.names import DECLARED
 from stasc.settings.table import deciding
@@ -27,20 +28,20 @@ def read(folder: Path) -> Sweep:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give multirun/NAME, or the folder of a run")
     single = is_run(folder)
-    found = [read_run(one) for one in ([folder] if single else sorted(folder.iterdir())) if is_run(one)]
-    notes = [note for one in found for note in one.notes]
-    notes += [f"{one.folder.name} has no readable settings and is excluded" for one in found if not one.settings]
-    found = [one for one in found if one.settings]
-    ordinary = [one for one in found if not one.settings.get("baseline")]
+    read_folders = [read_run(one) for one in ([folder] if single else sorted(folder.iterdir())) if is_run(one)]
+    notes = [note for _, damage in read_folders for note in damage]
+    notes += [f"{run.name} has no readable settings and is excluded" for run, _ in read_folders if not run.settings]
+    found = [run for run, _ in read_folders if run.settings]
     if not found:
         faults = f" ({'; '.join(notes)})" if notes else ""
         raise ValueError(f"{folder} holds no run{faults}: give multirun/NAME, or the folder of a run")
     task = () if single else _task(folder, notes)
-    given = {text.partition("=")[0].lstrip("+~") for one in ordinary for text in one.overrides or ()}
-    varying = design.find([one.settings for one in ordinary], [one.choices for one in ordinary], given)
-    names = design.names(varying, [one.settings for one in ordinary])
-    runs = [_run(one, names[levels]) for one, levels in zip(ordinary, varying.of_run, strict=True)]
-    baselines = [_run(one, str(one.settings["variant"])) for one in found if one.settings.get("baseline")]
+    ordinary = [run for run in found if not run.settings.get("baseline")]
+    given = {text.partition("=")[0].lstrip("+~") for run in ordinary for text in run.overrides or ()}
+    varying = design.find([run.settings for run in ordinary], [run.choices for run in ordinary], given)
+    names = design.names(varying, [run.settings for run in ordinary])
+    runs = [replace(run, cell=names[levels]) for run, levels in zip(ordinary, varying.of_run, strict=True)]
+    baselines = [run for run in found if run.settings.get("baseline")]
     runs, baselines = _once(runs, notes), _once(baselines, notes)
     _check_questions([*runs, *baselines])
     asked = swept(task)
@@ -62,24 +63,6 @@ def read(folder: Path) -> Sweep:
         declared=None if single else _declared(folder, notes),
         notes=tuple(notes),
         questions=_questions(found),
-    )
-
-
-def _run(found: Found, cell: str) -> Run:
-    return Run(
-        name=found.folder.name,
-        folder=found.folder,
-        cell=cell,
-        seed=int(found.settings["seed"]),
-        status=found.status,
-        error=found.error,
-        settings=found.settings,
-        iterations=found.iterations,
-        outcomes=found.outcomes,
-        pairs=found.pairs,
-        events=found.events,
-        overrides=found.overrides,
-        params=found.params,
     )
 
 
@@ -163,7 +146,7 @@ def _expected(varying: Design, seeds: Iterable[int], command: Mapping[str, Level
     return [(levels, seed) for levels in grid for seed in every_seed if (levels, seed) in expected]
 
 
-def _unseen(found: Sequence[Found], command: Mapping[str, Levels]) -> list[str]:
+def _unseen(found: Sequence[Run], command: Mapping[str, Levels]) -> list[str]:
     """Names the levels that the command asked for and no run has. The names of their cells are unknown."""
     present = [{**design.texts(one.settings), **one.choices} for one in found]
     return [
@@ -185,9 +168,10 @@ def _baselines(command: Mapping[str, Levels], present: Sequence[Run]) -> list[tu
     return [(named.get(one, one), seed) for one in asked for seed in sorted({*seeds})]
 
 
-def _questions(found: Sequence[Found]) -> dict[str, Question]:
+def _questions(found: Sequence[Run]) -> dict[str, Question]:
     """Reads the questions from the first run that has questions.jsonl."""
-    path = next((one.folder / "questions.jsonl" for one in found if (one.folder / "questions.jsonl").exists()), None)
+    paths = [run.folder / "questions.jsonl" for run in found if run.folder]
+    path = next((path for path in paths if path.exists()), None)
     if path is None:
         return {}
     try:

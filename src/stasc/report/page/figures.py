@@ -13,7 +13,7 @@ import altair as alt
 import vl_convert
 
 from stasc.report.records import Analysis, Effect, Interval, Sweep
-from stasc.report.words import interval_text, p_text, typeset
+from stasc.report.wording import interval_text, p_text, typeset
 
 Spec = dict[str, Any]
 Row = dict[str, Any]

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from stasc.machine import durable
-from stasc.report import words
+from stasc.report import wording
 from stasc.report.page import figures, samples
 from stasc.report.records import Analysis, Change, Effect, Sweep
 from stasc.units import counted, duration_text
@@ -113,7 +113,8 @@ def _incomplete(sweep: Sweep) -> list[str]:
         if not run.complete:
             by_status.setdefault(run.status, []).append(run.name)
     states = [
-        f"{status}: {words.listed(names) if len(names) <= NAMED else len(names)}" for status, names in by_status.items()
+        f"{status}: {wording.listed(names) if len(names) <= NAMED else len(names)}"
+        for status, names in by_status.items()
     ]
     return [*states, *sweep.absent]
 
@@ -172,9 +173,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": _typeset(words.number),
-        "bounds": _typeset(words.bounds),
-        "p": words.p_text,
+        "number": _typeset(wording.number),
+        "bounds": _typeset(wording.bounds),
+        "p": wording.p_text,
         "duration": duration_text,
         "counted": counted,
         "prose": prose,
@@ -184,11 +185,11 @@ def _environment() -> Environment:
 
 def prose(text: str) -> Markup:
     """Returns a sentence as markup, with M_0 as the paper prints it."""
-    return Markup(re.sub(r"\bM_(\w)\b", r"M<sub>\1</sub>", words.typeset(str(escape(text)))))
+    return Markup(re.sub(r"\bM_(\w)\b", r"M<sub>\1</sub>", wording.typeset(str(escape(text)))))
 
 
 def _typeset(form: Callable[..., str]) -> Callable[..., str]:
-    return lambda *values, **settings: words.typeset(form(*values, **settings))
+    return lambda *values, **settings: wording.typeset(form(*values, **settings))
 
 
 def _text(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from stasc.report.records import Run, Sweep
-from stasc.report.words import listed
+from stasc.report.wording import listed
 
 Kind = Literal["test", "train"]
 
