@@ -149,11 +149,8 @@ def _split(text: str) -> list[str]:
 
 def _makes(command: Product, job: Product) -> bool:
     """Whether a command makes this job."""
-    return {*command} == {*job} and all(_levels(values) <= _levels(command[name]) for name, values in job.items())
-
-
-def _levels(values: Iterable[str]) -> set[str]:
-    return {*map(design.level, values)}
+    asked, made = ({name: {*map(design.level, values)} for name, values in one.items()} for one in (command, job))
+    return {*asked} == {*made} and all(made[name] <= asked[name] for name in made)
 
 
 def products(jobs: Sequence[Product]) -> list[Product]:
@@ -172,8 +169,8 @@ def products(jobs: Sequence[Product]) -> list[Product]:
 def _without(product: Product, params: Mapping[str, str]) -> list[str]:
     """Returns the overrides that differ from what a command's experiment sweeps; those of swept settings come last."""
     usual = _product(f"{name}={values}" for name, values in params.items())
-    given = [name for name, values in product.items() if _levels(values) != _levels(usual.get(name, ()))]
-    names = sorted(given, key=lambda name: name in usual)
+    levels = [{name: {*map(design.level, values)} for name, values in one.items()} for one in (product, usual)]
+    names = sorted((name for name in product if levels[0][name] != levels[1].get(name, set())), key=usual.__contains__)
     return [name if name.startswith("~") else f"{name}={','.join(product[name])}" for name in names]
 
 

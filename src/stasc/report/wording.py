@@ -92,17 +92,16 @@ def sentence(effect: Effect) -> str:
     return text
 
 
-def surely(effect: Effect) -> bool:
-    """Returns whether an effect is distinguishable from 0, as `sure` defines it."""
-    return sure(effect.interval, effect.p_adjusted, effect.p_crossed_adjusted, effect.seeds)
-
-
 def sure(interval: Interval, p: float, p_crossed: float, seeds: int) -> bool:
     """Returns whether the interval excludes 0 and both adjusted p-values are below 0.05.
 
     `p` treats questions as random, `p_crossed` questions and seeds; with one seed, only `p` counts.
     """
     return excludes_zero(interval) and p < LEVEL and (seeds == 1 or p_crossed < LEVEL)
+
+
+def surely(effect: Effect) -> bool:
+    return sure(effect.interval, effect.p_adjusted, effect.p_crossed_adjusted, effect.seeds)
 
 
 def headline(effects: Sequence[Effect], interactions: Sequence[Effect] = (), held: Sequence[str] = ()) -> str:
@@ -141,15 +140,6 @@ def _main(effects: Sequence[Effect], sure: Effect | None) -> str:
     if not first.interval.value:
         return f"No choice changed {outcome}{among}: {found}"
     return f"No choice's effect on {outcome} is distinguishable from 0{among}. The largest estimate: {found}"
-
-
-def fixed(declared: Sequence[int] | None) -> str:
-    """Explains that the number of seeds must be fixed in advance, and how many were declared."""
-    seeds = f" This sweep's first command declared {counted(len(declared), 'seed')}." if declared else ""
-    return (
-        "These results assume that the number of seeds was fixed in advance: adding seeds until an effect appears "
-        f"produces false positives.{seeds}"
-    )
 
 
 def unranked(settings: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from itertools import combinations
 from stasc.report import design
 from stasc.report.analysis.cells import Pools, Row, difference
 from stasc.report.analysis.effects import BOUND, clipped
-from stasc.report.records import Difference, Interval
+from stasc.report.records import Difference
 from stasc.report.statistics import intervals
 from stasc.report.statistics.crossing import Pool
 
@@ -54,10 +54,7 @@ def _difference(
     known = [pool for (row, n), outcome in pair if (pool := pools.within(row, outcome, n))]
     pool = functools.reduce(Pool.plus, known) if known else None
     means = first.mean(axis=1), second.mean(axis=1)
-    clustered = None
-    if clusters is not None:
-        grouped = intervals.clustered(means[0] - means[1], clusters, BOUND)
-        clustered = clipped(Interval(grouped.value, grouped.low, grouped.high, grouped.method))
+    clustered = None if clusters is None else clipped(intervals.clustered(means[0] - means[1], clusters, BOUND))
     rho = intervals.correlation(*means)
     return Difference(one[0].name, other[0].name, difference(first - second, pool), clustered, rho, seeds, outcomes)
 

@@ -55,9 +55,9 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> tuple[Run, list[str]]:
-    """Reads a run's folder, except for its pairs. Returns: the run, and notes on files, which name those damaged.
+    """Reads a run's folder, except for its pairs. Returns: the run, and notes that name damaged files.
 
-    Damage makes a complete run `damaged`. A run without readable settings has none, and no seed.
+    Damage makes a complete run `damaged`. Without readable settings, `settings` is empty and `seed` is -1.
     """
     notes: list[str] = []
     events = _events(folder, notes)

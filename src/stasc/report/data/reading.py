@@ -75,31 +75,24 @@ def _once(runs: Sequence[Run], notes: list[str]) -> list[Run]:
     """Returns one run for each cell and seed: complete ones first, then those with the most iterations."""
     ranked = sorted(runs, key=lambda run: (run.complete, len(run.iterations)), reverse=True)
     chosen = {id(run) for run in {(run.cell, run.seed): run for run in reversed(ranked)}.values()}
-    notes.extend(
-        f"{run.name} is excluded: another run of the same variant and seed got as far or further"
-        for run in runs
-        if id(run) not in chosen
-    )
+    reason = "another run of the same variant and seed got as far or further"
+    notes.extend(f"{run.name} is excluded: {reason}" for run in runs if id(run) not in chosen)
     return [run for run in runs if id(run) in chosen]
 
 
 def _check_questions(runs: Sequence[Run]) -> None:
     """Checks that all runs were tested on the same questions. Raises: ValueError naming the setting that differs."""
-    first: tuple[Run, frozenset[str]] | None = None
-    for run in runs:
-        if not run.complete:
+    asked = [(run, {*run.outcomes.loc[run.outcomes["n"] == 0, "question"]}) for run in runs if run.complete]
+    for (first, questions), (run, others) in zip(asked[:1] * len(asked), asked, strict=True):
+        if others == questions:
             continue
-        asked = frozenset(run.outcomes.loc[run.outcomes["n"] == 0, "question"])
-        first = first or (run, asked)
-        if asked == first[1]:
-            continue
-        one, other = deciding(first[0].settings), deciding(run.settings)
+        one, other = deciding(first.settings), deciding(run.settings)
         differing = [name for name in {**one, **other} if one.get(name) != other.get(name)]
         suspects = [name for name in differing if name.startswith(("dataset.", "evaluation."))] or differing
         why = ", ".join(f"{name} is {one.get(name)} in one and {other.get(name)} in the other" for name in suspects)
         raise ValueError(
-            f"{first[0].name} and {run.name} were tested on different questions ({len(first[1])} and {len(asked)}, "
-            f"{len(asked & first[1])} in common; {why or 'their data changed'}), so they are not comparable; move "
+            f"{first.name} and {run.name} were tested on different questions ({len(questions)} and {len(others)}, "
+            f"{len(questions & others)} in common; {why or 'their data changed'}), so they are not comparable; move "
             "one kind into a separate folder"
         )
 
@@ -135,7 +128,7 @@ def _expected(varying: Design, seeds: Iterable[int], command: Mapping[str, Level
     half of them have a run, because with fewer, no full factorial was intended.
     """
     known = varying.settings
-    asked_seeds = [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()]
+    asked_seeds = _seeds(command)
     every_seed = sorted({*seeds, *asked_seeds})
     observed, grid = dict.fromkeys(varying.of_run), [*itertools.product(*known.values())]
     cells = grid if len(grid) < 2 * len(observed) else [levels for levels in grid if levels in observed]
@@ -144,6 +137,10 @@ def _expected(varying: Design, seeds: Iterable[int], command: Mapping[str, Level
     if command and all(name in command for name in known) and "baseline" not in command:
         expected |= dict.fromkeys(itertools.product(itertools.product(*asked), asked_seeds or every_seed))
     return [(levels, seed) for levels in grid for seed in every_seed if (levels, seed) in expected]
+
+
+def _seeds(command: Mapping[str, Levels]) -> list[int]:
+    return [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()]
 
 
 def _unseen(found: Sequence[Run], command: Mapping[str, Levels]) -> list[str]:
@@ -161,9 +158,7 @@ def _unseen(found: Sequence[Run], command: Mapping[str, Levels]) -> list[str]:
 def _baselines(command: Mapping[str, Levels], present: Sequence[Run]) -> list[tuple[str, int]]:
     """Returns the baselines and seeds that the command asked for, by the names of the existing runs."""
     named = {str(run.settings["baseline"]): run.cell for run in present}
-    seeds = [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()] or [
-        run.seed for run in present
-    ]
+    seeds = _seeds(command) or [run.seed for run in present]
     asked = [one for one in command.get("baseline", ()) if one not in ("null", "none")]
     return [(named.get(one, one), seed) for one in asked for seed in sorted({*seeds})]
 
