@@ -23,7 +23,7 @@ from sweeps import ALL16, Made, write_run, write_sweep
 
 from stasc.report import export, provenance, wording
 from stasc.report.__main__ import main, show
-from stasc.report.analysis import analyse
+from stasc.report.analysis.analysis import analyse
 from stasc.report.data.reading import read
 from stasc.report.records import Analysis, Effect, Interval
 

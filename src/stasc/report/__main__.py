@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder: Path = parser.parse_args(arguments).folder
     try:
         from stasc.report import export
-        from stasc.report.analysis import analyse
+        from stasc.report.analysis.analysis import analyse
         from stasc.report.data.reading import read
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error.name} is not installed; pip install 'stasc[report]'")

@@ -21,11 +21,11 @@ def as_json(analysis: Analysis) -> dict[str, Any]:
     return {"schema": SCHEMA, **asdict(analysis)}
 
 
-def tidy(run: Run) -> bytes:
-    """Returns a line of JSON for each pair of a run's test answers: whether each is right, and their rewards."""
+def tidy(run: Run) -> pd.DataFrame:
+    """Returns a table with a row for each pair of a run's test answers: whether each is right, and their rewards."""
     outcomes, correct_at = run.outcomes, float(run.settings["correct_at"])
     voted = {"vote": outcomes["vote"]} if "vote" in outcomes and outcomes["vote"].notna().any() else {}
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "cell": run.cell,
             "baseline": run.settings.get("baseline"),
@@ -41,8 +41,6 @@ def tidy(run: Run) -> bytes:
             **voted,
         }
     )
-    lines = str(table.to_json(orient="records", lines=True, double_precision=6))
-    return lines.replace("\\/", "/").encode()  # pandas escapes slashes
 
 
 def write(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
@@ -52,5 +50,6 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
     if is_run(folder):
         return ["report.json"]  # a run has an outcomes.jsonl of its own
     runs = [run for run in (*sweep.runs, *sweep.baselines) if len(run.outcomes)]
-    durable.write(folder / "outcomes.jsonl", b"".join(map(tidy, runs)))
+    lines = (str(tidy(run).to_json(orient="records", lines=True, double_precision=6)) for run in runs)
+    durable.write(folder / "outcomes.jsonl", "".join(lines).replace("\\/", "/").encode())  # pandas escapes slashes
     return ["report.json", "outcomes.jsonl"]

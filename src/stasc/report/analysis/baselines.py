@@ -39,10 +39,8 @@ class Baselines:
 def baselines(runs: Sequence[Run], questions: pd.Index, n: int) -> Baselines:
     """Scores the baselines of a sweep up to iteration n."""
     found = Baselines()
-    by_name: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.complete:
-            by_name.setdefault(run.cell, []).append(run)
+    names = dict.fromkeys(run.cell for run in runs if run.complete)
+    by_name = {name: [run for run in runs if run.complete and run.cell == name] for name in names}
     votes = [
         name
         for name, (run, *_) in by_name.items()

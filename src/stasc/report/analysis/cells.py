@@ -75,16 +75,14 @@ class Row:
 
     def table(self, outcome: str, n: int) -> Array:
         """Returns an outcome in %, (questions, seeds). `over_...` compares the answers that training targets."""
-        before = dict(zip(map(id, self.scores), self.m_0 or self.scores, strict=True))
-        trained = "initial" if self.trains == "initial" else "correction"
-        tables = {
-            "initial": lambda one: one.initial[n],
-            "correction": lambda one: one.correction[n],
-            "gain": lambda one: one.correction[n] - one.initial[n],
-            "over_initial": lambda one: getattr(one, trained)[n] - before[id(one)].initial[0],
-            "over_correction": lambda one: getattr(one, trained)[n] - before[id(one)].correction[0],
-        }
-        return np.stack([tables[outcome](one) for one in self.scores], axis=1)
+        trained, tables = "initial" if self.trains == "initial" else "correction", []
+        for one, m_0 in zip(self.scores, self.m_0 or self.scores, strict=True):
+            found = {"initial": one.initial[n], "correction": one.correction[n]}
+            found["gain"] = found["correction"] - found["initial"]
+            found["over_initial"] = found[trained] - m_0.initial[0]
+            found["over_correction"] = found[trained] - m_0.correction[0]
+            tables.append(found[outcome])
+        return np.stack(tables, axis=1)
 
 
 def row(

@@ -43,13 +43,10 @@ def states(sweep: Sweep) -> list[str]:
 
 def _together(runs: Sequence[Run]) -> list[str]:
     """Returns `EIE and ENE, seeds 0 and 1`, for each group of cells with the same seeds."""
-    seeds: dict[str, tuple[int, ...]] = {}
-    for run in runs:
-        seeds[run.cell] = (*seeds.get(run.cell, ()), run.seed)
-    cells: dict[tuple[int, ...], list[str]] = {}
-    for cell, its in seeds.items():
-        cells.setdefault(tuple(sorted(its)), []).append(cell)
-    return [f"{listed(several)}, {_seeds(its)}" for its, several in cells.items()]
+    cells = dict.fromkeys(run.cell for run in runs)
+    seeds = {cell: tuple(sorted(run.seed for run in runs if run.cell == cell)) for cell in cells}
+    groups = {its: [cell for cell in cells if seeds[cell] == its] for its in seeds.values()}
+    return [f"{listed(several)}, {_seeds(its)}" for its, several in groups.items()]
 
 
 def _seeds(seeds: Sequence[int]) -> str:

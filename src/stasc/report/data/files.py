@@ -46,8 +46,7 @@ PAIRS = pa.schema(
 
 
 def empty(schema: pa.Schema) -> pd.DataFrame:
-    frame: pd.DataFrame = schema.empty_table().to_pandas()
-    return frame
+    return pd.DataFrame(schema.empty_table().to_pandas())
 
 
 def is_run(folder: Path) -> bool:

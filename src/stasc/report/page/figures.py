@@ -36,8 +36,8 @@ OKABE_ITO = {  # a palette for colour-blind readers
     "spoiled": "#D55E00",
     "stays-wrong": "#999999",
 }
-FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Helvetica, Arial, sans-serif"
 TRANSITION_COLOURS = ("stays-right", "improved", "spoiled", "stays-wrong")
+FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Helvetica, Arial, sans-serif"
 
 
 def specifications(sweep: Sweep, analysis: Analysis) -> dict[str, Spec]:
@@ -197,7 +197,6 @@ def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
 
 def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
     """Returns each choice's effect by iteration."""
-    choices = list(dict.fromkeys(map(_choice, effects)))
     if len({effect.n for effect in effects}) < 2:
         return None
     rows = [
@@ -215,16 +214,14 @@ def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
         base.mark_point(filled=True, size=36, opacity=1).encode(y=y, tooltip=tips),
         data=alt.Data(values=rows),
     )
-    names = [choice.replace("\n", ": ") for choice in choices]
-    return _by_cell(layers, names, _forest_text(effects), height=130)
+    return _by_cell(layers, list(dict.fromkeys(row["cell"] for row in rows)), _forest_text(effects), height=130)
 
 
 def _transitions(analysis: Analysis) -> alt.FacetChart | None:
     """Returns the shares of the four transitions by iteration."""
-    curves = {name: cells for name, cells in analysis.curves.items() if cells}
     rows = [
         {"cell": name, "n": cell.n, "transition": label, "order": order, "share": cell.transitions[key]}
-        for name, cells in curves.items()
+        for name, cells in analysis.curves.items()
         for cell in cells
         for order, (key, label) in enumerate(TRANSITIONS.items())
     ]
@@ -244,7 +241,7 @@ def _transitions(analysis: Analysis) -> alt.FacetChart | None:
         )
     )
     text = "Stacked bars: for each variant and iteration, the shares of test answers that " + ", ".join(labels)
-    return _by_cell(bars, list(curves), f"{text}. The tables of the variants hold the numbers.", height=130)
+    return _by_cell(bars, list(analysis.curves), f"{text}. The tables of the variants hold the numbers.", height=130)
 
 
 def _iterations(ns: set[int]) -> alt.X:

@@ -114,15 +114,12 @@ def parted(headline: str, effects: Iterable[Effect]) -> list[tuple[str, bool]]:
 
 def _incomplete(sweep: Sweep) -> list[str]:
     """Lists incomplete runs by status: by name, or by number if there are many."""
-    by_status: dict[str, list[str]] = {}
-    for run in (*sweep.runs, *sweep.baselines):
-        if not run.complete:
-            by_status.setdefault(run.status, []).append(run.name)
-    states = [
-        f"{status}: {wording.listed(names) if len(names) <= NAMED else len(names)}"
-        for status, names in by_status.items()
-    ]
-    return [*states, *sweep.absent]
+    runs = [run for run in (*sweep.runs, *sweep.baselines) if not run.complete]
+    by_status = {one.status: [run.name for run in runs if run.status == one.status] for one in runs}
+    texts = {
+        status: wording.listed(names) if len(names) <= NAMED else len(names) for status, names in by_status.items()
+    }
+    return [*(f"{status}: {text}" for status, text in texts.items()), *sweep.absent]
 
 
 def _combinations(sweep: Sweep) -> str:
