@@ -21,10 +21,10 @@ import pytest
 from rich.console import Console
 from sweeps import ALL16, Made, write_run, write_sweep
 
-from stasc.report import export, wording
+from stasc.report import export, provenance, wording
 from stasc.report.__main__ import main, show
-from stasc.report.analysis import analyse
-from stasc.report.data import provenance, read
+from stasc.report.analysis.analysis import analyse
+from stasc.report.data.reading import read
 from stasc.report.records import Analysis, Effect, Interval
 
 SMALL = Made(questions=30, iterations=2, seeds=(0, 1))

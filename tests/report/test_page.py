@@ -19,7 +19,7 @@ from pages import made
 from playwright import sync_api as playwright
 from skips import NO_CHROMIUM
 
-from stasc.report import words
+from stasc.report import wording
 from stasc.report.page import figures, samples
 from stasc.report.page import html as page
 from stasc.report.records import Analysis, Interval, Sweep
@@ -281,7 +281,7 @@ def test_the_headline_s_claims_stand_apart_from_what_they_rest_on() -> None:
 
 def test_an_interval_without_bounds_is_its_estimate(tmp_path: Path) -> None:
     open_ended = Interval(4.0, None, None, "one seed, one question")
-    assert words.interval_text(open_ended, signed=True) == "+4.0"
+    assert wording.interval_text(open_ended, signed=True) == "+4.0"
     sweep, analysis = made(factors=1)
     page.write(sweep, without_bounds(analysis, open_ended), tmp_path)
     assert (tmp_path / "report.html").is_file()
@@ -298,7 +298,7 @@ def without_bounds(analysis: Analysis, interval: Interval) -> Analysis:
 
 @pytest.mark.parametrize(("value", "text"), [(-3.14, "−3.1"), (0.04, "+0.0"), (-0.04, "+0.0"), (2.0, "+2.0")])
 def test_numbers_have_a_true_minus_and_no_negative_zero(value: float, text: str) -> None:
-    assert words.typeset(words.number(value, signed=True)) == text
+    assert wording.typeset(wording.number(value, signed=True)) == text
 
 
 def test_prose_escapes_and_sets_numbers_well() -> None:

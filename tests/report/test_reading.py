@@ -10,7 +10,7 @@ import pytest
 from sweeps import ALL16, Made, write_multirun, write_run, write_sweep
 
 from stasc.report import design
-from stasc.report.data import read
+from stasc.report.data.reading import read
 
 SMALL = Made(questions=6, iterations=2, seeds=(0, 1))
 

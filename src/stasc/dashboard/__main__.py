@@ -7,16 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stasc.machine import durable
 from stasc.machine.stdio import outlive_readers
 from stasc.settings.names import check_name
 from stasc.tracking.redaction import scrub
 from stasc.tracking.wandb import call_with_timeout, check_project, reason, shut_down
-
-if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import Report
 
 SAVE_S = 120  # W&B itself times out after 20 s, several times in a row
 
@@ -45,22 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {scrub(str(error))}")
 
 
-def _report(args: argparse.Namespace, entity: str) -> Report:
-    from stasc.dashboard.plots import report
-
-    return report(args.project, entity, args.group)
-
-
 def _save(path: Path, args: argparse.Namespace) -> None:
     """Saves the report in W&B, or writes its specification if W&B fails."""
+    import wandb
+
+    from stasc.dashboard.report import report
 
     def save() -> str:
-        import wandb
-
         entity = args.entity or wandb.Api().default_entity or ""
-        return str(_report(args, entity).save().url)
+        return str(report(args.project, entity, args.group).save().url)
 
-    _report(args, "")  # so that faults in the report itself are not blamed on W&B
+    report(args.project, "", args.group)  # so that faults in the report itself are not blamed on W&B
     try:
         url = call_with_timeout(SAVE_S, save)
     except Exception as error:
@@ -71,9 +62,9 @@ def _save(path: Path, args: argparse.Namespace) -> None:
 
 
 def _write(path: Path, args: argparse.Namespace) -> None:
-    from stasc.dashboard.specification import check, specification
+    from stasc.dashboard.report import check, report, specification
 
-    data = specification(_report(args, args.entity or ""))
+    data = specification(report(args.project, args.entity or "", args.group))
     check(data)
     durable.write(path, data)
     print(f"written: {path}")
@@ -81,7 +72,7 @@ def _write(path: Path, args: argparse.Namespace) -> None:
 
 def _check_file(path: Path) -> None:
     """Checks that the file is new or an earlier specification. Raises: ValueError, OSError."""
-    from stasc.dashboard.specification import check
+    from stasc.dashboard.report import check
 
     try:
         check(path.read_bytes())

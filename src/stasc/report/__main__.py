@@ -15,7 +15,7 @@ from rich.text import Text
 
 from stasc.machine.stdio import outlive_readers
 from stasc.report.records import Analysis, Sweep
-from stasc.report.words import interval_text, number, p_text, plain
+from stasc.report.wording import interval_text, number, p_text, plain
 
 WIDE = 1000  # columns of output that does not go to a terminal
 
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder: Path = parser.parse_args(arguments).folder
     try:
         from stasc.report import export
-        from stasc.report.analysis import analyse
-        from stasc.report.data import read
+        from stasc.report.analysis.analysis import analyse
+        from stasc.report.data.reading import read
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error.name} is not installed; pip install 'stasc[report]'")
     try:
@@ -46,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _page(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
     """Writes report.html. Returns: its name, or nothing if a library for charts is not installed."""
     try:
-        from stasc.report import page
+        from stasc.report.page import html
     except ModuleNotFoundError as error:
         print(f"no page: {error.name} is not installed; pip install 'stasc[report]'", file=sys.stderr)
         return []
-    page.write(sweep, analysis, folder)
-    return [page.PAGE]
+    html.write(sweep, analysis, folder)
+    return [html.PAGE]
 
 
 def show(analysis: Analysis, out: Console) -> None:

@@ -145,23 +145,20 @@ def names(design: Design, settings: Sequence[Mapping[str, Any]]) -> dict[Levels,
     parts = {"init": "letter", "filter": "letter", "start": "letter", "finetune": "suffix"}
     letters: dict[tuple[str, str], str] = {}
     for one, levels in zip(settings, design.of_run, strict=True):
-        for (group, key), text in itertools.product(parts.items(), [dict(zip(design.settings, levels, strict=True))]):
+        text = dict(zip(design.settings, levels, strict=True))
+        for group, key in parts.items():
             letters[group, text.get(group, "")] = str((one.get(group) or {}).get(key, ""))
     variants = {levels: str(one["variant"]) for one, levels in zip(settings, design.of_run, strict=True)}
     for levels in itertools.product(*design.settings.values()):
         text = dict(zip(design.settings, levels, strict=True))
         variants.setdefault(levels, "".join(letters.get((group, text.get(group, "")), "?") for group in parts))
-    if _unique(variants):
+    if len({*variants.values()}) == len(variants):
         return variants
     rest = [name for name in design.settings if name not in parts]
     longer = {levels: ", ".join([variant, *_named(design, levels, rest)]) for levels, variant in variants.items()}
-    if _unique(longer):
+    if len({*longer.values()}) == len(longer):
         return longer
     return {levels: ", ".join(_named(design, levels, [*design.settings])) for levels in variants}
-
-
-def _unique(names: Mapping[Levels, str]) -> bool:
-    return len({*names.values()}) == len(names)
 
 
 def _named(design: Design, levels: Levels, settings: Sequence[str]) -> list[str]:

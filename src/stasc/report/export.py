@@ -50,10 +50,6 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> list[str]:
     if is_run(folder):
         return ["report.json"]  # a run has an outcomes.jsonl of its own
     runs = [run for run in (*sweep.runs, *sweep.baselines) if len(run.outcomes)]
-    durable.write(folder / "outcomes.jsonl", b"".join(map(_lines, runs)))
+    lines = (str(tidy(run).to_json(orient="records", lines=True, double_precision=6)) for run in runs)
+    durable.write(folder / "outcomes.jsonl", "".join(lines).replace("\\/", "/").encode())  # pandas escapes slashes
     return ["report.json", "outcomes.jsonl"]
-
-
-def _lines(run: Run) -> bytes:
-    lines = str(tidy(run).to_json(orient="records", lines=True, double_precision=6))
-    return lines.replace("\\/", "/").encode()  # pandas escapes slashes

@@ -38,6 +38,7 @@ class Run:
     events: Sequence[Mapping[str, Any]]  # of the journal
     overrides: Sequence[str] | None = None  # of this job; None if Hydra left none
     params: Mapping[str, str] = field(default_factory=dict)  # what its experiment sweeps by default
+    choices: Mapping[str, str] = field(default_factory=dict)  # the options of its config groups
 
     @property
     def complete(self) -> bool:

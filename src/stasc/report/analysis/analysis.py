@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from stasc.report import design, wording
-from stasc.report.analysis import cells, differences, effects, m_0, notes
-from stasc.report.analysis.baselines import baselines
+from stasc.report.analysis import baselines, cells, differences, effects, notes
 from stasc.report.analysis.cells import Row
 from stasc.report.analysis.effects import Contrast, Estimates
-from stasc.report.data.provenance import provenance
 from stasc.report.design import Complete
+from stasc.report.provenance import provenance
 from stasc.report.records import Analysis, Cell, Effect, Interval, Sweep
 from stasc.report.statistics import crossing, resampling
 from stasc.report.statistics.crossing import Pool
@@ -34,9 +33,12 @@ def analyse(sweep: Sweep) -> Analysis:
         raise ValueError(f"{sweep.folder}: no run is complete ({states}); run the same command again to resume them")
     n = _last(sweep)
     questions = pd.Index(done[0].outcomes["question"].unique())
-    variants = _variants(sweep, questions, n)
-    m_0s, beside = m_0.kinds(variants, sweep.settings), baselines(sweep.baselines, questions, n)
-    others = [*(m_0.zero_shot(m_0s) if n else []), *beside.rows]
+    by_cell = {name: [run for run in sweep.runs if run.cell == name] for name in sweep.cells}
+    found_rows = (cells.row(name, sweep.cells[name], "variant", runs, questions, n) for name, runs in by_cell.items())
+    variants = [row for row in found_rows if row]
+    m_0s = baselines.kinds(variants, sweep.settings)
+    beside = baselines.baselines(sweep.baselines, questions, n)
+    others = [*(baselines.zero_shot(m_0s) if n else []), *beside.rows]
     groups = differences.groups(questions)
     clusters = groups if groups and len({*groups}) >= MIN_CLUSTERS else None
     full = design.complete(sweep.settings, sweep.cells, sweep.runs)
@@ -64,7 +66,7 @@ def analyse(sweep: Sweep) -> Analysis:
         curves=curves,
         optimistic={row.name: _optimistic(curves[row.name]) for row in variants if n},
         ceilings=beside.ceilings,
-        noise_floor=m_0.noise_floor(m_0s),
+        noise_floor=baselines.noise_floor(m_0s),
         notes=(
             *notes.measured(sweep),
             *notes.states(sweep),
@@ -89,6 +91,7 @@ def _last(sweep: Sweep) -> int:
 
 
 def _declared(n: int, main: Sequence[Effect], sweep: Sweep) -> str:
+    """Describes the iteration and the tests that were chosen in advance."""
     if n == 0:
         return "There was no training: all figures are of M_0."
     text = (
@@ -96,28 +99,19 @@ def _declared(n: int, main: Sequence[Effect], sweep: Sweep) -> str:
     )
     if not main:
         return text
+    tests = "With one seed, p-values (sign flips over questions) and intervals are conditional on these training runs."
     if main[0].seeds > 1:
         tests = (
             "p-values over questions come from sign flips and are conditional on these training runs; p-values over "
             "questions and seeds, and intervals, also hold for new training runs."
         )
-    else:
-        tests = (
-            "With one seed, p-values (sign flips over questions) and intervals are conditional on these training runs."
-        )
+    declared = sweep.declared and f" This sweep's first command declared {counted(len(sweep.declared), 'seed')}."
     return (
         f"{text} The primary analysis is the choices' main effects on final correction accuracy, with Holm-adjusted "
-        f"p-values; interactions and the correction gain are adjusted separately. {tests} "
-        f"{wording.fixed(sweep.declared)}"
+        f"p-values; interactions and the correction gain are adjusted separately. {tests} These results assume that "
+        "the number of seeds was fixed in advance: adding seeds until an effect appears produces false positives."
+        f"{declared or ''}"
     )
-
-
-def _variants(sweep: Sweep, questions: pd.Index, n: int) -> list[Row]:
-    rows = [
-        cells.row(name, levels, "variant", [run for run in sweep.runs if run.cell == name], questions, n)
-        for name, levels in sweep.cells.items()
-    ]
-    return [row for row in rows if row]
 
 
 def _at(row: Row, n: int) -> int:

@@ -1,4 +1,4 @@
-"""Variants and baselines: their complete runs, and their accuracies at each iteration."""
+"""Variants and baselines: their complete runs, with the scores and accuracies of each iteration."""
 
 from __future__ import annotations
 
@@ -10,11 +10,43 @@ import numpy as np
 import pandas as pd
 
 from stasc.report.analysis.effects import BOUND, clipped
-from stasc.report.analysis.scores import TRANSITIONS, Scores, score
 from stasc.report.records import Cell, Change, Interval, Run
 from stasc.report.statistics import crossing, intervals
 from stasc.report.statistics.crossing import Pool
 from stasc.report.statistics.intervals import Array
+
+TRANSITIONS = ("right_right", "right_wrong", "wrong_right", "wrong_wrong")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies of a run in %, (iterations, questions), and shares of the transitions, (iterations, 4).
+
+    A run that stopped early because nothing was kept repeats its last iteration: its model no longer changes.
+    """
+
+    initial: Array
+    correction: Array
+    transitions: Array
+    samples: int
+
+
+def score(run: Run, questions: pd.Index, n: int) -> Scores:
+    """Scores a run's answers in iterations 0 to n."""
+    frame, size = run.outcomes[run.outcomes["n"] <= n], len(questions)
+    correct_at = float(run.settings["correct_at"])
+    r1, r2 = ((frame[name].to_numpy() >= correct_at).astype(float) for name in ("r1", "r2"))
+    place = frame["n"].to_numpy() * size + questions.get_indexer(pd.Index(frame["question"]))
+
+    def mean(weights: Array) -> Array:
+        count = np.bincount(place, minlength=(n + 1) * size)
+        found = 100 * np.bincount(place, weights, (n + 1) * size) / np.maximum(count, 1)
+        last = int(frame["n"].max())
+        return found.reshape(n + 1, size)[np.minimum(np.arange(n + 1), last)]
+
+    shares = [mean(one).mean(axis=1) for one in (r1 * r2, r1 * (1 - r2), (1 - r1) * r2, (1 - r1) * (1 - r2))]
+    samples = len(frame) // max(1, size * frame["n"].nunique())
+    return Scores(mean(r1), mean(r2), np.stack(shares, axis=1), samples)
 
 
 @dataclass(frozen=True)
@@ -43,16 +75,14 @@ class Row:
 
     def table(self, outcome: str, n: int) -> Array:
         """Returns an outcome in %, (questions, seeds). `over_...` compares the answers that training targets."""
-        before = dict(zip(map(id, self.scores), self.m_0 or self.scores, strict=True))
-        trained = "initial" if self.trains == "initial" else "correction"
-        tables = {
-            "initial": lambda one: one.initial[n],
-            "correction": lambda one: one.correction[n],
-            "gain": lambda one: one.correction[n] - one.initial[n],
-            "over_initial": lambda one: getattr(one, trained)[n] - before[id(one)].initial[0],
-            "over_correction": lambda one: getattr(one, trained)[n] - before[id(one)].correction[0],
-        }
-        return np.stack([tables[outcome](one) for one in self.scores], axis=1)
+        trained, tables = "initial" if self.trains == "initial" else "correction", []
+        for one, m_0 in zip(self.scores, self.m_0 or self.scores, strict=True):
+            found = {"initial": one.initial[n], "correction": one.correction[n]}
+            found["gain"] = found["correction"] - found["initial"]
+            found["over_initial"] = found[trained] - m_0.initial[0]
+            found["over_correction"] = found[trained] - m_0.correction[0]
+            tables.append(found[outcome])
+        return np.stack(tables, axis=1)
 
 
 def row(
@@ -132,8 +162,7 @@ def accuracy(table: Array, samples: int = 1, pool: Pool | None = None) -> Interv
 
 def difference(table: Array, pool: Pool | None = None) -> Interval:
     """Returns a mean difference in pp."""
-    found = crossing.crossed(table, BOUND, pool)
-    return clipped(Interval(found.value, found.low, found.high, found.method))
+    return clipped(crossing.crossed(table, BOUND, pool))
 
 
 def _change(scores: Scores, n: int) -> Change:

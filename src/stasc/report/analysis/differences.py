@@ -9,7 +9,7 @@ from itertools import combinations
 from stasc.report import design
 from stasc.report.analysis.cells import Pools, Row, difference
 from stasc.report.analysis.effects import BOUND, clipped
-from stasc.report.records import Difference, Interval
+from stasc.report.records import Difference
 from stasc.report.statistics import intervals
 from stasc.report.statistics.crossing import Pool
 
@@ -48,23 +48,16 @@ def measure(row: Row) -> dict[str, str]:
 def _difference(
     one: tuple[Row, int], other: tuple[Row, int], seeds: tuple[int, ...], clusters: Sequence[str] | None, pools: Pools
 ) -> Difference:
-    outcomes = _outcome(one[0], other[0]), _outcome(other[0], one[0])
+    trains = one[0].trains, other[0].trains  # the answers that training targets; M_0's are those of the other row
+    outcomes = trains[0] or trains[1] or "correction", trains[1] or trains[0] or "correction"
     pair = [*zip((one, other), outcomes, strict=True)]
     first, second = (row.table(outcome, n)[:, [run.seed in seeds for run in row.runs]] for (row, n), outcome in pair)
     known = [pool for (row, n), outcome in pair if (pool := pools.within(row, outcome, n))]
     pool = functools.reduce(Pool.plus, known) if known else None
     means = first.mean(axis=1), second.mean(axis=1)
-    clustered = None
-    if clusters is not None:
-        grouped = intervals.clustered(means[0] - means[1], clusters, BOUND)
-        clustered = clipped(Interval(grouped.value, grouped.low, grouped.high, grouped.method))
+    clustered = None if clusters is None else clipped(intervals.clustered(means[0] - means[1], clusters, BOUND))
     rho = intervals.correlation(*means)
     return Difference(one[0].name, other[0].name, difference(first - second, pool), clustered, rho, seeds, outcomes)
-
-
-def _outcome(row: Row, other: Row) -> str:
-    """Returns the compared outcome of a row: the answers that training targets, or for M_0, those of the other row."""
-    return row.trains or other.trains or "correction"
 
 
 def _neighbours(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

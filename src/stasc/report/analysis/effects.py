@@ -12,12 +12,12 @@ from stasc.report.design import Complete, scoring
 from stasc.report.records import Effect, Interval
 from stasc.report.statistics import crossing, intervals, resampling
 from stasc.report.statistics.crossing import Crossings, Pool
-from stasc.report.statistics.intervals import Array
+from stasc.report.statistics.intervals import Array, Mean
 from stasc.report.wording import sentence
 
 BOUND = 100.0  # pp: the largest difference of two accuracies
 ASKED = (2.0, 5.0)  # pp: sizes of effects for which the report gives the number of questions needed
-WIDTHS_AGREE = 0.2
+WIDTHS_AGREE = 0.2  # the largest relative difference of two intervals' widths that agree
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ def estimate(
     for i, (one, found) in enumerate(zip(contrasts, crossed, strict=True)):
         low, high = resampling.percentiles(draws[:, i])
         by_question, (questions, seeds) = tests.values[i].mean(axis=1), tables.shape[1:]
+        variance = float(by_question.var(ddof=1)) if questions > 1 else 0.0
+        width = 2 * intervals.quantile(found.df) * found.se
         detectable = intervals.detectable(found.se, found.df) if found.se else intervals.rule_of_three(questions, BOUND)
         effects.append(
             Effect(
@@ -159,14 +161,14 @@ def estimate(
                 label=one.label,
                 outcome=outcome,
                 n=n,
-                interval=clipped(Interval(found.value, found.low, found.high, found.method)),
+                interval=clipped(found),
                 raw=None if one.raw is None else one.raw * found.value,
                 se_question=found.se_question,
                 se_seed=found.se_seed,
                 se_clustered=None if groups is None else intervals.clustered(by_question, groups, BOUND).se,
                 df=found.df,
                 bootstrap=Interval(float(draws[:, i].mean()), low, high, "pigeonhole bootstrap, percentiles"),
-                agree=_agree(found, high - low),
+                agree=abs(width - (high - low)) <= WIDTHS_AGREE * width,
                 simultaneous=_scaled(found, max(1.0, reach)),
                 p=float(tests.flips[i]),
                 p_adjusted=1.0,
@@ -174,7 +176,7 @@ def estimate(
                 p_crossed_adjusted=1.0,
                 family=one.family,
                 detectable=detectable,
-                needed=_needed(by_question),
+                needed={f"{pp:g}": intervals.questions_needed(pp, variance) for pp in ASKED if variance},
                 questions=questions,
                 seeds=seeds,
                 samples=samples,
@@ -184,12 +186,6 @@ def estimate(
     return Estimates(adjusted(effects), tuple(found.parts for found in crossed), draws)
 
 
-def _needed(values: Array) -> dict[str, int]:
-    """Returns how many questions detect effects of `ASKED` pp, with the seeds and samples of this sweep."""
-    variance = float(values.var(ddof=1)) if len(values) > 1 else 0.0
-    return {f"{delta:g}": intervals.questions_needed(delta, variance) for delta in ASKED} if variance else {}
-
-
 def adjusted(
     effects: Sequence[Effect], rule: Callable[[Sequence[float]], list[float]] = resampling.holm
 ) -> tuple[Effect, ...]:
@@ -197,10 +193,8 @@ def adjusted(
     families = [effect.family for effect in effects]
     flips = adjust(families, [one.p for one in effects], rule)
     crossed = adjust(families, [one.p_crossed for one in effects], rule)
-    found = [
-        replace(one, p_adjusted=p, p_crossed_adjusted=both)
-        for one, p, both in zip(effects, flips, crossed, strict=True)
-    ]
+    all_p = zip(effects, flips, crossed, strict=True)
+    found = [replace(one, p_adjusted=p, p_crossed_adjusted=both) for one, p, both in all_p]
     return tuple(replace(one, sentence=sentence(one)) for one in found)
 
 
@@ -211,14 +205,8 @@ def _scaled(found: crossing.Crossed, reach: float) -> Interval:
     return clipped(Interval(found.value, low, high, "simultaneous: max-|t| over all effects on the outcome"))
 
 
-def clipped(interval: Interval, lowest: float = -BOUND) -> Interval:
+def clipped(found: Interval | Mean, lowest: float = -BOUND) -> Interval:
     """Returns the interval with its bounds clipped to possible differences, or from `lowest` on."""
-    if interval.low is None or interval.high is None:
-        return interval
-    return replace(interval, low=max(lowest, interval.low), high=min(BOUND, interval.high))
-
-
-def _agree(found: crossing.Crossed, bootstrap: float) -> bool:
-    """Returns whether the widths of the bootstrap interval and of the other differ by at most a fifth."""
-    width = 2 * intervals.quantile(found.df) * found.se
-    return abs(width - bootstrap) <= WIDTHS_AGREE * width
+    low = None if found.low is None else max(lowest, found.low)
+    high = None if found.high is None else min(BOUND, found.high)
+    return Interval(found.value, low, high, found.method)

@@ -6,8 +6,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stasc import tracking
+from stasc.report.records import Run
 from stasc.tracking import COMPLETE
 
 log = logging.getLogger(__name__)
@@ -46,45 +46,56 @@ PAIRS = pa.schema(
 
 
 def empty(schema: pa.Schema) -> pd.DataFrame:
-    frame: pd.DataFrame = schema.empty_table().to_pandas()
-    return frame
-
-
-@dataclass
-class Found:
-    """The content of a run's folder. `notes` name damaged files, which make a complete run `damaged`."""
-
-    folder: Path
-    status: str = "unfinished"
-    error: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    choices: Mapping[str, str] = field(default_factory=dict)  # of config groups
-    overrides: tuple[str, ...] | None = None
-    params: Mapping[str, str] = field(default_factory=dict)  # what its experiment sweeps
-    iterations: list[dict[str, Any]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    outcomes: pd.DataFrame = field(default_factory=lambda: empty(OUTCOMES))
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def pairs(self) -> Callable[[], pd.DataFrame]:
-        return partial(read_pairs, self.folder / "pairs.jsonl")
+    return pd.DataFrame(schema.empty_table().to_pandas())
 
 
 def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (".hydra", "summary.json", "journal.jsonl"))
 
 
-def read_run(folder: Path) -> Found:
-    """Reads a run's folder, except for its pairs."""
-    found = Found(folder)
-    _read_journal(found)
-    _read_hydra(found)
-    _read_summary(found)
-    if found.iterations:
-        _read_outcomes(found)
-    found.notes = [note.replace(f"{folder.parent}/", "") for note in found.notes]
-    return found
+def read_run(folder: Path) -> tuple[Run, list[str]]:
+    """Reads a run's folder, except for its pairs. Returns: the run, and notes that name damaged files.
+
+    Damage makes a complete run `damaged`. Without readable settings, `settings` is empty and `seed` is -1.
+    """
+    notes: list[str] = []
+    events = _events(folder, notes)
+    settings: Mapping[str, Any] = {}
+    error = ""
+    for event in events:
+        if event["event"] == "run_started":
+            settings, error = event["config"], ""
+        elif event["event"] == "run_ended":
+            error = event.get("error") or ""
+    hydra = _hydra(folder, notes)
+    if not settings and (composed := folder / ".hydra" / "config.yaml").exists():
+        settings = _composed(composed, notes)
+        if (log_file := folder / "run.log").exists():
+            lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            error = lines[-1] if lines else ""
+    status, iterations = _summary(folder, "failed" if error else "unfinished", notes)
+    outcomes = empty(OUTCOMES)
+    if iterations:
+        ended: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "run_ended"), {})
+        sha256 = (ended.get("files") or {}).get("outcomes.jsonl") if status in COMPLETE else None
+        outcomes, damage = _outcomes(folder / "outcomes.jsonl", iterations, sha256)
+        notes += damage
+        status = "damaged" if damage and status in COMPLETE else status
+    run = Run(
+        name=folder.name,
+        folder=folder,
+        cell=str(settings.get("variant", "")),
+        seed=int(settings.get("seed", -1)),
+        status=status,
+        error=error,
+        settings=settings,
+        iterations=iterations,
+        outcomes=outcomes,
+        pairs=partial(read_pairs, folder / "pairs.jsonl"),
+        events=events,
+        **hydra,
+    )
+    return run, [note.replace(f"{folder.parent}/", "") for note in notes]
 
 
 def read_pairs(path: Path) -> pd.DataFrame:
@@ -97,50 +108,38 @@ def read_pairs(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _read_journal(found: Found) -> None:
-    path = found.folder / "journal.jsonl"
-    if not path.exists():
-        return
+def _events(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
     try:
-        found.events.extend(tracking.read(path))
+        events.extend(tracking.read(folder / "journal.jsonl"))
+    except FileNotFoundError:
+        pass
     except (ValueError, OSError) as error:  # the events before the damage were read
-        found.notes.append(str(error))
-    for event in found.events:
-        if event["event"] == "run_started":
-            found.settings, found.error = event["config"], ""
-        elif event["event"] == "run_ended":
-            found.error = event.get("error") or ""
+        notes.append(str(error))
+    return events
 
 
-def _read_hydra(found: Found) -> None:
-    """Reads the options of config groups; without a journal, also the settings and the last line of the log."""
+def _hydra(folder: Path, notes: list[str]) -> dict[str, Any]:
+    """Returns what Hydra recorded of the run, by the names of `Run`'s fields."""
+    path, found = folder / ".hydra" / "hydra.yaml", dict[str, Any]()
     try:
-        hydra = _Loader((found.folder / ".hydra" / "hydra.yaml").read_bytes()).get_single_data()["hydra"]
-        found.choices = {name: option for name, option in hydra["runtime"]["choices"].items() if option}
-        found.overrides = tuple(hydra["overrides"]["task"])
-        found.params = {name: str(text) for name, text in ((hydra.get("sweeper") or {}).get("params") or {}).items()}
+        hydra = _Loader(path.read_bytes()).get_single_data()["hydra"]
+        found["choices"] = {name: option for name, option in hydra["runtime"]["choices"].items() if option}
+        found["overrides"] = tuple(hydra["overrides"]["task"])
+        params = (hydra.get("sweeper") or {}).get("params") or {}
+        found["params"] = {name: str(text) for name, text in params.items()}
     except FileNotFoundError:
         pass
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        found.notes.append(f"{found.folder / '.hydra' / 'hydra.yaml'} is damaged ({_first(error)})")
-    path = found.folder / ".hydra" / "config.yaml"
-    if found.settings or not path.exists():
-        return
-    try:
-        found.settings = _settings(path)
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError) as error:
-        found.notes.append(f"{path} is damaged ({_first(error)})")
-    if (log_file := found.folder / "run.log").exists():
-        lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        found.error = lines[-1] if lines else ""
+        notes.append(f"{path} is damaged ({_first(error)})")
+    return found
 
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the pure Python loader takes seconds for 80 runs
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _composed(path: Path, notes: list[str]) -> dict[str, Any]:
     """Reads composed settings, with the interpolations that can be resolved without Hydra."""
-    config = OmegaConf.load(path)
 
     def resolved(value: Any, name: str) -> Any:
         if isinstance(value, dict):
@@ -150,51 +149,49 @@ def _settings(path: Path) -> dict[str, Any]:
         except OmegaConfBaseException:  # a resolver that only Hydra has
             return value
 
-    settings: dict[str, Any] = resolved(OmegaConf.to_container(config), "")
+    try:
+        config = OmegaConf.load(path)
+        settings: dict[str, Any] = resolved(OmegaConf.to_container(config), "")
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, AttributeError) as error:
+        notes.append(f"{path} is damaged ({_first(error)})")
+        return {}
     return settings
 
 
-def _read_summary(found: Found) -> None:
-    path = found.folder / "summary.json"
+def _summary(folder: Path, otherwise: str, notes: list[str]) -> tuple[str, list[dict[str, Any]]]:
+    """Returns the status and the iterations of summary.json, or without that file, the status `otherwise`."""
+    path = folder / "summary.json"
     try:
         summary = json.loads(path.read_bytes())
-        status, found.iterations = str(summary["status"]), [*summary["iterations"]]
-        found.status = "unfinished" if status == "running" else status
-        [(entry["n"], entry["test"]["pairs"]) for entry in found.iterations]
+        status, iterations = str(summary["status"]), [*summary["iterations"]]
+        [(entry["n"], entry["test"]["pairs"]) for entry in iterations]
     except FileNotFoundError:
-        if found.error:
-            found.status = "failed"
+        return otherwise, []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        found.status, found.iterations = "damaged", []
-        found.notes.append(f"{path} is damaged ({_first(error)})")
+        notes.append(f"{path} is damaged ({_first(error)})")
+        return "damaged", []
+    return "unfinished" if status == "running" else status, iterations
 
 
-def _read_outcomes(found: Found) -> None:
-    path = found.folder / "outcomes.jsonl"
+def _outcomes(
+    path: Path, iterations: Sequence[Mapping[str, Any]], sha256: str | None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the answers to test questions, and notes on damage. A `sha256` is that of the undamaged file."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        _damaged(found, f"{path} cannot be read ({_first(error)})")
-        return
-    ended: dict[str, Any] = next((event for event in reversed(found.events) if event["event"] == "run_ended"), {})
-    sha256 = (ended.get("files") or {}).get(path.name)
-    found.outcomes, damage = _lines(path, content, OUTCOMES)
+        return empty(OUTCOMES), [f"{path} cannot be read ({_first(error)})"]
+    outcomes, damage = _lines(path, content, OUTCOMES)
     if damage:
-        _damaged(found, damage)
-    elif sha256 and found.status in COMPLETE and hashlib.sha256(content).hexdigest() != sha256:
-        _damaged(found, f"{path} was changed after the run ended")
-    else:
-        rows = found.outcomes["n"].value_counts()
-        for entry in found.iterations:
-            if rows.get(entry["n"], 0) != entry["test"]["pairs"]:
-                part = f"{rows.get(entry['n'], 0)} of the {entry['test']['pairs']} answers of iteration {entry['n']}"
-                _damaged(found, f"{path} holds {part}")
-
-
-def _damaged(found: Found, note: str) -> None:
-    found.notes.append(note)
-    if found.status in COMPLETE:
-        found.status = "damaged"
+        return outcomes, [damage]
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+        return outcomes, [f"{path} was changed after the run ended"]
+    rows, pairs = outcomes["n"].value_counts(), {entry["n"]: entry["test"]["pairs"] for entry in iterations}
+    return outcomes, [
+        f"{path} holds {rows.get(n, 0)} of the {count} answers of iteration {n}"
+        for n, count in pairs.items()
+        if rows.get(n, 0) != count
+    ]
 
 
 def _lines(path: Path, content: bytes, schema: pa.Schema) -> tuple[pd.DataFrame, str]:

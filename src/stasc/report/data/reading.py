@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stasc.records import Question
 from stasc.report import design
-from stasc.report.commands import read_last, swept
-from stasc.report.data.files import OUTCOMES, PAIRS, Found, empty, is_run, read_run
+from stasc.report.data.files import OUTCOMES, PAIRS, empty, is_run, read_run
 from stasc.report.design import Design, Levels
+from stasc.report.provenance import read_last, swept
 from stasc.report.records import Run, Sweep
 from stasc.settings.names import DECLARED
 from stasc.settings.table import deciding
@@ -27,20 +28,20 @@ def read(folder: Path) -> Sweep:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give multirun/NAME, or the folder of a run")
     single = is_run(folder)
-    found = [read_run(one) for one in ([folder] if single else sorted(folder.iterdir())) if is_run(one)]
-    notes = [note for one in found for note in one.notes]
-    notes += [f"{one.folder.name} has no readable settings and is excluded" for one in found if not one.settings]
-    found = [one for one in found if one.settings]
-    ordinary = [one for one in found if not one.settings.get("baseline")]
+    read_folders = [read_run(one) for one in ([folder] if single else sorted(folder.iterdir())) if is_run(one)]
+    notes = [note for _, damage in read_folders for note in damage]
+    notes += [f"{run.name} has no readable settings and is excluded" for run, _ in read_folders if not run.settings]
+    found = [run for run, _ in read_folders if run.settings]
     if not found:
         faults = f" ({'; '.join(notes)})" if notes else ""
         raise ValueError(f"{folder} holds no run{faults}: give multirun/NAME, or the folder of a run")
     task = () if single else _task(folder, notes)
-    given = {text.partition("=")[0].lstrip("+~") for one in ordinary for text in one.overrides or ()}
-    varying = design.find([one.settings for one in ordinary], [one.choices for one in ordinary], given)
-    names = design.names(varying, [one.settings for one in ordinary])
-    runs = [_run(one, names[levels]) for one, levels in zip(ordinary, varying.of_run, strict=True)]
-    baselines = [_run(one, str(one.settings["variant"])) for one in found if one.settings.get("baseline")]
+    ordinary = [run for run in found if not run.settings.get("baseline")]
+    given = {text.partition("=")[0].lstrip("+~") for run in ordinary for text in run.overrides or ()}
+    varying = design.find([run.settings for run in ordinary], [run.choices for run in ordinary], given)
+    names = design.names(varying, [run.settings for run in ordinary])
+    runs = [replace(run, cell=names[levels]) for run, levels in zip(ordinary, varying.of_run, strict=True)]
+    baselines = [run for run in found if run.settings.get("baseline")]
     runs, baselines = _once(runs, notes), _once(baselines, notes)
     _check_questions([*runs, *baselines])
     asked = swept(task)
@@ -65,24 +66,6 @@ def read(folder: Path) -> Sweep:
     )
 
 
-def _run(found: Found, cell: str) -> Run:
-    return Run(
-        name=found.folder.name,
-        folder=found.folder,
-        cell=cell,
-        seed=int(found.settings["seed"]),
-        status=found.status,
-        error=found.error,
-        settings=found.settings,
-        iterations=found.iterations,
-        outcomes=found.outcomes,
-        pairs=found.pairs,
-        events=found.events,
-        overrides=found.overrides,
-        params=found.params,
-    )
-
-
 def _missing(cell: str, seed: int) -> Run:
     outcomes, pairs = empty(OUTCOMES), empty(PAIRS)
     return Run(f"{cell}-seed{seed}", None, cell, seed, "missing", "", {}, (), outcomes, lambda: pairs, ())
@@ -92,31 +75,24 @@ def _once(runs: Sequence[Run], notes: list[str]) -> list[Run]:
     """Returns one run for each cell and seed: complete ones first, then those with the most iterations."""
     ranked = sorted(runs, key=lambda run: (run.complete, len(run.iterations)), reverse=True)
     chosen = {id(run) for run in {(run.cell, run.seed): run for run in reversed(ranked)}.values()}
-    notes.extend(
-        f"{run.name} is excluded: another run of the same variant and seed got as far or further"
-        for run in runs
-        if id(run) not in chosen
-    )
+    reason = "another run of the same variant and seed got as far or further"
+    notes.extend(f"{run.name} is excluded: {reason}" for run in runs if id(run) not in chosen)
     return [run for run in runs if id(run) in chosen]
 
 
 def _check_questions(runs: Sequence[Run]) -> None:
     """Checks that all runs were tested on the same questions. Raises: ValueError naming the setting that differs."""
-    first: tuple[Run, frozenset[str]] | None = None
-    for run in runs:
-        if not run.complete:
+    asked = [(run, {*run.outcomes.loc[run.outcomes["n"] == 0, "question"]}) for run in runs if run.complete]
+    for (first, questions), (run, others) in zip(asked[:1] * len(asked), asked, strict=True):
+        if others == questions:
             continue
-        asked = frozenset(run.outcomes.loc[run.outcomes["n"] == 0, "question"])
-        first = first or (run, asked)
-        if asked == first[1]:
-            continue
-        one, other = deciding(first[0].settings), deciding(run.settings)
+        one, other = deciding(first.settings), deciding(run.settings)
         differing = [name for name in {**one, **other} if one.get(name) != other.get(name)]
         suspects = [name for name in differing if name.startswith(("dataset.", "evaluation."))] or differing
         why = ", ".join(f"{name} is {one.get(name)} in one and {other.get(name)} in the other" for name in suspects)
         raise ValueError(
-            f"{first[0].name} and {run.name} were tested on different questions ({len(first[1])} and {len(asked)}, "
-            f"{len(asked & first[1])} in common; {why or 'their data changed'}), so they are not comparable; move "
+            f"{first.name} and {run.name} were tested on different questions ({len(questions)} and {len(others)}, "
+            f"{len(questions & others)} in common; {why or 'their data changed'}), so they are not comparable; move "
             "one kind into a separate folder"
         )
 
@@ -152,7 +128,7 @@ def _expected(varying: Design, seeds: Iterable[int], command: Mapping[str, Level
     half of them have a run, because with fewer, no full factorial was intended.
     """
     known = varying.settings
-    asked_seeds = [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()]
+    asked_seeds = _seeds(command)
     every_seed = sorted({*seeds, *asked_seeds})
     observed, grid = dict.fromkeys(varying.of_run), [*itertools.product(*known.values())]
     cells = grid if len(grid) < 2 * len(observed) else [levels for levels in grid if levels in observed]
@@ -163,7 +139,11 @@ def _expected(varying: Design, seeds: Iterable[int], command: Mapping[str, Level
     return [(levels, seed) for levels in grid for seed in every_seed if (levels, seed) in expected]
 
 
-def _unseen(found: Sequence[Found], command: Mapping[str, Levels]) -> list[str]:
+def _seeds(command: Mapping[str, Levels]) -> list[int]:
+    return [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()]
+
+
+def _unseen(found: Sequence[Run], command: Mapping[str, Levels]) -> list[str]:
     """Names the levels that the command asked for and no run has. The names of their cells are unknown."""
     present = [{**design.texts(one.settings), **one.choices} for one in found]
     return [
@@ -178,16 +158,15 @@ def _unseen(found: Sequence[Found], command: Mapping[str, Levels]) -> list[str]:
 def _baselines(command: Mapping[str, Levels], present: Sequence[Run]) -> list[tuple[str, int]]:
     """Returns the baselines and seeds that the command asked for, by the names of the existing runs."""
     named = {str(run.settings["baseline"]): run.cell for run in present}
-    seeds = [int(seed) for seed in command.get("seed", ()) if seed.lstrip("-").isdigit()] or [
-        run.seed for run in present
-    ]
+    seeds = _seeds(command) or [run.seed for run in present]
     asked = [one for one in command.get("baseline", ()) if one not in ("null", "none")]
     return [(named.get(one, one), seed) for one in asked for seed in sorted({*seeds})]
 
 
-def _questions(found: Sequence[Found]) -> dict[str, Question]:
+def _questions(found: Sequence[Run]) -> dict[str, Question]:
     """Reads the questions from the first run that has questions.jsonl."""
-    path = next((one.folder / "questions.jsonl" for one in found if (one.folder / "questions.jsonl").exists()), None)
+    paths = [run.folder / "questions.jsonl" for run in found if run.folder]
+    path = next((path for path in paths if path.exists()), None)
     if path is None:
         return {}
     try:

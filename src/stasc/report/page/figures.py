@@ -13,7 +13,7 @@ import altair as alt
 import vl_convert
 
 from stasc.report.records import Analysis, Effect, Interval, Sweep
-from stasc.report.words import interval_text, p_text, typeset
+from stasc.report.wording import interval_text, p_text, typeset
 
 Spec = dict[str, Any]
 Row = dict[str, Any]
@@ -36,8 +36,8 @@ OKABE_ITO = {  # a palette for colour-blind readers
     "spoiled": "#D55E00",
     "stays-wrong": "#999999",
 }
-FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Helvetica, Arial, sans-serif"
 TRANSITION_COLOURS = ("stays-right", "improved", "spoiled", "stays-wrong")
+FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Helvetica, Arial, sans-serif"
 
 
 def specifications(sweep: Sweep, analysis: Analysis) -> dict[str, Spec]:
@@ -84,7 +84,7 @@ def save(specs: Mapping[str, Spec], folder: Path) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
     for name, spec in specs.items():
-        sized = _for_paper(spec)
+        sized = {**spec, "spec": {**spec["spec"], "width": 300 if spec.get("columns", 1) <= 2 else 170}}
         drawn[name] = vl_convert.vegalite_to_svg(sized, vl_version=VEGA_LITE, config=config(OKABE_ITO))
         (folder / f"{name}.svg").write_text(drawn[name], encoding="utf-8")
         png = vl_convert.svg_to_png(drawn[name].replace("<svg ", '<svg style="background:white" ', 1), ppi=200)
@@ -97,18 +97,16 @@ def library() -> str:
     return str(vl_convert.javascript_bundle("export {vegaEmbed as default};", vl_version=VEGA_LITE))
 
 
-def _for_paper(spec: Spec) -> Spec:
-    columns = spec.get("columns", 1)
-    return {**spec, "spec": {**spec["spec"], "width": 300 if columns <= 2 else 170}}
-
-
 def _effects(effects: Iterable[Effect]) -> alt.FacetChart | None:
     """Returns a forest plot: estimates with their intervals, and thin lines for simultaneous intervals."""
     effects = list(effects)
     if not effects:
         return None
-    order = sorted({_choice(one): _weight(one, effects) for one in effects}.items(), key=lambda item: -item[1])
-    names = [name for name, _ in order]
+    sizes = dict.fromkeys(map(_choice, effects), 0.0)  # of effects on correction accuracy, by which choices are ordered
+    for one in effects:
+        if one.outcome == "correction":
+            sizes[_choice(one)] = max(sizes[_choice(one)], abs(one.interval.value))
+    names = sorted(sizes, key=lambda name: -sizes[name])
     base = alt.Chart().encode(
         y=alt.Y("choice:N")
         .sort(names)
@@ -128,22 +126,21 @@ def _effects(effects: Iterable[Effect]) -> alt.FacetChart | None:
         data=alt.Data(values=[_effect_row(one) for one in effects]),
     )
     faceted = layers.properties(width=300, height=alt.Step(54)).facet(
-        facet=alt.Facet("outcome:N").title(None).sort([OUTCOMES[key] for key in OUTCOMES]), columns=2
+        facet=alt.Facet("outcome:N").title(None).sort(list(OUTCOMES.values())), columns=2
     )
     return faceted.properties(description=_forest_text(effects))
 
 
 def _effect_row(effect: Effect) -> Row:
-    interval, wide = effect.interval, effect.simultaneous
+    wide = _bounds(effect.simultaneous)
     return {
         "choice": _choice(effect),
         "family": effect.family,
-        "outcome": OUTCOMES.get(effect.outcome, effect.outcome),
-        "value": interval.value,
-        **_bounds(interval),
-        "wide_low": interval.value if wide.low is None else wide.low,
-        "wide_high": interval.value if wide.high is None else wide.high,
-        "text": typeset(interval_text(interval, signed=True)),
+        "outcome": OUTCOMES[effect.outcome],
+        **_bounds(effect.interval),
+        "wide_low": wide["low"],
+        "wide_high": wide["high"],
+        "text": typeset(interval_text(effect.interval, signed=True)),
         "p": p_text(effect.p_adjusted),
     }
 
@@ -154,22 +151,16 @@ def _choice(effect: Effect) -> str:
     return f"{effect.factors[0]}\n{effect.label.removeprefix(f'{effect.factors[0]} ')}"
 
 
-def _weight(effect: Effect, effects: Sequence[Effect]) -> float:
-    """Returns the size of a choice's effect on correction accuracy, by which choices are ordered."""
-    same = [one for one in effects if _choice(one) == _choice(effect) and one.outcome == "correction"]
-    return max((abs(one.interval.value) for one in same), default=0.0)
-
-
 def _bounds(interval: Interval) -> Row:
-    low, high = interval.low, interval.high
-    return {"low": interval.value if low is None else low, "high": interval.value if high is None else high}
+    value, low, high = interval.value, interval.low, interval.high
+    return {"value": value, "low": value if low is None else low, "high": value if high is None else high}
 
 
 def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
     """Returns accuracies by iteration: means over seeds with intervals, and thin lines for single seeds."""
     curves = _with_iterations(analysis)
     rows = [
-        {"cell": name, "n": cell.n, "answer": answer, "value": interval.value, **_bounds(interval)}
+        {"cell": name, "n": cell.n, "answer": answer, **_bounds(interval)}
         for name, cells in curves.items()
         for cell in cells
         for answer, interval in (("correction", cell.correction), ("initial", cell.initial))
@@ -206,12 +197,12 @@ def _curves(sweep: Sweep, analysis: Analysis) -> alt.FacetChart | None:
 
 def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
     """Returns each choice's effect by iteration."""
-    choices = list(dict.fromkeys(map(_choice, effects)))
     if len({effect.n for effect in effects}) < 2:
         return None
-    about = [{"cell": _choice(one).replace("\n", ": "), "n": one.n, "p": p_text(one.p_adjusted)} for one in effects]
-    values = [{"value": one.interval.value, **_bounds(one.interval)} for one in effects]
-    rows = [{**first, **second} for first, second in zip(about, values, strict=True)]
+    rows = [
+        {"cell": _choice(one).replace("\n", ": "), "n": one.n, "p": p_text(one.p_adjusted), **_bounds(one.interval)}
+        for one in effects
+    ]
     base = alt.Chart().encode(_iterations({effect.n for effect in effects}))
     y = alt.Y("value:Q").title("effect, pp")
     tips = [alt.Tooltip("n:Q", title="iteration"), *(alt.Tooltip(f"{name}:Q", format="+.1f") for name in _BOUNDED)]
@@ -223,16 +214,14 @@ def _trajectories(effects: Sequence[Effect]) -> alt.FacetChart | None:
         base.mark_point(filled=True, size=36, opacity=1).encode(y=y, tooltip=tips),
         data=alt.Data(values=rows),
     )
-    names = [choice.replace("\n", ": ") for choice in choices]
-    return _by_cell(layers, names, _forest_text(effects), height=130)
+    return _by_cell(layers, list(dict.fromkeys(row["cell"] for row in rows)), _forest_text(effects), height=130)
 
 
 def _transitions(analysis: Analysis) -> alt.FacetChart | None:
     """Returns the shares of the four transitions by iteration."""
-    curves = {name: cells for name, cells in analysis.curves.items() if cells}
     rows = [
         {"cell": name, "n": cell.n, "transition": label, "order": order, "share": cell.transitions[key]}
-        for name, cells in curves.items()
+        for name, cells in analysis.curves.items()
         for cell in cells
         for order, (key, label) in enumerate(TRANSITIONS.items())
     ]
@@ -252,7 +241,7 @@ def _transitions(analysis: Analysis) -> alt.FacetChart | None:
         )
     )
     text = "Stacked bars: for each variant and iteration, the shares of test answers that " + ", ".join(labels)
-    return _by_cell(bars, list(curves), f"{text}. The tables of the variants hold the numbers.", height=130)
+    return _by_cell(bars, list(analysis.curves), f"{text}. The tables of the variants hold the numbers.", height=130)
 
 
 def _iterations(ns: set[int]) -> alt.X:
@@ -275,7 +264,7 @@ def _by_cell(chart: Any, names: Sequence[str], text: str, height: int) -> alt.Fa
 
 def _forest_text(effects: Sequence[Effect]) -> str:
     return "Forest plot of effects in percentage points with 95 % intervals. " + " ".join(
-        f"{', '.join(effect.factors)}: {effect.label}, {OUTCOMES.get(effect.outcome, effect.outcome)} "
+        f"{', '.join(effect.factors)}: {effect.label}, {OUTCOMES[effect.outcome]} "
         f"at iteration {effect.n} {typeset(interval_text(effect.interval, signed=True))}."
         for effect in effects
     )

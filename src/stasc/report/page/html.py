@@ -17,13 +17,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from stasc.machine import durable
-from stasc.report import words
+from stasc.report import wording
 from stasc.report.page import figures, samples
 from stasc.report.records import Analysis, Change, Effect, Sweep
 from stasc.units import counted, duration_text
 
 FIGURES = "figures"
 PAGE = "report.html"
+_TEMPLATE = ("stasc.report.page", "template")
+_TABLES = ("itables", "html")  # the DataTables bundle
 NAMED = 4  # incomplete runs on the first screen; if there are more, it shows their number
 
 
@@ -32,18 +34,24 @@ def write(sweep: Sweep, analysis: Analysis, folder: Path) -> None:
     specs = figures.specifications(sweep, analysis)
     drawn = figures.save(specs, folder / FIGURES)
     packed = samples.pack(sweep, analysis.n)
-    script = _text("page.js")
+    script = _text(*_TEMPLATE, "page.js")
+    libraries = {"vega": figures.library(), "datatables": _text(*_TABLES, "dt_bundle.js")}
     data = {"charts": specs, "config": figures.config(), "samples": packed.index, "correct_at": correct_at(sweep)}
-    template = _environment().get_template("page.html")
-    html = template.render(
+    loader = PackageLoader(*_TEMPLATE)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _typeset(wording.number), "bounds": _typeset(wording.bounds), "p": wording.p_text}
+    environment.filters |= {"duration": duration_text, "counted": counted, "prose": prose}
+    html = environment.get_template("page.html").render(
         sweep=sweep,
         analysis=analysis,
         summary=summarise(sweep, analysis),
-        style=Markup(_text("style.css")),
-        tables_style=Markup(_tables("dt_bundle.css")),
+        style=Markup(_text(*_TEMPLATE, "style.css")),
+        tables_style=Markup(_text(*_TABLES, "dt_bundle.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        libraries={"vega": samples.zipped(figures.library()), "datatables": samples.zipped(_tables("dt_bundle.js"))},
+        libraries={name: samples.zipped(text) for name, text in libraries.items()},
         data=Markup(as_json(data)),
         blocks={"-".join(map(str, name)): block for name, block in packed.blocks.items()},
         left_out=packed.left_out,
@@ -77,10 +85,8 @@ class Summary:
 
 def summarise(sweep: Sweep, analysis: Analysis) -> Summary:
     """Collects the texts of the first screen and the notes."""
-    by_factor: dict[tuple[str, ...], list[Effect]] = {}
-    for effect in analysis.effects:
-        if effect.family == "primary":
-            by_factor.setdefault(effect.factors, []).append(effect)
+    primary = [effect for effect in analysis.effects if effect.family == "primary"]
+    by_factor = {one.factors: [effect for effect in primary if effect.factors == one.factors] for one in primary}
     return Summary(
         headline=parted(analysis.headline, analysis.effects),
         setting=_setting(sweep, analysis),
@@ -108,14 +114,12 @@ def parted(headline: str, effects: Iterable[Effect]) -> list[tuple[str, bool]]:
 
 def _incomplete(sweep: Sweep) -> list[str]:
     """Lists incomplete runs by status: by name, or by number if there are many."""
-    by_status: dict[str, list[str]] = {}
-    for run in (*sweep.runs, *sweep.baselines):
-        if not run.complete:
-            by_status.setdefault(run.status, []).append(run.name)
-    states = [
-        f"{status}: {words.listed(names) if len(names) <= NAMED else len(names)}" for status, names in by_status.items()
-    ]
-    return [*states, *sweep.absent]
+    runs = [run for run in (*sweep.runs, *sweep.baselines) if not run.complete]
+    by_status = {one.status: [run.name for run in runs if run.status == one.status] for one in runs}
+    texts = {
+        status: wording.listed(names) if len(names) <= NAMED else len(names) for status, names in by_status.items()
+    }
+    return [*(f"{status}: {text}" for status, text in texts.items()), *sweep.absent]
 
 
 def _combinations(sweep: Sweep) -> str:
@@ -163,38 +167,14 @@ def as_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), default=str, allow_nan=False).replace("<", "\\u003c")
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("stasc.report.page", "template"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": _typeset(words.number),
-        "bounds": _typeset(words.bounds),
-        "p": words.p_text,
-        "duration": duration_text,
-        "counted": counted,
-        "prose": prose,
-    }
-    return environment
-
-
 def prose(text: str) -> Markup:
     """Returns a sentence as markup, with M_0 as the paper prints it."""
-    return Markup(re.sub(r"\bM_(\w)\b", r"M<sub>\1</sub>", words.typeset(str(escape(text)))))
+    return Markup(re.sub(r"\bM_(\w)\b", r"M<sub>\1</sub>", wording.typeset(str(escape(text)))))
 
 
 def _typeset(form: Callable[..., str]) -> Callable[..., str]:
-    return lambda *values, **settings: words.typeset(form(*values, **settings))
+    return lambda *values, **settings: wording.typeset(form(*values, **settings))
 
 
-def _text(name: str) -> str:
-    return (files("stasc.report.page") / "template" / name).read_text(encoding="utf-8")
-
-
-def _tables(name: str) -> str:
-    """Returns a file of the DataTables bundle in itables."""
-    return (files("itables") / "html" / name).read_text(encoding="utf-8")
+def _text(package: str, *path: str) -> str:
+    return files(package).joinpath(*path).read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from stasc.report.records import Run, Sweep
-from stasc.report.words import listed
+from stasc.report.wording import listed
 
 Kind = Literal["test", "train"]
 
@@ -47,7 +47,12 @@ def pack(sweep: Sweep, n: int, budget: int = PAGE_BYTES) -> Packed:
     _fill(packed, "train", runs, n, left)
     packed.index = {
         "cells": list(dict.fromkeys(run.cell for run in runs)),
-        "questions": [_question(sweep, name) for name in packed.questions],
+        "questions": [
+            {"id": name, "text": known.text, "references": list(known.references[:8])}
+            if (known := sweep.questions.get(name))
+            else {"id": name}
+            for name in packed.questions
+        ],
         "why": list(packed.reasons),
         "blocks": [list(block) for block in packed.blocks],
     }
@@ -63,7 +68,8 @@ def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], n: int, limit: int) -
         own = [run for run in runs if run.seed == seed]
         frames, thinned = (pd.DataFrame(), False) if missing else _frames(kind, own, cells)
         cut |= thinned
-        for one in _order({entry["n"] for run in own for entry in run.iterations}, n, kind):
+        iterations = {entry["n"] for run in own for entry in run.iterations} - ({0} if kind == "train" else set())
+        for one in sorted(iterations, key=lambda one: (one != n, one)):  # n and the untrained model are compared
             block = "" if missing else _block(frames, one, packed)
             if missing or size + len(block) > limit:
                 missing.append((seed, one))
@@ -76,12 +82,6 @@ def _fill(packed: Packed, kind: Kind, runs: Sequence[Run], n: int, limit: int) -
     if cut:
         packed.left_out.append(f"{what} of some questions, in every iteration (each run's {file} has all)")
     return size
-
-
-def _order(iterations: set[int], n: int, kind: Kind) -> list[int]:
-    """Returns the iterations with `n` and the untrained model first: these are compared."""
-    rest = sorted(iterations - {n, 0})
-    return [one for one in (n, 0, *rest) if one in iterations and (one or kind == "test")]
 
 
 def _frames(kind: Kind, runs: Sequence[Run], cells: Sequence[str]) -> tuple[pd.DataFrame, bool]:
@@ -158,13 +158,6 @@ def reason(settings: Mapping[str, Any], r1: float, r2: float, kept: bool) -> str
     if r1 < correct_at:
         return "the initial answer is not right" if option == "Maintaining" else f"wrong, and not better: {change}"
     return f"right, and made worse: {change}"
-
-
-def _question(sweep: Sweep, name: str) -> dict[str, Any]:
-    question = sweep.questions.get(name)
-    if not question:
-        return {"id": name}
-    return {"id": name, "text": question.text, "references": list(question.references[:8])}
 
 
 def _named(missing: Sequence[tuple[int, int]]) -> str:

@@ -75,19 +75,11 @@ class Crossings:
 
     def at(self, i: int) -> Crossed:
         """Returns the mean of the table at index `i`."""
-        bounded = not math.isnan(self.low[i])
-        return Crossed(
-            value=float(self.value[i]),
-            se=float(self.se[i]),
-            df=float(self.df[i]),
-            low=float(self.low[i]) if bounded else None,
-            high=float(self.high[i]) if bounded else None,
-            p=float(self.p[i]),
-            method=str(self.method[i]),
-            se_question=float(self.se_question[i]),
-            se_seed=None if self.se_seed is None else float(self.se_seed[i]),
-            parts=Components(*(float(part[i]) for part in self.parts)),
-        )
+        numbers = {name: float(getattr(self, name)[i]) for name in ("value", "se", "df", "p", "se_question")}
+        low, high = (None if math.isnan(bound[i]) else float(bound[i]) for bound in (self.low, self.high))
+        se_seed = None if self.se_seed is None else float(self.se_seed[i])
+        parts = Components(*(float(part[i]) for part in self.parts))
+        return Crossed(low=low, high=high, method=str(self.method[i]), se_seed=se_seed, parts=parts, **numbers)
 
 
 def crossed(table: Array, bound: float = 1.0, pool: Pool | None = None) -> Crossed:

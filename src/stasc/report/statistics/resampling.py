@@ -58,9 +58,7 @@ def sign_flip(differences: Array, draws: int = DRAWS, seed: int = SEED) -> Array
     n = differences.shape[1]
     exact = n <= EXACT
     total, rng = 2**n if exact else draws, np.random.default_rng(seed)
-    observed = np.abs(differences.sum(axis=1)) * (
-        1 - 1e-12
-    )  # tolerates rounding: sums in another order may be slightly smaller
+    observed = np.abs(differences.sum(axis=1)) * (1 - 1e-12)  # sums in another order may be slightly smaller
     reached = np.zeros(len(differences))
     for begin in range(0, total, _AT_ONCE):
         size = min(_AT_ONCE, total - begin)

@@ -1,11 +1,14 @@
-"""The plots of the dashboard, on the metrics that `stasc.tracking.wandb` logs."""
+"""The W&B report: its plots, on the metrics that `stasc.tracking.wandb` logs, and its specification as JSON."""
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import wandb_workspaces.reports.v2 as wr
+from wandb_workspaces.reports.v2 import internal
 
 Panel = wr.LinePlot | wr.BarPlot | wr.ParallelCoordinatesPlot | wr.WeavePanelSummaryTable
 
@@ -31,7 +34,13 @@ def report(project: str, entity: str, group: str | None) -> wr.Report:
         blocks=[
             wr.H2("Accuracy on held-out questions, by variant"),
             wr.P("Lines are means over seeds; bands span the lowest to the highest seed. Iteration 0 is M_0."),
-            _grid(group, _accuracy()),
+            _grid(
+                group,
+                [
+                    _curve("Initial accuracy", "test/init_acc", (0, 1)),
+                    _curve("Correction accuracy", "test/corr_acc", (0, 1)),
+                ],
+            ),
             wr.H2("Accuracy by choice, at the last iteration"),
             wr.P(
                 [
@@ -42,21 +51,29 @@ def report(project: str, entity: str, group: str | None) -> wr.Report:
             ),
             _grid(group, *_effects(), table=True),
             wr.H2("Transitions from initial answers to corrections"),
-            _grid(group, _transitions()),
+            _grid(
+                group,
+                [
+                    _curve("Wrong → right", "test/wrong_right"),
+                    _curve("Right → wrong", "test/right_wrong"),
+                    _bars("All transitions, at the last iteration", TRANSITIONS, VARIANT),
+                ],
+            ),
             wr.H2("Training"),
-            _grid(group, _training()),
+            _grid(
+                group,
+                [
+                    _curve("Pairs kept", "train/kept"),
+                    _curve("Optimizer steps", "finetune/steps"),
+                    _curve("Loss", "finetune/loss"),
+                    _curve("Seconds", "seconds/total"),
+                ],
+            ),
             wr.H2("Samples"),
             wr.P("Training pairs of each run's last iteration, kept pairs first."),
             _grid(group, [wr.WeavePanelSummaryTable(table_name="pairs")], height=16),
         ],
     )
-
-
-def _accuracy() -> list[wr.LinePlot]:
-    return [
-        _curve("Initial accuracy", "test/init_acc", (0, 1)),
-        _curve("Correction accuracy", "test/corr_acc", (0, 1)),
-    ]
 
 
 def _effects() -> list[list[Panel]]:
@@ -71,23 +88,6 @@ def _effects() -> list[list[Panel]]:
     }
     lines = [wr.ParallelCoordinatesPlotColumn(metric, display_name=name) for metric, name in columns.items()]
     return [*bars, [wr.ParallelCoordinatesPlot(title="Choices and accuracy, one line per run", columns=lines)]]
-
-
-def _transitions() -> list[Panel]:
-    return [
-        _curve("Wrong → right", "test/wrong_right"),
-        _curve("Right → wrong", "test/right_wrong"),
-        _bars("All transitions, at the last iteration", TRANSITIONS, VARIANT),
-    ]
-
-
-def _training() -> list[wr.LinePlot]:
-    return [
-        _curve("Pairs kept", "train/kept"),
-        _curve("Optimizer steps", "finetune/steps"),
-        _curve("Loss", "finetune/loss"),
-        _curve("Seconds", "seconds/total"),
-    ]
 
 
 def _curve(title: str, metric: str, limits: tuple[float | None, float | None] = (None, None)) -> wr.LinePlot:
@@ -141,3 +141,37 @@ def _runs(group: str | None) -> wr.Runset:
         ],
         lock_columns=True,
     )
+
+
+def specification(report: wr.Report) -> bytes:
+    """Returns the report as JSON, with the `spec` that `report.save()` sends."""
+    return _json(report._to_model())  # the library has no public name for it
+
+
+def check(data: bytes) -> None:
+    """Checks that W&B's library reads a specification without loss. Raises: ValueError."""
+    try:
+        given = _read(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # the library warns about blocks that it cannot read
+            model = internal.ReportViewspec.model_validate(given)
+    except (ValueError, UserWarning) as error:
+        raise ValueError(f"no W&B report: {error}") from error
+    grids = [block for block in model.spec.blocks if isinstance(block, internal.PanelGrid)]
+    panels = [panel for grid in grids for panel in grid.metadata.panel_bank_section_config.panels]
+    for part in (*model.spec.blocks, *panels):
+        if isinstance(part, internal.UnknownBlock | internal.UnknownPanel):
+            raise ValueError(f"no W&B report: W&B's library does not know the part {part!r:.200}")
+    if not model.spec.blocks or _read(_json(model)) != given:
+        raise ValueError("no W&B report: W&B's library reads it differently")
+
+
+def _read(data: bytes) -> Any:
+    """Parses JSON without empty lists of comments, which the library adds to texts when it reads them."""
+    return json.loads(
+        data, object_hook=lambda part: {k: v for k, v in part.items() if k != "inlineComments" or v != []}
+    )
+
+
+def _json(model: internal.ReportViewspec) -> bytes:
+    return model.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode() + b"\n"

@@ -1,7 +1,12 @@
-"""Reconstructs the commands of a sweep: the last from the file that Hydra keeps, earlier ones from their runs."""
+"""The provenance of a sweep: versions, hardware, commits and data from its runs' journals, and its commands.
+
+The last command is in the file that Hydra keeps; earlier ones are reconstructed from their runs.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import math
 import re
 import shlex
@@ -16,9 +21,39 @@ import yaml
 
 from stasc.report import design
 from stasc.report.design import Levels
-from stasc.report.records import Run
+from stasc.report.records import Run, Sweep
 
 Product = Mapping[str, tuple[str, ...]]  # settings with their values; a sweep runs all combinations
+
+
+def provenance(sweep: Sweep) -> dict[str, Any]:
+    """Collects versions, machines, commits, data and commands, with every distinct value."""
+    every = (*sweep.runs, *sweep.baselines)
+    runs = [run for run in every if run.folder]
+    started = [event for run in runs for event in run.events if event["event"] == "run_started"]
+    return {
+        "commands": [*commands(sweep.folder, runs), shlex.join(["python", "-m", "stasc.report", _short(sweep.folder)])],
+        "runs": {run.name: run.status for run in every},
+        "versions": _distinct(event.get("versions") for event in started),
+        "machines": _distinct(event.get("machine") for event in started),
+        "commits": _distinct(event.get("commit") for event in started),
+        "data": _distinct(event.get("data") for event in started),
+        "began": min((event["time"] for event in started), default=None),
+        "ended": max((event["time"] for run in runs for event in run.events[-1:]), default=None),
+        "report": {name: importlib.metadata.version(name) for name in ("stasc", "numpy", "scipy", "pandas")},
+    }
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Returns the distinct values in order of appearance."""
+    return [*{json.dumps(value, sort_keys=True): value for value in values if value is not None}.values()]
+
+
+def _short(folder: Path) -> str:
+    """Returns the folder from multirun/ or outputs/ on, without the private part of its path."""
+    parts = folder.parts
+    known = [i for i, name in enumerate(parts[:-1]) if name in ("multirun", "outputs")]
+    return "/".join(parts[known[-1] if known else -1 :])
 
 
 def commands(folder: Path, runs: Sequence[Run]) -> list[str]:
@@ -101,12 +136,9 @@ def _split(text: str) -> list[str]:
 
 
 def _makes(command: Product, job: Product) -> bool:
-    """Returns whether a command makes this job."""
-    return {*command} == {*job} and all(_levels(values) <= _levels(command[name]) for name, values in job.items())
-
-
-def _levels(values: Iterable[str]) -> set[str]:
-    return {*map(design.level, values)}
+    """Whether a command makes this job."""
+    asked, made = ({name: {*map(design.level, values)} for name, values in one.items()} for one in (command, job))
+    return {*asked} == {*made} and all(made[name] <= asked[name] for name in made)
 
 
 def products(jobs: Sequence[Product]) -> list[Product]:
@@ -125,8 +157,8 @@ def products(jobs: Sequence[Product]) -> list[Product]:
 def _without(product: Product, params: Mapping[str, str]) -> list[str]:
     """Returns the overrides that differ from what a command's experiment sweeps; those of swept settings come last."""
     usual = _product(f"{name}={values}" for name, values in params.items())
-    given = [name for name, values in product.items() if _levels(values) != _levels(usual.get(name, ()))]
-    names = sorted(given, key=lambda name: name in usual)
+    levels = [{name: {*map(design.level, values)} for name, values in one.items()} for one in (product, usual)]
+    names = sorted((name for name in product if levels[0][name] != levels[1].get(name, set())), key=usual.__contains__)
     return [name if name.startswith("~") else f"{name}={','.join(product[name])}" for name in names]
 
 

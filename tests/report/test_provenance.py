@@ -10,9 +10,9 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from sweeps import Made, write_multirun, write_run, write_sweep
 
-from stasc.report.commands import commands, products, swept
-from stasc.report.data import read
+from stasc.report.data.reading import read
 from stasc.report.design import level
+from stasc.report.provenance import commands, products, swept
 
 SMALL = Made(factors={"filter": ("strict", "lenient")}, questions=5, iterations=1, seeds=(0, 1))
 ABLATION = {"seed": "0,1,2", "filter": "strict,lenient"}
