@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from stasc.errors import NonFiniteRewardError
 from stasc.records import Answer, Pair, Question, Split
-from stasc.tasks.rewards.errors import ZeroOnError, batch
-from stasc.tasks.rewards.interface import AnyReward, is_batched
+from stasc.tasks.rewards.interface import AnyReward, batched, is_batched
 
 Pairing = Callable[[int, int], Iterable[int]]
 
@@ -71,33 +70,19 @@ class _Rated(NamedTuple):
     name: str
 
 
-def _rewards(reward: AnyReward, rated: Sequence[_Rated]) -> Iterable[float]:
-    answers = [one.answer.text for one in rated]
-    references = [one.question.references for one in rated]
-    if isinstance(reward, ZeroOnError):
-        return reward.each(answers, references)
-    if not is_batched(reward):
-        return _one_by_one(reward, rated)
-    try:
-        return batch(reward, answers, references)
-    except Exception as error:  # a reward is anybody's code
-        raise ValueError(_raised(error, f"a batch of {len(rated)} answers")) from error
-
-
-def _one_by_one(reward: AnyReward, rated: Sequence[_Rated]) -> Iterator[float]:
-    for question, answer, name in rated:
+def _rewards(reward: AnyReward, rated: Sequence[_Rated]) -> Iterator[float]:
+    """Yields the reward of each answer. Raises: ValueError naming what the reward raised an error for."""
+    scored, many = batched(reward), is_batched(reward)
+    for group in [rated] if many else [[one] for one in rated]:
         try:
-            value = float(reward(answer.text, question.references))  # type: ignore[arg-type]
-        except Exception as error:
-            raise ValueError(_raised(error, f"{name} to {question.name}")) from error
-        yield value
-
-
-def _raised(error: Exception, what: str) -> str:
-    return (
-        f"the reward raised {type(error).__name__} for {what}: {error}; "
-        "fix it, or set reward_errors=zero to count such answers 0"
-    )
+            rewards = scored([one.answer.text for one in group], [one.question.references for one in group])
+        except Exception as error:  # a reward is anybody's code
+            what = f"a batch of {len(group)} answers" if many else f"{group[0].name} to {group[0].question.name}"
+            raise ValueError(
+                f"the reward raised {type(error).__name__} for {what}: {error}; "
+                "fix it, or set reward_errors=zero to count such answers 0"
+            ) from error
+        yield from rewards
 
 
 def _checked(value: float, one: _Rated) -> float:

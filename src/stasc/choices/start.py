@@ -13,7 +13,6 @@ class Start(Protocol):
 
     def __call__(self, m_0: Model, m_prev: Model) -> Model:
         """Returns M_0 or M_{n-1}."""
-        ...
 
 
 @dataclass(frozen=True)

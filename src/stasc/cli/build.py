@@ -82,7 +82,7 @@ def _check_baseline(cfg: DictConfig, reward: Any) -> None:
 
 def _splits(dataset: Any, reward: Any, evaluation: Evaluation) -> tuple[Split, Split]:
     from stasc.tasks.datasets import load, no_problem
-    from stasc.tasks.rewards import attribute, inner
+    from stasc.tasks.rewards import attribute
 
-    problem = attribute(inner(reward), "problem") or no_problem
+    problem = attribute(reward, "problem") or no_problem
     return load(dataset, ("train", evaluation.split), problem)

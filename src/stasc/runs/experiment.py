@@ -16,7 +16,7 @@ from stasc.models.config import ModelConfig
 from stasc.records import Answer, Pair, Question, Split
 from stasc.settings.sections import Evaluation, Loop, Sampling, StoreConfig
 from stasc.tasks.prompt import Conversations
-from stasc.tasks.rewards import AnyReward
+from stasc.tasks.rewards.interface import AnyReward
 from stasc.tracking import Off, Wandb, redact
 from stasc.training.losses import Loss
 from stasc.training.methods import Method

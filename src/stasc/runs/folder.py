@@ -18,7 +18,7 @@ from stasc.records import REASONS, Iteration, Pair, Split
 from stasc.runs import vote
 from stasc.runs.metrics import describe, unmarked
 from stasc.runs.verdict import not_kept
-from stasc.tasks.rewards import attribute, inner
+from stasc.tasks.rewards import attribute
 from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class RunFolder:
         keep: Option | None = None,
     ) -> None:
         self.path, self.summary = path, summary
-        self._reward, self._key, self._keep = inner(reward), vote.key_of(reward), keep
+        self._reward, self._key, self._keep = reward, vote.key_of(reward), keep
         self._journal, self._tracker, self._correct_at = journal, tracker, correct_at
         self._began = time.perf_counter()
         events = list(tracking.read(path / "journal.jsonl"))

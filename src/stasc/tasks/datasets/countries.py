@@ -11,7 +11,8 @@ import unicodedata
 from dataclasses import dataclass
 
 from stasc.records import Question
-from stasc.tasks.datasets.split import Sizes, check_split, divide, in_order, take
+from stasc.settings.check import expect
+from stasc.tasks.datasets.split import Sizes, check_split, divide, rank, take
 
 QUESTIONS = {
     "capital": "What is the capital of {}?",
@@ -111,10 +112,8 @@ class Countries(Sizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_population < 0:
-            raise ValueError(f"dataset.min_population={self.min_population}: expected at least 0")
-        if self.test_countries < 1:
-            raise ValueError(f"dataset.test_countries={self.test_countries}: expected at least 1")
+        expect("dataset.min_population", self.min_population, self.min_population >= 0, "at least 0")
+        expect("dataset.test_countries", self.test_countries, self.test_countries >= 1, "at least 1")
 
     def __call__(self, split: str) -> tuple[Question, ...]:
         check_split(split)
@@ -124,17 +123,15 @@ class Countries(Sizes):
                 f"dataset.test_countries={self.test_countries}: there are only {len(countries)} countries with "
                 f"dataset.min_population={self.min_population}; ask for fewer, or lower it"
             )
-        codes = in_order(countries, self.seed, str)
+        codes = sorted(countries, key=lambda code: rank(code, self.seed))
         questions = [question for code in codes for question in countries[code]]
         first = sum(len(countries[code]) for code in codes[: self.test_countries])
         if split == "test":
             return tuple(take(questions[:first], self.n_test, "dataset.n_test"))
-        train, validation = divide(questions[first:], self.n_train, self.n_validation, _country)
+        train, validation = divide(
+            questions[first:], self.n_train, self.n_validation, lambda question: question.id.split("/")[1]
+        )
         return tuple(train if split == "train" else validation)
-
-
-def _country(question: Question) -> str:
-    return question.id.split("/")[1]
 
 
 def _countries(min_population: int) -> dict[str, tuple[Question, ...]]:

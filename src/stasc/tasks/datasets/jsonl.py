@@ -12,7 +12,18 @@ from itertools import combinations
 
 from stasc.machine.paths import path_of
 from stasc.records import Question, Split
-from stasc.tasks.datasets.split import SPLITS, Ordered, Problem, Rows, arrange, check_split, divide, no_problem, take
+from stasc.tasks.datasets.split import (
+    SPLITS,
+    Ordered,
+    Problem,
+    Rows,
+    arrange,
+    check_split,
+    divide,
+    no_problem,
+    take,
+    without,
+)
 from stasc.tasks.text import without_zero_width
 from stasc.units import counted
 
@@ -37,12 +48,7 @@ class Jsonl(Rows):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        apart = {
-            "train_path": self.train_path,
-            "validation_path": self.validation_path,
-            "test_path": self.test_path,
-        }
-        given = [name for name, path in apart.items() if path]
+        given = [name for name in ("train_path", "validation_path", "test_path") if getattr(self, name)]
         if self.path and given:
             raise ValueError(f"dataset.path and dataset.{given[0]} are both set: take one file, or one per split")
         if not self.path and not given:
@@ -84,8 +90,7 @@ class Jsonl(Rows):
             return tested
         if self.validation_path:
             return take(questions, self.n_train if split == "train" else self.n_validation, f"dataset.n_{split}")
-        groups = {group_of(question) for question in tested}
-        left = [question for question in questions[len(tested) :] if group_of(question) not in groups]
+        left = without(tested, questions[len(tested) :], group_of)
         train, validation = divide(left, self.n_train, self.n_validation, group_of)
         return train if split == "train" else validation
 
@@ -151,7 +156,7 @@ class Jsonl(Rows):
         if not rows:
             why = f": left out {counted(len(bad), 'bad row')}, first {next(iter(bad.values()))}" if bad else ""
             raise ValueError(f"dataset.{source}={path}: the file holds no question{why}")
-        return arrange(rows, self.seed, bad, named=self.id is not None)
+        return arrange(rows, self.seed, bad)
 
     def _setting(self, split: str) -> str:
         """Returns the setting that names the split's file."""
