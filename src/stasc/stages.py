@@ -87,14 +87,8 @@ class Stages:
         """Samples the answers of a batch."""
         sampling = self.sampling[split.name]
         stop = StopStrings(tuple(sampling.stop), self.chat) if sampling.stop else None
-        decoding = Decoding(
-            sampling.temperature,
-            sampling.top_p,
-            sampling.max_new_tokens,
-            self.chat.stop_ids,
-            stopped=stop.met if stop else None,
-            ids=self.chat.ids,
-        )
+        settings = sampling.temperature, sampling.top_p, sampling.max_new_tokens
+        decoding = Decoding(*settings, self.chat.stop_ids, stopped=stop.met if stop else None, ids=self.chat.ids)
         self.engine.load(model, self.live)
         completions = self.engine.sample(requests, batch, decoding, advance)
         return [self._answered(completion, stop) for completion in completions]

@@ -28,14 +28,9 @@ class Filter(Protocol):
 Option = Filter | Callable[[float, float], bool]
 
 
-def takes_pair(option: Option) -> bool:
-    """Returns whether a filter is a function of the whole pair rather than of its two rewards."""
-    return parameters(option)[:1] == ["pair"]
-
-
 def by_pair(option: Option) -> Filter:
     """Returns the filter as a function of a pair."""
-    if takes_pair(option):
+    if parameters(option)[:1] == ["pair"]:
         return option  # type: ignore[return-value]
     return lambda pair: option(pair.r1, pair.r2)  # type: ignore[call-arg]
 

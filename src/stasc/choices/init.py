@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol
 
-Model = TypeVar("Model")
+from stasc.records import Model
 
 
 class Init(Protocol):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-Model = TypeVar("Model")
+from stasc.records import Model
 
 
 class Start(Protocol):

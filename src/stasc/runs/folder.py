@@ -16,8 +16,8 @@ from stasc.machine import durable
 from stasc.machine.sealed import file_sha256, jsonl
 from stasc.records import REASONS, Iteration, Pair, Split
 from stasc.runs import vote
-from stasc.runs.metrics import describe, unmarked
-from stasc.runs.verdict import not_kept
+from stasc.runs.advice import not_kept
+from stasc.runs.metrics import describe
 from stasc.tasks.rewards import attribute
 from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
 
@@ -113,8 +113,7 @@ class RunFolder:
             self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
 
     def _describe(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        lacks_marker = attribute(self._reward, "unmarked")
-        return describe(pairs, self._correct_at) | (unmarked(pairs, lacks_marker) if lacks_marker else {})
+        return describe(pairs, self._correct_at, attribute(self._reward, "unmarked"))
 
     def _describe_train(self, iteration: Iteration[Any]) -> dict[str, float] | None:
         if not iteration.pairs:

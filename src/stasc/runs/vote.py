@@ -59,12 +59,9 @@ def majority(answers: Sequence[Pair], key: Key) -> Pair:
     Answers with an empty key, such as those without the marker, have no vote.
     """
     given = [key(pair.y1.text) for pair in answers]
-    (winner, _), *_ = Counter(some for some in given if _says_something(some)).most_common(1) or [(given[0], 0)]
+    says_something = (some for some in given if some is not None and some not in ((), ""))
+    (winner, _), *_ = Counter(says_something).most_common(1) or [(given[0], 0)]
     return answers[given.index(winner)]
-
-
-def _says_something(key: Hashable) -> bool:
-    return key is not None and key not in ((), "")
 
 
 def voted(pairs: Sequence[Pair], k: int, key: Key) -> list[float]:

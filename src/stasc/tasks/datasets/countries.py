@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from stasc.records import Question
 from stasc.settings.check import expect
-from stasc.tasks.datasets.split import Sizes, check_split, divide, rank, take
+from stasc.tasks.datasets.split import Sizes, check_split, rank
 
 QUESTIONS = {
     "capital": "What is the capital of {}?",
@@ -56,17 +56,14 @@ CAPITALS = {
     "XK": ("Prishtina",),
 }
 CONTINENTS = {
-    "AM": ("Europe",),
+    **dict.fromkeys(("AM", "AZ", "GE", "KZ", "TR"), ("Europe",)),
+    **dict.fromkeys(("CY", "RU", "TL"), ("Asia",)),
     "AU": ("Australia",),
-    "AZ": ("Europe",),
-    "CY": ("Asia",),
-    "GE": ("Europe",),
-    "KZ": ("Europe",),
-    "RU": ("Asia",),
-    "TL": ("Asia",),
-    "TR": ("Europe",),
 }
 CURRENCIES = {
+    **dict.fromkeys(("DK", "NO"), ("Kroner",)),
+    **dict.fromkeys(("MD", "RO"), ("Lei",)),
+    **dict.fromkeys(("QA", "SA", "YE"), ("Riyal",)),
     "BA": ("Mark",),
     "BG": ("Leva", "Euro"),  # the euro since 2026
     "BR": ("Reais",),
@@ -74,26 +71,19 @@ CURRENCIES = {
     "CN": ("Yuan", "Renminbi"),
     "CR": ("Colón",),
     "CZ": ("Crown",),
-    "DK": ("Kroner",),
     "IS": ("Króna",),
     "LS": ("Maloti",),
-    "MD": ("Lei",),
     "MN": ("Tögrög",),
     "NI": ("Córdoba",),
-    "NO": ("Kroner",),
     "PA": ("Dollar",),  # legal tender beside the balboa
     "PL": ("Złoty",),
     "PY": ("Guaraní",),
-    "QA": ("Riyal",),
-    "RO": ("Lei",),
     "RU": ("Rouble",),
-    "SA": ("Riyal",),
     "SE": ("Kronor",),
     "SZ": ("Emalangeni",),
     "UZ": ("Sum",),
     "VE": ("Bolívar",),
     "VN": ("Đồng",),
-    "YE": ("Riyal",),
     "ZW": ("ZiG", "Dollar"),  # the US dollar is legal tender
 }
 
@@ -126,12 +116,8 @@ class Countries(Sizes):
         codes = sorted(countries, key=lambda code: rank(code, self.seed))
         questions = [question for code in codes for question in countries[code]]
         first = sum(len(countries[code]) for code in codes[: self.test_countries])
-        if split == "test":
-            return tuple(take(questions[:first], self.n_test, "dataset.n_test"))
-        train, validation = divide(
-            questions[first:], self.n_train, self.n_validation, lambda question: question.id.split("/")[1]
-        )
-        return tuple(train if split == "train" else validation)
+        own = questions[:first] if split == "test" else questions[first:]
+        return tuple(self.part(split, own, lambda question: question.id.split("/")[1]))
 
 
 def _countries(min_population: int) -> dict[str, tuple[Question, ...]]:

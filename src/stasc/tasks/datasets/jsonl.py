@@ -6,24 +6,12 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from stasc.machine.paths import path_of
 from stasc.records import Question, Split
-from stasc.tasks.datasets.split import (
-    SPLITS,
-    Ordered,
-    Problem,
-    Rows,
-    arrange,
-    check_split,
-    divide,
-    no_problem,
-    take,
-    without,
-)
+from stasc.tasks.datasets.split import SPLITS, Ordered, Problem, Rows, arrange, check_split, no_problem, take, without
 from stasc.tasks.text import without_zero_width
 from stasc.units import counted
 
@@ -64,35 +52,27 @@ class Jsonl(Rows):
                 "dataset.n_test=null would take the whole of dataset.path for the test: set dataset.n_test"
             )
         if self.answer_pattern is not None:
+            given_pattern = f"dataset.answer_pattern={self.answer_pattern!r}"
             try:
                 groups = re.compile(self.answer_pattern).groups
             except re.error as error:
-                raise ValueError(
-                    f"dataset.answer_pattern={self.answer_pattern!r} is no regular expression: {error}"
-                ) from error
+                raise ValueError(f"{given_pattern} is no regular expression: {error}") from error
             if not groups:
-                raise ValueError(
-                    f"dataset.answer_pattern={self.answer_pattern!r} has no group: put ( ) around the answer"
-                )
+                raise ValueError(f"{given_pattern} has no group: put ( ) around the answer")
 
     def __call__(self, split: str, problem: Problem = no_problem) -> Split:
         check_split(split)
         self._check_apart(problem)
         ordered = self._read(self._setting(split), problem)
-        return ordered.split(split, self._chosen(split, ordered))
-
-    def _chosen(self, split: str, ordered: Ordered) -> Sequence[Question]:
-        """Returns the questions of a split, chosen from those of its file."""
-        questions, group_of = ordered.questions, ordered.group_of
+        questions = ordered.questions
         self._check_sizes(split, len(questions))
-        tested = take(questions, self.n_test, "dataset.n_test") if self.path or split == "test" else ()
-        if split == "test":
-            return tested
-        if self.validation_path:
-            return take(questions, self.n_train if split == "train" else self.n_validation, f"dataset.n_{split}")
-        left = without(tested, questions[len(tested) :], group_of)
-        train, validation = divide(left, self.n_train, self.n_validation, group_of)
-        return train if split == "train" else validation
+        if split != "test" and self.validation_path:
+            n = self.n_train if split == "train" else self.n_validation
+            return ordered.split(split, take(questions, n, f"dataset.n_{split}"))
+        if split != "test" and self.path:
+            tested = take(questions, self.n_test, "dataset.n_test")
+            questions = without(tested, questions[len(tested) :], ordered.group_of)
+        return ordered.split(split, self.part(split, questions, ordered.group_of))
 
     def _check_apart(self, problem: Problem) -> None:
         """Raises: ValueError if two files have a question in common, even if no split contains it at these sizes."""

@@ -11,7 +11,7 @@ from typing import Any
 from stasc.machine.hub import retries_told_once
 from stasc.machine.paths import path_of
 from stasc.records import Question, Split
-from stasc.tasks.datasets.split import Ordered, Problem, Rows, arrange, check_split, divide, no_problem, take
+from stasc.tasks.datasets.split import Ordered, Problem, Rows, arrange, check_split, no_problem
 
 TEST = "validation"  # the hub's split that the test questions come from
 
@@ -30,10 +30,7 @@ class Nq(Rows):
     def __call__(self, split: str, problem: Problem = no_problem) -> Split:
         check_split(split)
         ordered = self._read(TEST if split == "test" else "train", problem)
-        if split == "test":
-            return ordered.split(split, take(ordered.questions, self.n_test, "dataset.n_test"))
-        train, validation = divide(ordered.questions, self.n_train, self.n_validation, ordered.group_of)
-        return ordered.split(split, train if split == "train" else validation)
+        return ordered.split(split, self.part(split, ordered.questions, ordered.group_of))
 
     def _arranged(self, source: str, problem: Problem) -> Ordered:
         """Returns all questions of a split of the hub; the train split's without those of the test."""

@@ -42,12 +42,18 @@ class Sizes:
     seed: int  # of the division; runs with different seeds share its questions
 
     def __post_init__(self) -> None:
-        for name, n, least in (
-            ("train", self.n_train, 1),
-            ("validation", self.n_validation, 0),
-            ("test", self.n_test, 1),
-        ):
-            expect(f"dataset.n_{name}", n, n is None or n >= least, f"at least {least}, or null for all there are")
+        for name, least in (("n_train", 1), ("n_validation", 0), ("n_test", 1)):
+            n = getattr(self, name)
+            expect(f"dataset.{name}", n, n is None or n >= least, f"at least {least}, or null for all there are")
+
+    def part(
+        self, split: str, questions: Sequence[Question], group_of: Callable[[Question], object]
+    ) -> Sequence[Question]:
+        """Returns a split's part of the questions for the test, or of those for training and validation."""
+        if split == "test":
+            return take(questions, self.n_test, "dataset.n_test")
+        train, validation = divide(questions, self.n_train, self.n_validation, group_of)
+        return train if split == "train" else validation
 
 
 @dataclass(frozen=True)
