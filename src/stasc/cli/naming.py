@@ -7,24 +7,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-PARTS = {
-    **dict.fromkeys(("init", "filter", "start"), "letter"),
-    **dict.fromkeys(("target", "loss", "finetune"), "suffix"),
-}
-KEYS = ("letter", "suffix")  # of an option's YAML; they name the variant, and are no settings of its class
+from stasc.settings.names import NAMING, variant_part
+
+KEYS = {*NAMING.values()}  # of an option's YAML; they name the variant, and are no settings of its class
 
 
 def variant(settings: Mapping[str, Any], *groups: str) -> str:
-    """Returns the name of a run's choices: the parts of these config groups, or of all that have one.
-
-    An option without a letter or suffix is named after its class or function, in lower case.
-    """
-    name = ""
-    for group in groups or PARTS:
-        option, key = settings.get(group) or {}, PARTS[group]
-        own = str(option.get("_target_") or "").rpartition(".")[2].lower()
-        name += str(option.get(key, f"-{own}" if own and key == "suffix" else own))
-    return name
+    """Returns the name of a run's choices: the parts of these config groups, or of all that have one."""
+    return "".join(variant_part(settings, group) for group in groups or NAMING)
 
 
 def _variant(*groups: str, _root_: DictConfig) -> str:

@@ -101,7 +101,7 @@ def _without_names(part: str, kind: Any, settings: Mapping[Any, Any]) -> dict[An
     taken = signature.parameters.values() if signature else ()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
         return dict(settings)
-    dropped = {*naming.KEYS}.difference(parameter.name for parameter in taken)
+    dropped = naming.KEYS.difference(parameter.name for parameter in taken)
     return {name: value for name, value in settings.items() if name not in dropped}
 
 
