@@ -52,8 +52,7 @@ class Stages:
         requests = []
         for question in split.questions:
             prompt = self.chat.prompt(self.prompt.ask(question.text))
-            samples = range(self.sampling[split.name].n_init)
-            keys = tuple(self._noise(split, "initial", n, question, i) for i in samples)
+            keys = tuple(self._noise(split, "initial", n, question, i) for i in range(self.sampling[split.name].n_init))
             requests.append(Request(prompt, keys, question.name))
         return requests
 

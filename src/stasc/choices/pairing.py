@@ -44,23 +44,18 @@ def score(
         NonFiniteRewardError for NaN and infinity.
     """
     rated: list[_Rated] = []
-    for question, initial, corrections in zip(split.questions, y1, y2, strict=True):
-        rated += [_Rated(question, answer, f"initial answer {i}") for i, answer in enumerate(initial)]
+    for x, initial, corrections in zip(split.questions, y1, y2, strict=True):
+        rated += [_Rated(x, answer, f"initial answer {i}") for i, answer in enumerate(initial)]
         for seen, some in enumerate(corrections):
-            rated += [
-                _Rated(question, answer, f"correction {k} of initial answer {seen}") for k, answer in enumerate(some)
-            ]
-    rewards = iter([_checked(value, one) for value, one in zip(_rewards(reward, rated), rated, strict=True)])
-
+            rated += [_Rated(x, answer, f"correction {k} of initial answer {seen}") for k, answer in enumerate(some)]
+    rewards = _rewards(reward, rated)
     pairs = []
-    for question, initial, corrections in zip(split.questions, y1, y2, strict=True):
+    for x, initial, corrections in zip(split.questions, y1, y2, strict=True):
         r1 = [next(rewards) for _ in initial]
         for seen, some in enumerate(corrections):
-            for k, correction in enumerate(some):
+            for k, answer in enumerate(some):
                 r2 = next(rewards)
-                pairs += [
-                    Pair(question, i, seen, k, initial[i], correction, r1[i], r2) for i in pairing(seen, len(initial))
-                ]
+                pairs += [Pair(x, i, seen, k, initial[i], answer, r1[i], r2) for i in pairing(seen, len(initial))]
     return pairs
 
 
@@ -71,7 +66,7 @@ class _Rated(NamedTuple):
 
 
 def _rewards(reward: AnyReward, rated: Sequence[_Rated]) -> Iterator[float]:
-    """Yields the reward of each answer. Raises: ValueError naming what the reward raised an error for."""
+    """Yields the reward of each answer. Raises: ValueError as `score` does."""
     scored, many = batched(reward), is_batched(reward)
     for group in [rated] if many else [[one] for one in rated]:
         try:
@@ -82,11 +77,9 @@ def _rewards(reward: AnyReward, rated: Sequence[_Rated]) -> Iterator[float]:
                 f"the reward raised {type(error).__name__} for {what}: {error}; "
                 "fix it, or set reward_errors=zero to count such answers 0"
             ) from error
-        yield from rewards
-
-
-def _checked(value: float, one: _Rated) -> float:
-    if not 0 <= value <= 1:
-        kind = ValueError if math.isfinite(value) else NonFiniteRewardError
-        raise kind(f"the reward gave {value} for {one.name} to {one.question.name}; expected a number in [0, 1]")
-    return value
+        for one, value in zip(group, rewards, strict=True):
+            if not 0 <= value <= 1:
+                kind = ValueError if math.isfinite(value) else NonFiniteRewardError
+                what = f"{one.name} to {one.question.name}"
+                raise kind(f"the reward gave {value} for {what}; expected a number in [0, 1]")
+            yield value

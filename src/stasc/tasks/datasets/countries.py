@@ -21,11 +21,9 @@ QUESTIONS = {
 }
 LEFT_OUT = {
     "CS": "Serbia and Montenegro, dissolved in 2006",
-    "HK": "part of China",
-    "IL": "its capital is disputed",
-    "MO": "part of China",
+    **dict.fromkeys(("HK", "MO"), "part of China"),
+    **dict.fromkeys(("IL", "PS"), "its capital is disputed"),
     "PR": "part of the United States",
-    "PS": "its capital is disputed",
     "RE": "part of France",
 }
 WITH_ARTICLE = re.compile(

@@ -48,9 +48,7 @@ class Jsonl(Rows):
             if given and name not in given:
                 raise ValueError(f"dataset.{name} is not set, but dataset.{given[0]} is: both splits need their file")
         if self.path and self.n_test is None:
-            raise ValueError(
-                "dataset.n_test=null would take the whole of dataset.path for the test: set dataset.n_test"
-            )
+            raise ValueError("dataset.n_test=null would take all of dataset.path for the test: set dataset.n_test")
         if self.answer_pattern is not None:
             given_pattern = f"dataset.answer_pattern={self.answer_pattern!r}"
             try:
@@ -67,8 +65,7 @@ class Jsonl(Rows):
         questions = ordered.questions
         self._check_sizes(split, len(questions))
         if split != "test" and self.validation_path:
-            n = self.n_train if split == "train" else self.n_validation
-            return ordered.split(split, take(questions, n, f"dataset.n_{split}"))
+            return ordered.split(split, take(questions, getattr(self, f"n_{split}"), f"dataset.n_{split}"))
         if split != "test" and self.path:
             tested = take(questions, self.n_test, "dataset.n_test")
             questions = without(tested, questions[len(tested) :], ordered.group_of)
@@ -223,9 +220,7 @@ def _text(value: object, column: str) -> str:
 
 
 def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    kinds = {type(None): "null", dict: "an object", list: "a list", str: "a text", bool: "true or false"}
     return kinds.get(type(value), "a number")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
+from stasc.settings.check import expect
 from stasc.tasks.rewards.normalisation import Words, dpr_tokens, normalise, released, released_tokens
 
 
@@ -30,11 +31,9 @@ class WordReward(ABC):
             raise ValueError(
                 "reward.scope=final needs a prompt with an answer marker: take prompt=cot, or set reward.marker"
             )
-        if self.normalisation not in self.normalisations:
-            hint = "; dpr is a match of tokens, for reward=in_accuracy" if self.normalisation == "dpr" else ""
-            raise ValueError(
-                f"reward.normalisation={self.normalisation}: expected {' or '.join(self.normalisations)}{hint}"
-            )
+        hint = "; dpr is a match of tokens, for reward=in_accuracy" if self.normalisation == "dpr" else ""
+        known = self.normalisation in self.normalisations
+        expect("reward.normalisation", self.normalisation, known, " or ".join(self.normalisations) + hint)
 
     def __call__(self, answer: str, references: Sequence[str]) -> float:
         words = [*self.key(answer)]
