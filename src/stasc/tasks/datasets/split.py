@@ -49,7 +49,7 @@ class Sizes:
     def part(
         self, split: str, questions: Sequence[Question], group_of: Callable[[Question], object]
     ) -> Sequence[Question]:
-        """Returns a split's part of the questions for the test, or of those for training and validation."""
+        """Returns a split's questions, taken from those for the test or from those for training and validation."""
         if split == "test":
             return take(questions, self.n_test, "dataset.n_test")
         train, validation = divide(questions, self.n_train, self.n_validation, group_of)
