@@ -19,7 +19,7 @@ from stasc.prefix_tree.batch import Example
 from stasc.records import NOT_ASKED, Advance, Answer, Pair, Question, Split
 from stasc.settings.sections import Sampling
 from stasc.tasks.prompt import Conversations
-from stasc.tasks.rewards import AnyReward
+from stasc.tasks.rewards.interface import AnyReward
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
 
@@ -52,8 +52,7 @@ class Stages:
         requests = []
         for question in split.questions:
             prompt = self.chat.prompt(self.prompt.ask(question.text))
-            samples = range(self.sampling[split.name].n_init)
-            keys = tuple(self._noise(split, "initial", n, question, i) for i in samples)
+            keys = tuple(self._noise(split, "initial", n, question, i) for i in range(self.sampling[split.name].n_init))
             requests.append(Request(prompt, keys, question.name))
         return requests
 
@@ -87,14 +86,8 @@ class Stages:
         """Samples the answers of a batch."""
         sampling = self.sampling[split.name]
         stop = StopStrings(tuple(sampling.stop), self.chat) if sampling.stop else None
-        decoding = Decoding(
-            sampling.temperature,
-            sampling.top_p,
-            sampling.max_new_tokens,
-            self.chat.stop_ids,
-            stopped=stop.met if stop else None,
-            ids=self.chat.ids,
-        )
+        settings = sampling.temperature, sampling.top_p, sampling.max_new_tokens
+        decoding = Decoding(*settings, self.chat.stop_ids, stopped=stop.met if stop else None, ids=self.chat.ids)
         self.engine.load(model, self.live)
         completions = self.engine.sample(requests, batch, decoding, advance)
         return [self._answered(completion, stop) for completion in completions]

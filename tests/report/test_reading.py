@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweeps import ALL16, Made, write_multirun, write_run, write_sweep
 
+from stasc.cli.compose import variant
 from stasc.report import design
 from stasc.report.data.reading import read
 
@@ -143,6 +145,19 @@ def test_runs_that_are_not_there_are_missing_by_name(folder: Path) -> None:
         shutil.rmtree(run)
     missing = [(run.cell, run.seed) for run in read(sweep).runs if run.status == "missing"]
     assert sorted(missing) == [("ENF", 0), ("ENF", 1), ("FNE", 1)]
+
+
+def test_a_missing_run_is_named_by_its_options_as_the_command_names_it() -> None:
+    """One option has no letter, one a suffix of its own: three of the four combinations were run."""
+    filters = {"S": {"_target_": "a.Strict", "letter": "S"}, "mine": {"_target_": "my_filter.Mine"}}
+    targets = {"y2": {"_target_": "a.Correction", "suffix": ""}, "y1": {"_target_": "a.Initial", "suffix": "-initial"}}
+    settings: list[dict[str, Any]] = [
+        {"init": {"_target_": "a.Init", "letter": "F"}, "filter": filters[first], "target": targets[second]}
+        for first, second in (("S", "y2"), ("S", "y1"), ("mine", "y2"))
+    ]
+    settings = [{**some, "variant": variant(some)} for some in settings]
+    found = design.names(design.find(settings, [{}] * 3), settings)
+    assert {*found.values()} == {"FS", "FS-initial", "Fmine", "Fmine-initial"}
 
 
 def test_seeds_and_levels_that_only_the_command_knows_are_missed(folder: Path) -> None:

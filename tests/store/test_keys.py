@@ -826,6 +826,7 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
 # What stages import beside the modules in keys.CODE, and why each of these changes none of their numbers.
 HARMLESS = {
     "stasc.settings.check": "refuses settings",
+    "stasc.settings.signature": "reads how an option is called, which its code decides",
     "stasc.tracking.fallback": "records that something is computed another way",
     "stasc.errors": "ends a run",
     "stasc.machine.durable": "writes bytes as they are",
@@ -839,6 +840,7 @@ BY_STAGE = {
         "stasc.training.methods": "trains; here, it only compares by a tolerance whether prompts can be shared",
         "stasc.choices.target": "says what is trained",
         "stasc.choices.pairing": "scores",
+        "stasc.tasks.rewards.interface": "scores",
     },
     "finetune": {
         "stasc.choices.target": OF_OPTIONS,
@@ -846,6 +848,7 @@ BY_STAGE = {
         "stasc.engines.hf.engine": "samples",
         "stasc.engines.stop": "samples",
         "stasc.choices.pairing": "scores",
+        "stasc.tasks.rewards.interface": "scores",
     },
     "filter": {"stasc.choices.filter": OF_OPTIONS},
 }

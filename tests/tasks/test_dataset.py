@@ -462,7 +462,7 @@ def test_an_id_on_two_lines_names_both(tmp_path: Path) -> None:
         ({"path": "a", "validation_path": "b"}, r"dataset\.path and dataset\.validation_path are both set"),
         ({"train_path": "a"}, r"dataset\.test_path is not set, but dataset\.train_path is"),
         ({"test_path": "a"}, r"dataset\.train_path is not set, but dataset\.test_path is"),
-        ({"path": "a", "n_test": None}, r"dataset\.n_test=null would take the whole of dataset\.path"),
+        ({"path": "a", "n_test": None}, r"dataset\.n_test=null would take all of dataset\.path"),
         ({"path": "a", "answer_pattern": "("}, r"dataset\.answer_pattern='\(' is no regular expression"),
         ({"path": "a", "answer_pattern": "#.*"}, r"dataset\.answer_pattern='#\.\*' has no group"),
     ],

@@ -301,11 +301,11 @@ def test_an_error_of_a_reward_counts_0_and_is_counted_where_that_is_asked_for() 
         return 1 / int(answer)
 
     reward = ZeroOnError(fragile)
-    assert [reward(answer, ()) for answer in ("2", "0", "one", "4")] == [0.5, 0.0, 0.0, 0.25]
+    assert reward(("2", "0", "one", "4"), [()] * 4) == [0.5, 0.0, 0.0, 0.25]
     assert reward.pop_errors() == {"answers": 2, "first": "ZeroDivisionError for '0'"}
     assert reward.pop_errors() is None
     nothing = ZeroOnError(lambda answer, references: None)  # type: ignore[arg-type, return-value]
-    assert nothing("1", ()) == 0.0
+    assert nothing(["1"], [()]) == [0.0]
     assert nothing.pop_errors() is not None
 
 
@@ -314,8 +314,8 @@ def test_an_interrupt_and_a_reward_out_of_range_are_not_counted_0() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ZeroOnError(interrupted)("1", ())
-    assert ZeroOnError(lambda answer, references: 7.0)("1", ()) == 7  # which scoring refuses
+        ZeroOnError(interrupted)(["1"], [()])
+    assert ZeroOnError(lambda answer, references: 7.0)(["1"], [()]) == [7]  # which scoring refuses
 
 
 @pytest.mark.parametrize(

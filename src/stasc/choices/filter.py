@@ -11,7 +11,7 @@ from typing import Protocol
 
 from stasc.records import Pair
 from stasc.settings.check import expect, expect_correct_at
-from stasc.settings.signature import first_parameter
+from stasc.settings.signature import parameters
 
 
 class Filter(Protocol):
@@ -23,20 +23,14 @@ class Filter(Protocol):
 
     def __call__(self, pair: Pair) -> bool:
         """Returns whether to keep the pair; its `question`, `y1`, `y2`, `r1` and `r2` are what to decide on."""
-        ...
 
 
 Option = Filter | Callable[[float, float], bool]
 
 
-def takes_pair(option: Option) -> bool:
-    """Returns whether a filter is a function of the whole pair rather than of its two rewards."""
-    return first_parameter(option) == "pair"
-
-
 def by_pair(option: Option) -> Filter:
     """Returns the filter as a function of a pair."""
-    if takes_pair(option):
+    if parameters(option)[:1] == ["pair"]:
         return option  # type: ignore[return-value]
     return lambda pair: option(pair.r1, pair.r2)  # type: ignore[call-arg]
 

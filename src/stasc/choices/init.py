@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol
 
-Model = TypeVar("Model")
+from stasc.records import Model
 
 
 class Init(Protocol):
@@ -18,11 +18,9 @@ class Init(Protocol):
     @property
     def anew(self) -> bool:
         """Whether initial answers are sampled in every iteration, or in iteration 1 only."""
-        ...
 
     def __call__(self, m_0: Model, m_prev: Model) -> Model:
         """Returns M_0 or M_{n-1}; for evaluation, `m_prev` is the M_n that is evaluated."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from stasc.errors import NonFiniteRewardError
 from stasc.records import Answer, Pair, Question, Split
-from stasc.tasks.rewards.errors import ZeroOnError, batch
-from stasc.tasks.rewards.interface import AnyReward, is_batched
+from stasc.tasks.rewards.interface import AnyReward, batched, is_batched
 
 Pairing = Callable[[int, int], Iterable[int]]
 
@@ -45,23 +44,18 @@ def score(
         NonFiniteRewardError for NaN and infinity.
     """
     rated: list[_Rated] = []
-    for question, initial, corrections in zip(split.questions, y1, y2, strict=True):
-        rated += [_Rated(question, answer, f"initial answer {i}") for i, answer in enumerate(initial)]
+    for x, initial, corrections in zip(split.questions, y1, y2, strict=True):
+        rated += [_Rated(x, answer, f"initial answer {i}") for i, answer in enumerate(initial)]
         for seen, some in enumerate(corrections):
-            rated += [
-                _Rated(question, answer, f"correction {k} of initial answer {seen}") for k, answer in enumerate(some)
-            ]
-    rewards = iter([_checked(value, one) for value, one in zip(_rewards(reward, rated), rated, strict=True)])
-
+            rated += [_Rated(x, answer, f"correction {k} of initial answer {seen}") for k, answer in enumerate(some)]
+    rewards = _rewards(reward, rated)
     pairs = []
-    for question, initial, corrections in zip(split.questions, y1, y2, strict=True):
+    for x, initial, corrections in zip(split.questions, y1, y2, strict=True):
         r1 = [next(rewards) for _ in initial]
         for seen, some in enumerate(corrections):
-            for k, correction in enumerate(some):
+            for k, answer in enumerate(some):
                 r2 = next(rewards)
-                pairs += [
-                    Pair(question, i, seen, k, initial[i], correction, r1[i], r2) for i in pairing(seen, len(initial))
-                ]
+                pairs += [Pair(x, i, seen, k, initial[i], answer, r1[i], r2) for i in pairing(seen, len(initial))]
     return pairs
 
 
@@ -71,37 +65,21 @@ class _Rated(NamedTuple):
     name: str
 
 
-def _rewards(reward: AnyReward, rated: Sequence[_Rated]) -> Iterable[float]:
-    answers = [one.answer.text for one in rated]
-    references = [one.question.references for one in rated]
-    if isinstance(reward, ZeroOnError):
-        return reward.each(answers, references)
-    if not is_batched(reward):
-        return _one_by_one(reward, rated)
-    try:
-        return batch(reward, answers, references)
-    except Exception as error:  # a reward is anybody's code
-        raise ValueError(_raised(error, f"a batch of {len(rated)} answers")) from error
-
-
-def _one_by_one(reward: AnyReward, rated: Sequence[_Rated]) -> Iterator[float]:
-    for question, answer, name in rated:
+def _rewards(reward: AnyReward, rated: Sequence[_Rated]) -> Iterator[float]:
+    """Yields the reward of each answer. Raises: ValueError as `score` does."""
+    scored, many = batched(reward), is_batched(reward)
+    for group in [rated] if many else [[one] for one in rated]:
         try:
-            value = float(reward(answer.text, question.references))  # type: ignore[arg-type]
-        except Exception as error:
-            raise ValueError(_raised(error, f"{name} to {question.name}")) from error
-        yield value
-
-
-def _raised(error: Exception, what: str) -> str:
-    return (
-        f"the reward raised {type(error).__name__} for {what}: {error}; "
-        "fix it, or set reward_errors=zero to count such answers 0"
-    )
-
-
-def _checked(value: float, one: _Rated) -> float:
-    if not 0 <= value <= 1:
-        kind = ValueError if math.isfinite(value) else NonFiniteRewardError
-        raise kind(f"the reward gave {value} for {one.name} to {one.question.name}; expected a number in [0, 1]")
-    return value
+            rewards = scored([one.answer.text for one in group], [one.question.references for one in group])
+        except Exception as error:  # a reward is anybody's code
+            what = f"a batch of {len(group)} answers" if many else f"{group[0].name} to {group[0].question.name}"
+            raise ValueError(
+                f"the reward raised {type(error).__name__} for {what}: {error}; "
+                "fix it, or set reward_errors=zero to count such answers 0"
+            ) from error
+        for one, value in zip(group, rewards, strict=True):
+            if not 0 <= value <= 1:
+                kind = ValueError if math.isfinite(value) else NonFiniteRewardError
+                what = f"{one.name} to {one.question.name}"
+                raise kind(f"the reward gave {value} for {what}; expected a number in [0, 1]")
+            yield value

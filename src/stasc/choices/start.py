@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-Model = TypeVar("Model")
+from stasc.records import Model
 
 
 class Start(Protocol):
@@ -13,7 +13,6 @@ class Start(Protocol):
 
     def __call__(self, m_0: Model, m_prev: Model) -> Model:
         """Returns M_0 or M_{n-1}."""
-        ...
 
 
 @dataclass(frozen=True)

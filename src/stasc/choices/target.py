@@ -24,12 +24,10 @@ class Target(Protocol):
     @property
     def trains(self) -> bool:
         """Whether the run trains at all; if not, it evaluates M_0, whatever `iterations` says."""
-        ...
 
     @property
     def corrects(self) -> bool:
         """Whether corrections are sampled for training; if not, y2 is y1 in the training pairs."""
-        ...
 
     def stages(self, sample: Sample, correct: Correct) -> tuple[Sample, Correct]:
         """Returns steps 1 and 2 for this target: the given ones, or ones that pass training answers through.
@@ -37,11 +35,9 @@ class Target(Protocol):
         Held-out questions (`split.name != "train"`) must be sampled and corrected as given. Answers that are not
         sampled come as a `Keyed` list, whose key is a digest of everything that decides them.
         """
-        ...
 
     def example(self, prompt: Conversations, pair: Pair) -> tuple[list[Message], Answer]:
         """Returns the conversation so far, and the answer that is trained as its next turn."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -
     from stasc.runs.experiment import Experiment, check_target
     from stasc.runs.vote import NO_KEY, key_of
     from stasc.tasks.datasets import load, no_problem
-    from stasc.tasks.rewards import ZeroOnError, attribute, inner
+    from stasc.tasks.rewards import ZeroOnError, attribute
 
     loop = _loop(cfg)
     expect("pairing", cfg.pairing, cfg.pairing in PAIRINGS, f"one of {', '.join(PAIRINGS)}")
@@ -43,7 +43,7 @@ def build_experiment(cfg: DictConfig, chosen: Mapping[str, Any] | None = None) -
         raise ValueError(f"baseline=self_consistency: {NO_KEY}")
     if cfg.reward_errors == "zero":
         parts["reward"] = ZeroOnError(parts["reward"])
-    problem = attribute(inner(parts["reward"]), "problem") or no_problem
+    problem = attribute(parts["reward"], "problem") or no_problem
     train, test = load(parts.pop("dataset"), ("train", evaluation.split), problem)
     check_target(parts["target"], parts["filter"], cfg.pairing, train.questions)
     return Experiment(

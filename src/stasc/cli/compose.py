@@ -15,13 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from stasc.cli.messages import message
 from stasc.machine.paths import CONF
-from stasc.settings.names import check_name
+from stasc.settings.names import NAMING, check_name, variant_part
 from stasc.settings.table import settings_digest
-
-NAMED_BY = {
-    **dict.fromkeys(("init", "filter", "start"), "letter"),
-    **dict.fromkeys(("target", "loss", "finetune"), "suffix"),
-}
 
 
 @contextmanager
@@ -46,16 +41,8 @@ def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
 
 
 def variant(settings: Mapping[str, Any], *groups: str) -> str:
-    """Returns a run's short name, such as `EIE-lora`: the `letter` or `suffix` in the YAML of each group's option.
-
-    An option without a letter or suffix is named after its class or function, in lower case.
-    """
-    name = ""
-    for group in groups or NAMED_BY:
-        option, key = settings.get(group) or {}, NAMED_BY[group]
-        own = str(option.get("_target_") or "").rpartition(".")[2].lower()
-        name += str(option.get(key, f"-{own}" if own and key == "suffix" else own))
-    return name
+    """Returns a run's short name, such as `EIE-lora`: the parts of these config groups, or of all that have one."""
+    return "".join(variant_part(settings, group) for group in groups or NAMING)
 
 
 def _variant(*groups: str, _root_: DictConfig) -> str:

@@ -14,9 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from stasc.cli.compose import NAMED_BY
 from stasc.cli.messages import belonging, reason_of
-from stasc.settings.names import SYNONYMS, nearest
+from stasc.settings.names import NAMING, SYNONYMS, nearest
 from stasc.settings.signature import accepts, signature_of
 
 # How each part is called that may be any function. Where there are two ways, the first parameter's name tells them
@@ -93,7 +92,7 @@ def _without_names(signature: inspect.Signature | None, settings: Mapping[Any, A
     taken = signature.parameters.values() if signature else ()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
         return dict(settings)
-    dropped = {*NAMED_BY.values()}.difference(parameter.name for parameter in taken)
+    dropped = {*NAMING.values()}.difference(parameter.name for parameter in taken)
     return {name: value for name, value in settings.items() if name not in dropped}
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stasc.report.records import Run
-from stasc.settings.names import chosen_options
+from stasc.settings.names import NAMING, chosen_options, variant_part
 from stasc.settings.table import deciding
 
 Levels = tuple[str, ...]
@@ -140,21 +140,19 @@ def _rank(setting: str, text: str) -> tuple[int, float, str]:
 def names(design: Design, settings: Sequence[Mapping[str, Any]]) -> dict[Levels, str]:
     """Names every combination of levels by its variant, and by other settings if variants are ambiguous.
 
-    Combinations without a run get the variant's name if other runs show the letters of all its choices.
+    Combinations without a run get the variant's name if other runs show the parts of all its choices.
     """
-    parts = {"init": "letter", "filter": "letter", "start": "letter", "finetune": "suffix"}
-    letters: dict[tuple[str, str], str] = {}
+    parts: dict[tuple[str, str], str] = {}
     for one, levels in zip(settings, design.of_run, strict=True):
         text = dict(zip(design.settings, levels, strict=True))
-        for group, key in parts.items():
-            letters[group, text.get(group, "")] = str((one.get(group) or {}).get(key, ""))
+        parts |= {(group, text.get(group, "")): variant_part(one, group) for group in NAMING}
     variants = {levels: str(one["variant"]) for one, levels in zip(settings, design.of_run, strict=True)}
     for levels in itertools.product(*design.settings.values()):
         text = dict(zip(design.settings, levels, strict=True))
-        variants.setdefault(levels, "".join(letters.get((group, text.get(group, "")), "?") for group in parts))
+        variants.setdefault(levels, "".join(parts.get((group, text.get(group, "")), "?") for group in NAMING))
     if len({*variants.values()}) == len(variants):
         return variants
-    rest = [name for name in design.settings if name not in parts]
+    rest = [name for name in design.settings if name not in NAMING]
     longer = {levels: ", ".join([variant, *_named(design, levels, rest)]) for levels, variant in variants.items()}
     if len({*longer.values()}) == len(longer):
         return longer

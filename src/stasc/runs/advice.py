@@ -1,13 +1,25 @@
-"""Advice for a run that has nothing to train on: the reason, and the setting to change."""
+"""Why pairs are not trained on: a pair's reason, as in pairs.jsonl, and advice for a run that keeps none."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from stasc.choices.filter import Lenient, Option
+from stasc.choices.filter import Lenient, Maintaining, Option, Strict
 from stasc.records import REASONS, LeftOut, Pair
 from stasc.units import counted
+
+
+def not_kept(option: Option | None, r1: float, r2: float) -> str:
+    """Returns why a filter did not keep a pair with these rewards."""
+    reason = "left out by the filter"
+    if isinstance(option, Strict):
+        reason = f"not better by more than {option.margin:g}" if option.margin else "not better"
+    elif isinstance(option, Lenient):
+        reason = "right, and made worse" if r1 >= option.correct_at else "wrong, and not better"
+    elif isinstance(option, Maintaining):
+        reason = "right, and made wrong" if r1 >= option.correct_at else "the initial answer is wrong"
+    return f"{reason}: r1 {r1:.4g}, r2 {r2:.4g}"
 
 
 def nothing_kept(

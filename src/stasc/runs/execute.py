@@ -27,7 +27,7 @@ from stasc.settings.table import deciding
 from stasc.store import keys, leases
 from stasc.store.artifacts import Store
 from stasc.store.leases import Lease
-from stasc.tasks.rewards import attribute, inner
+from stasc.tasks.rewards import attribute
 from stasc.tracking import Journal, RunInfo, Wandb, fallback, scrub
 from stasc.tracking.console import Console
 from stasc.units import counted
@@ -234,5 +234,5 @@ def _why_empty(iteration: Iteration[Model], experiment: Experiment) -> str:
     if iteration.left_out:
         return advice.nothing_usable(iteration.pairs, iteration.left_out)
     samples = "sampling.n_corr" if experiment.target.corrects else "sampling.n_init"
-    unmarked = attribute(inner(experiment.reward), "unmarked")
+    unmarked = attribute(experiment.reward, "unmarked")
     return advice.nothing_kept(iteration.pairs, experiment.filter, experiment.loop.correct_at, samples, unmarked)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stasc.choices.filter import Filter, Option, by_pair, takes_pair
+from stasc.choices.filter import Filter, Option, by_pair
 from stasc.choices.init import Init
 from stasc.choices.pairing import Pairing
 from stasc.choices.start import Start
@@ -16,7 +16,7 @@ from stasc.models.config import ModelConfig
 from stasc.records import Answer, Pair, Question, Split
 from stasc.settings.sections import Evaluation, Loop, Sampling, StoreConfig
 from stasc.tasks.prompt import Conversations
-from stasc.tasks.rewards import AnyReward
+from stasc.tasks.rewards.interface import AnyReward
 from stasc.tracking import Off, Wandb, redact
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
@@ -55,10 +55,10 @@ class Experiment:
         return redact(self.settings)
 
 
-def check_target(target: Target, option: Option, pairing: str, questions: Sequence[Question]) -> None:
+def check_target(target: Target, option: Option, pairing: str, questions: Iterable[Question]) -> None:
     """Checks that the filter and the pairing can keep something for a target without corrections.
 
-    A filter of a pair is tried on right answers to the training questions, a short and a long one each.
+    The filter is tried on right answers to the training questions, a short and a long one each.
     Raises: ValueError naming the setting to change.
     """
     if target.corrects:
@@ -66,14 +66,15 @@ def check_target(target: Target, option: Option, pairing: str, questions: Sequen
     name = type(target).__name__.lower()
     if pairing != "own":
         raise ValueError(f"pairing={pairing} pairs corrections, but target={name} samples none: set pairing=own")
-    if not any(map(by_pair(option), _right_pairs(questions if takes_pair(option) else questions[:1]))):
+    if not any(map(by_pair(option), _right_pairs(questions))):
         raise ValueError(
             f"filter={type(option).__name__.lower()} keeps nothing with target={name}, where y2 is y1: set "
             "filter=lenient to keep right answers, or filter=all"
         )
 
 
-def _right_pairs(questions: Sequence[Question]) -> list[Pair]:
-    texts = [(question, text) for question in questions for text in (question.references[0], 99 * question.text)]
-    answers = [(question, Answer(text, len(text.split()))) for question, text in texts]
-    return [Pair(question, 0, 0, 0, answer, answer, 1.0, 1.0) for question, answer in answers]
+def _right_pairs(questions: Iterable[Question]) -> Iterator[Pair]:
+    for question in questions:
+        for text in (question.references[0], 99 * question.text):
+            answer = Answer(text, len(text.split()))
+            yield Pair(question, 0, 0, 0, answer, answer, 1.0, 1.0)

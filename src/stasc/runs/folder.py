@@ -16,9 +16,9 @@ from stasc.machine import durable
 from stasc.machine.sealed import file_sha256, jsonl
 from stasc.records import REASONS, Iteration, Pair, Split
 from stasc.runs import vote
-from stasc.runs.metrics import describe, unmarked
-from stasc.runs.verdict import not_kept
-from stasc.tasks.rewards import attribute, inner
+from stasc.runs.advice import not_kept
+from stasc.runs.metrics import describe
+from stasc.tasks.rewards import attribute
 from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class RunFolder:
         keep: Option | None = None,
     ) -> None:
         self.path, self.summary = path, summary
-        self._reward, self._key, self._keep = inner(reward), vote.key_of(reward), keep
+        self._reward, self._key, self._keep = reward, vote.key_of(reward), keep
         self._journal, self._tracker, self._correct_at = journal, tracker, correct_at
         self._began = time.perf_counter()
         events = list(tracking.read(path / "journal.jsonl"))
@@ -113,8 +113,7 @@ class RunFolder:
             self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
 
     def _describe(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        lacks_marker = attribute(self._reward, "unmarked")
-        return describe(pairs, self._correct_at) | (unmarked(pairs, lacks_marker) if lacks_marker else {})
+        return describe(pairs, self._correct_at, attribute(self._reward, "unmarked"))
 
     def _describe_train(self, iteration: Iteration[Any]) -> dict[str, float] | None:
         if not iteration.pairs:

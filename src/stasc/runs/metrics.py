@@ -8,11 +8,13 @@ from statistics import fmean
 from stasc.records import NOT_ASKED, Answer, Pair
 
 
-def describe(pairs: Sequence[Pair], correct_at: float) -> dict[str, float]:
+def describe(
+    pairs: Sequence[Pair], correct_at: float, unmarked: Callable[[str], bool] | None = None
+) -> dict[str, float]:
     """Returns fractions of the pairs, mean rewards and mean lengths in tokens.
 
-    An answer is right if its reward is at least `correct_at`. `right_wrong` is the share of
-    pairs whose initial answer is right and whose correction is wrong.
+    An answer is right if its reward is at least `correct_at`. `right_wrong` is the share of pairs whose initial answer
+    is right and whose correction is wrong. `unmarked` tells whether an answer lacks the reward's marker.
     """
     right = [(pair.r1 >= correct_at, pair.r2 >= correct_at) for pair in pairs]
     return {
@@ -29,6 +31,8 @@ def describe(pairs: Sequence[Pair], correct_at: float) -> dict[str, float]:
         **_looks("init", [pair.y1 for pair in pairs]),
         **_looks("corr", [pair.y2 for pair in pairs]),
         "corr_not_asked": fmean(pair.y2 == NOT_ASKED for pair in pairs),
+        **({"init_unmarked": fmean(unmarked(pair.y1.text) for pair in pairs)} if unmarked else {}),
+        **({"corr_unmarked": fmean(unmarked(pair.y2.text) for pair in pairs)} if unmarked else {}),
     }
 
 
@@ -37,12 +41,4 @@ def _looks(name: str, answers: Sequence[Answer]) -> dict[str, float]:
         f"{name}_truncated": fmean(answer.truncated for answer in answers),
         f"{name}_empty": fmean(not answer.text.strip() for answer in answers),
         f"{name}_tokens": fmean(answer.tokens for answer in answers),
-    }
-
-
-def unmarked(pairs: Sequence[Pair], lacks_marker: Callable[[str], bool]) -> dict[str, float]:
-    """Returns the fractions of pairs whose initial answer, and whose correction, lacks the answer marker."""
-    return {
-        "init_unmarked": fmean(lacks_marker(pair.y1.text) for pair in pairs),
-        "corr_unmarked": fmean(lacks_marker(pair.y2.text) for pair in pairs),
     }

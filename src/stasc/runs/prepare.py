@@ -23,7 +23,7 @@ from stasc.runs.experiment import Experiment
 from stasc.store import content, keys
 from stasc.store.artifacts import Store
 from stasc.store.leases import Lease
-from stasc.tasks.rewards import inner
+from stasc.tasks.rewards.interface import inner
 
 if TYPE_CHECKING:
     from stasc.models.chat import Chat

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from stasc.records import Pair
-from stasc.tasks.rewards import attribute, inner
+from stasc.tasks.rewards import ZeroOnError, attribute
 
 Key = Callable[[str], Hashable]
 
@@ -30,8 +30,7 @@ def key_of(reward: Any) -> Key | None:
     With `reward_errors=zero`, an answer for which it raises has no vote; otherwise the error is a ValueError that
     names the answer.
     """
-    one = inner(reward)
-    key = attribute(one, "key")
+    key = attribute(reward, "key")
     if key is None:
         return None
 
@@ -40,7 +39,7 @@ def key_of(reward: Any) -> Key | None:
             value: Hashable = key(text)
             hash(value)
         except Exception as error:  # a reward is anybody's code
-            if one is not reward:
+            if isinstance(reward, ZeroOnError):
                 return None
             raise ValueError(f"the reward's key raised {type(error).__name__} for {text[:60]!r}: {error}") from error
         return value
@@ -60,12 +59,9 @@ def majority(answers: Sequence[Pair], key: Key) -> Pair:
     Answers with an empty key, such as those without the marker, have no vote.
     """
     given = [key(pair.y1.text) for pair in answers]
-    (winner, _), *_ = Counter(some for some in given if _says_something(some)).most_common(1) or [(given[0], 0)]
+    says_something = (some for some in given if some is not None and some not in ((), ""))
+    (winner, _), *_ = Counter(says_something).most_common(1) or [(given[0], 0)]
     return answers[given.index(winner)]
-
-
-def _says_something(key: Hashable) -> bool:
-    return key is not None and key not in ((), "")
 
 
 def voted(pairs: Sequence[Pair], k: int, key: Key) -> list[float]:

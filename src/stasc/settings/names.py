@@ -15,6 +15,10 @@ GROUPS = (
     *("init", "filter", "start", "target", "finetune", "loss", "model"),
     *("dataset", "prompt", "reward", "engine", "tracking"),
 )
+NAMING = {  # the groups that name a variant, and the key of an option's YAML that holds its part of the name
+    **dict.fromkeys(("init", "filter", "start"), "letter"),
+    **dict.fromkeys(("target", "loss", "finetune"), "suffix"),
+}
 SYNONYMS = {  # names in transformers, TRL, vLLM, lm-eval and W&B; a value with a space is a message
     **dict.fromkeys(("lr", "eta"), "finetune.learning_rate"),
     **dict.fromkeys(("bs", "per_device_train_batch_size", "train_batch_size"), "finetune.batch_size"),
@@ -135,6 +139,13 @@ def chosen_options(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> di
         for name, part in settings.items()
         if isinstance(part, Mapping) and "_target_" in part and name != "tracking"
     }
+
+
+def variant_part(settings: Mapping[str, Any], group: str) -> str:
+    """Returns an option's part of the variant's name: its letter or suffix, or else its class or function's name."""
+    option, key = settings.get(group) or {}, NAMING[group]
+    own = str(option.get("_target_") or "").rpartition(".")[2].lower()
+    return str(option.get(key, f"-{own}" if own and key == "suffix" else own))
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ def accepts(signature: inspect.Signature, names: tuple[str, ...], settings: Mapp
     return True
 
 
-def first_parameter(function: Callable[..., object]) -> str | None:
-    """Returns the name of a callable's first parameter; None if it has none, or Python does not know it."""
+def parameters(function: Callable[..., object]) -> list[str]:
+    """Returns the names of a callable's parameters; none where Python does not know them."""
     signature = signature_of(function)
-    return next(iter(signature.parameters), None) if signature else None
+    return [*signature.parameters] if signature else []

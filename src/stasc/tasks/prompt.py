@@ -17,11 +17,9 @@ class Conversations(Protocol):
 
     def ask(self, question: str) -> list[Message]:
         """Returns the conversation whose next turn is an initial answer."""
-        ...
 
     def ask_to_correct(self, question: str, y1: str) -> list[Message]:
         """Returns the conversation whose next turn is a correction of `y1`."""
-        ...
 
 
 @dataclass(frozen=True)

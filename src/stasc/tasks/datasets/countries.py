@@ -11,7 +11,8 @@ import unicodedata
 from dataclasses import dataclass
 
 from stasc.records import Question
-from stasc.tasks.datasets.split import Sizes, check_split, divide, in_order, take
+from stasc.settings.check import expect
+from stasc.tasks.datasets.split import Sizes, check_split, rank
 
 QUESTIONS = {
     "capital": "What is the capital of {}?",
@@ -20,11 +21,9 @@ QUESTIONS = {
 }
 LEFT_OUT = {
     "CS": "Serbia and Montenegro, dissolved in 2006",
-    "HK": "part of China",
-    "IL": "its capital is disputed",
-    "MO": "part of China",
+    **dict.fromkeys(("HK", "MO"), "part of China"),
+    **dict.fromkeys(("IL", "PS"), "its capital is disputed"),
     "PR": "part of the United States",
-    "PS": "its capital is disputed",
     "RE": "part of France",
 }
 WITH_ARTICLE = re.compile(
@@ -55,17 +54,14 @@ CAPITALS = {
     "XK": ("Prishtina",),
 }
 CONTINENTS = {
-    "AM": ("Europe",),
+    **dict.fromkeys(("AM", "AZ", "GE", "KZ", "TR"), ("Europe",)),
+    **dict.fromkeys(("CY", "RU", "TL"), ("Asia",)),
     "AU": ("Australia",),
-    "AZ": ("Europe",),
-    "CY": ("Asia",),
-    "GE": ("Europe",),
-    "KZ": ("Europe",),
-    "RU": ("Asia",),
-    "TL": ("Asia",),
-    "TR": ("Europe",),
 }
 CURRENCIES = {
+    **dict.fromkeys(("DK", "NO"), ("Kroner",)),
+    **dict.fromkeys(("MD", "RO"), ("Lei",)),
+    **dict.fromkeys(("QA", "SA", "YE"), ("Riyal",)),
     "BA": ("Mark",),
     "BG": ("Leva", "Euro"),  # the euro since 2026
     "BR": ("Reais",),
@@ -73,26 +69,19 @@ CURRENCIES = {
     "CN": ("Yuan", "Renminbi"),
     "CR": ("Colón",),
     "CZ": ("Crown",),
-    "DK": ("Kroner",),
     "IS": ("Króna",),
     "LS": ("Maloti",),
-    "MD": ("Lei",),
     "MN": ("Tögrög",),
     "NI": ("Córdoba",),
-    "NO": ("Kroner",),
     "PA": ("Dollar",),  # legal tender beside the balboa
     "PL": ("Złoty",),
     "PY": ("Guaraní",),
-    "QA": ("Riyal",),
-    "RO": ("Lei",),
     "RU": ("Rouble",),
-    "SA": ("Riyal",),
     "SE": ("Kronor",),
     "SZ": ("Emalangeni",),
     "UZ": ("Sum",),
     "VE": ("Bolívar",),
     "VN": ("Đồng",),
-    "YE": ("Riyal",),
     "ZW": ("ZiG", "Dollar"),  # the US dollar is legal tender
 }
 
@@ -111,10 +100,8 @@ class Countries(Sizes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_population < 0:
-            raise ValueError(f"dataset.min_population={self.min_population}: expected at least 0")
-        if self.test_countries < 1:
-            raise ValueError(f"dataset.test_countries={self.test_countries}: expected at least 1")
+        expect("dataset.min_population", self.min_population, self.min_population >= 0, "at least 0")
+        expect("dataset.test_countries", self.test_countries, self.test_countries >= 1, "at least 1")
 
     def __call__(self, split: str) -> tuple[Question, ...]:
         check_split(split)
@@ -124,17 +111,11 @@ class Countries(Sizes):
                 f"dataset.test_countries={self.test_countries}: there are only {len(countries)} countries with "
                 f"dataset.min_population={self.min_population}; ask for fewer, or lower it"
             )
-        codes = in_order(countries, self.seed, str)
+        codes = sorted(countries, key=lambda code: rank(code, self.seed))
         questions = [question for code in codes for question in countries[code]]
         first = sum(len(countries[code]) for code in codes[: self.test_countries])
-        if split == "test":
-            return tuple(take(questions[:first], self.n_test, "dataset.n_test"))
-        train, validation = divide(questions[first:], self.n_train, self.n_validation, _country)
-        return tuple(train if split == "train" else validation)
-
-
-def _country(question: Question) -> str:
-    return question.id.split("/")[1]
+        own = questions[:first] if split == "test" else questions[first:]
+        return tuple(self.part(split, own, lambda question: question.id.split("/")[1]))
 
 
 def _countries(min_population: int) -> dict[str, tuple[Question, ...]]:

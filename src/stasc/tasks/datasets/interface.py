@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from stasc.records import Question, Split
-from stasc.settings.signature import signature_of
+from stasc.settings.signature import parameters
 from stasc.tasks.datasets.split import Problem, check_disjoint
 from stasc.units import counted
 
@@ -20,24 +20,14 @@ class Dataset(Protocol):
     def __call__(self, split: str) -> Split | Sequence[Question]:
         """Returns the questions of `train`, `validation` or `test`; no question is in two of them.
 
-        A `Split` also names the rows that were skipped, with the reason, and those that repeat a question.
+        A `Split` also names the rows that were skipped, with the reason, and those that repeat a question. An option
+        with a second parameter called `problem` is given that function: a row is bad if `problem(references)` says why
+        no answer to it can be right.
         Raises: ValueError naming the setting, if a split cannot be filled.
         """
-        ...
 
 
-class JudgedDataset(Protocol):
-    """A dataset that leaves out, or refuses, rows which the reward cannot judge.
-
-    An option is taken for one if it has a parameter called `problem`.
-    """
-
-    def __call__(self, split: str, problem: Problem) -> Split | Sequence[Question]:
-        """Returns the questions of a split. A row is bad if `problem(references)` is not None: it says why."""
-        ...
-
-
-def load(dataset: Dataset | JudgedDataset, names: tuple[str, str], problem: Problem) -> tuple[Split, Split]:
+def load(dataset: Dataset, names: tuple[str, str], problem: Problem) -> tuple[Split, Split]:
     """Returns the training split and the evaluated split, and logs which rows were skipped or repeated.
 
     Raises: ValueError if a split is empty, the splits share a question, or no answer to a question can be right.
@@ -46,11 +36,16 @@ def load(dataset: Dataset | JudgedDataset, names: tuple[str, str], problem: Prob
     def judge(references: Sequence[str]) -> str | None:  # hashable whatever the reward is: datasets cache by it
         return problem(references)
 
-    splits = [_split(dataset, name, judge) for name in names]
+    more = (judge,) if "problem" in parameters(dataset) else ()
+    found = [(name, dataset(name, *more)) for name in names]
+    splits = [some if isinstance(some, Split) else Split(name, tuple(some)) for name, some in found]
     if skipped := dict.fromkeys(reason for split in splits for reason in split.skipped.values()):
         log.warning(describe_skipped(skipped))
     if repeated := dict.fromkeys(row for split in splits for row in split.repeated):
-        log.warning(describe_repeated(repeated))
+        log.warning(
+            "dataset: %s with a question that another row has: %s (all rows of a question are in the same split)",
+            *(counted(len(repeated), "row"), _first(repeated)),
+        )
     for split in splits:
         if not split.questions:
             raise ValueError(f"dataset.n_{split.name}: the {split.name} split has no question")
@@ -62,24 +57,9 @@ def load(dataset: Dataset | JudgedDataset, names: tuple[str, str], problem: Prob
     return train, other
 
 
-def _split(dataset: Dataset | JudgedDataset, name: str, problem: Problem) -> Split:
-    signature = signature_of(dataset)
-    judged = signature is not None and "problem" in signature.parameters
-    found = dataset(name, problem) if judged else dataset(name)  # type: ignore[call-arg]
-    return found if isinstance(found, Split) else Split(name, tuple(found))
-
-
 def describe_skipped(reasons: Collection[str]) -> str:
     """Returns how many rows were left out, and what is wrong with the first of them."""
     return f"dataset.on_bad_row=skip: left out {counted(len(reasons), 'bad row')}: {_first(reasons)}"
-
-
-def describe_repeated(reasons: Collection[str]) -> str:
-    """Returns how many rows repeat a question, and the first of them."""
-    return (
-        f"dataset: {counted(len(reasons), 'row')} with a question that another row has: {_first(reasons)} "
-        "(all rows of a question are in the same split)"
-    )
 
 
 def _first(reasons: Collection[str], shown: int = 3) -> str:

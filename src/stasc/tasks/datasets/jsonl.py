@@ -6,13 +6,12 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from stasc.machine.paths import path_of
 from stasc.records import Question, Split
-from stasc.tasks.datasets.split import SPLITS, Ordered, Problem, Rows, arrange, check_split, divide, no_problem, take
+from stasc.tasks.datasets.split import SPLITS, Ordered, Problem, Rows, arrange, check_split, no_problem, take, without
 from stasc.tasks.text import without_zero_width
 from stasc.units import counted
 
@@ -37,12 +36,7 @@ class Jsonl(Rows):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        apart = {
-            "train_path": self.train_path,
-            "validation_path": self.validation_path,
-            "test_path": self.test_path,
-        }
-        given = [name for name, path in apart.items() if path]
+        given = [name for name in ("train_path", "validation_path", "test_path") if getattr(self, name)]
         if self.path and given:
             raise ValueError(f"dataset.path and dataset.{given[0]} are both set: take one file, or one per split")
         if not self.path and not given:
@@ -54,40 +48,28 @@ class Jsonl(Rows):
             if given and name not in given:
                 raise ValueError(f"dataset.{name} is not set, but dataset.{given[0]} is: both splits need their file")
         if self.path and self.n_test is None:
-            raise ValueError(
-                "dataset.n_test=null would take the whole of dataset.path for the test: set dataset.n_test"
-            )
+            raise ValueError("dataset.n_test=null would take all of dataset.path for the test: set dataset.n_test")
         if self.answer_pattern is not None:
+            given_pattern = f"dataset.answer_pattern={self.answer_pattern!r}"
             try:
                 groups = re.compile(self.answer_pattern).groups
             except re.error as error:
-                raise ValueError(
-                    f"dataset.answer_pattern={self.answer_pattern!r} is no regular expression: {error}"
-                ) from error
+                raise ValueError(f"{given_pattern} is no regular expression: {error}") from error
             if not groups:
-                raise ValueError(
-                    f"dataset.answer_pattern={self.answer_pattern!r} has no group: put ( ) around the answer"
-                )
+                raise ValueError(f"{given_pattern} has no group: put ( ) around the answer")
 
     def __call__(self, split: str, problem: Problem = no_problem) -> Split:
         check_split(split)
         self._check_apart(problem)
         ordered = self._read(self._setting(split), problem)
-        return ordered.split(split, self._chosen(split, ordered))
-
-    def _chosen(self, split: str, ordered: Ordered) -> Sequence[Question]:
-        """Returns the questions of a split, chosen from those of its file."""
-        questions, group_of = ordered.questions, ordered.group_of
+        questions = ordered.questions
         self._check_sizes(split, len(questions))
-        tested = take(questions, self.n_test, "dataset.n_test") if self.path or split == "test" else ()
-        if split == "test":
-            return tested
-        if self.validation_path:
-            return take(questions, self.n_train if split == "train" else self.n_validation, f"dataset.n_{split}")
-        groups = {group_of(question) for question in tested}
-        left = [question for question in questions[len(tested) :] if group_of(question) not in groups]
-        train, validation = divide(left, self.n_train, self.n_validation, group_of)
-        return train if split == "train" else validation
+        if split != "test" and self.validation_path:
+            return ordered.split(split, take(questions, getattr(self, f"n_{split}"), f"dataset.n_{split}"))
+        if split != "test" and self.path:
+            tested = take(questions, self.n_test, "dataset.n_test")
+            questions = without(tested, questions[len(tested) :], ordered.group_of)
+        return ordered.split(split, self.part(split, questions, ordered.group_of))
 
     def _check_apart(self, problem: Problem) -> None:
         """Raises: ValueError if two files have a question in common, even if no split contains it at these sizes."""
@@ -151,7 +133,7 @@ class Jsonl(Rows):
         if not rows:
             why = f": left out {counted(len(bad), 'bad row')}, first {next(iter(bad.values()))}" if bad else ""
             raise ValueError(f"dataset.{source}={path}: the file holds no question{why}")
-        return arrange(rows, self.seed, bad, named=self.id is not None)
+        return arrange(rows, self.seed, bad)
 
     def _setting(self, split: str) -> str:
         """Returns the setting that names the split's file."""
@@ -238,9 +220,7 @@ def _text(value: object, column: str) -> str:
 
 
 def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    kinds = {type(None): "null", dict: "an object", list: "a list", str: "a text", bool: "true or false"}
     return kinds.get(type(value), "a number")
 
 

@@ -6,15 +6,12 @@ Source: Lee et al. 2019, arXiv 1906.00300; CC BY-SA 3.0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from stasc.machine.hub import log_retries_once
 from stasc.machine.paths import path_of
 from stasc.records import Question, Split
-from stasc.tasks.datasets.split import Ordered, Problem, Rows, arrange, check_split, divide, no_problem, take
-
-if TYPE_CHECKING:
-    import datasets  # type: ignore[import-untyped]
+from stasc.tasks.datasets.split import Ordered, Problem, Rows, arrange, check_split, no_problem
 
 TEST = "validation"  # the hub's split that the test questions come from
 
@@ -33,10 +30,7 @@ class Nq(Rows):
     def __call__(self, split: str, problem: Problem = no_problem) -> Split:
         check_split(split)
         ordered = self._read(TEST if split == "test" else "train", problem)
-        if split == "test":
-            return ordered.split(split, take(ordered.questions, self.n_test, "dataset.n_test"))
-        train, validation = divide(ordered.questions, self.n_train, self.n_validation, ordered.group_of)
-        return ordered.split(split, train if split == "train" else validation)
+        return ordered.split(split, self.part(split, ordered.questions, ordered.group_of))
 
     def _arranged(self, source: str, problem: Problem) -> Ordered:
         """Returns all questions of a split of the hub; the train split's without those of the test."""
@@ -50,10 +44,10 @@ class Nq(Rows):
                 row = repr((text, answers)).encode("utf-8", "surrogatepass")
                 self._refuse(row, f"dataset.path={self.path}: {place} {error}", bad)
         tested = () if source == TEST else {*self._read(TEST, problem).known_as.values()}
-        return arrange(rows, self.seed, bad, named=False, elsewhere=tested)
+        return arrange(rows, self.seed, bad, tested)
 
-    def _load(self, hub_split: str) -> datasets.Dataset:
-        import datasets  # slow, and only needed here
+    def _load(self, hub_split: str) -> Any:
+        import datasets  # type: ignore[import-untyped]  # slow, and only needed here
 
         folder = path_of("dataset.path", self.path)
         local = folder.is_dir()
@@ -83,13 +77,9 @@ class Nq(Rows):
 def _question(text: object, answers: object, problem: Problem) -> Question:
     """Returns the question of a row. Raises: ValueError saying what is wrong with the row."""
     texts = [text, *(answers if isinstance(answers, list) else [answers])]
-    if len(texts) == 1 or not all(map(_is_text, texts)):
+    if len(texts) == 1 or not all(isinstance(one, str) and one.strip() and "\0" not in one for one in texts):
         raise ValueError("lacks a question or an answer, or holds a NUL")
     asked, *references = map(str, texts)
     if why := problem(references):
         raise ValueError(f"is of no use: {why}")
     return Question("", asked, tuple(dict.fromkeys(references)))
-
-
-def _is_text(part: object) -> bool:
-    return isinstance(part, str) and bool(part.strip()) and "\0" not in part

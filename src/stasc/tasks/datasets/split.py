@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from itertools import chain, count
 from typing import TypeVar
 
 from stasc.records import Question, Split
+from stasc.settings.check import expect
 from stasc.tasks.text import normal_form, without_zero_width
 from stasc.units import counted
 
@@ -40,13 +42,18 @@ class Sizes:
     seed: int  # of the division; runs with different seeds share its questions
 
     def __post_init__(self) -> None:
-        for name, n, least in (
-            ("n_train", self.n_train, 1),
-            ("n_validation", self.n_validation, 0),
-            ("n_test", self.n_test, 1),
-        ):
-            if n is not None and n < least:
-                raise ValueError(f"dataset.{name}={n}: expected at least {least}, or null for all there are")
+        for name, least in (("n_train", 1), ("n_validation", 0), ("n_test", 1)):
+            n = getattr(self, name)
+            expect(f"dataset.{name}", n, n is None or n >= least, f"at least {least}, or null for all there are")
+
+    def part(
+        self, split: str, questions: Sequence[Question], group_of: Callable[[Question], object]
+    ) -> Sequence[Question]:
+        """Returns a split's questions, taken from those for the test or from those for training and validation."""
+        if split == "test":
+            return take(questions, self.n_test, "dataset.n_test")
+        train, validation = divide(questions, self.n_train, self.n_validation, group_of)
+        return train if split == "train" else validation
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,7 @@ class Rows(Sizes, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.on_bad_row not in ("fail", "skip"):
-            raise ValueError(f"dataset.on_bad_row={self.on_bad_row}: expected fail or skip")
+        expect("dataset.on_bad_row", self.on_bad_row, self.on_bad_row in ("fail", "skip"), "fail or skip")
 
     @abstractmethod
     def _arranged(self, source: str, problem: Problem) -> Ordered:
@@ -75,10 +81,14 @@ class Rows(Sizes, ABC):
         return {}
 
     def _refuse(self, row: bytes, reason: str, bad: dict[str, str]) -> None:
-        """Adds a row to the bad ones. Raises: ValueError with the reason if bad rows end the run."""
+        """Adds a row to the bad ones, named by a digest of its content, with a number if another row has the same.
+
+        Raises: ValueError with the reason if bad rows end the run.
+        """
         if self.on_bad_row == "fail":
             raise ValueError(reason)
-        bad[row_name(row, bad)] = reason
+        name = _digest(row)
+        bad[next(one for one in chain([name], (f"{name}-{i}" for i in count(2))) if one not in bad)] = reason
 
 
 def check_split(split: str) -> None:
@@ -86,10 +96,8 @@ def check_split(split: str) -> None:
         raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
 
 
-def row_name(content: bytes, taken: Collection[str]) -> str:
-    """Returns a name for a bad row: a digest of its content, with a number if another row has the same."""
-    name = hashlib.sha256(content).hexdigest()[:16]
-    return next(one for one in chain([name], (f"{name}-{i}" for i in count(2))) if one not in taken)
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def identity(text: str) -> str:
@@ -99,7 +107,7 @@ def identity(text: str) -> str:
     zero-width characters. References do not count: a question whose reference was corrected stays in its split, and
     two rows of a question with different references are never in training and test.
     """
-    return hashlib.sha256(_fold(text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return _digest(_fold(text).encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True)
@@ -120,20 +128,15 @@ class Ordered:
 
 
 def arrange(
-    rows: Sequence[tuple[str, Question]],
-    seed: int,
-    skipped: Mapping[str, str],
-    *,
-    named: bool,
-    elsewhere: Collection[str] = (),
+    rows: Iterable[tuple[str, Question]], seed: int, skipped: Mapping[str, str], elsewhere: Collection[str] = ()
 ) -> Ordered:
     """Returns the questions of rows in an order that their texts and the seed decide.
 
     Args:
-        rows: each question with the place of its row in the data, for messages.
+        rows: each question with the place of its row in the data, for messages. A question without an id gets its
+            identity, followed by a number for further rows of the question, which depends on what the row says, not on
+            where it is.
         skipped: what is wrong with each bad row, by its name.
-        named: whether the data gives ids; if not, a question's id is its identity, followed by a number for further
-            rows of the question, which depends on what the row says, not on where it is.
         elsewhere: identities of questions to leave out.
     """
     first: dict[str, str] = {}
@@ -146,24 +149,20 @@ def arrange(
         if group in first:
             repeated.append(f"{place} has the question of {first[group]}")
         first.setdefault(group, place)
-        known.append((group, place, question))
-    known.sort(key=lambda one: (_rank(one[0], seed), one[2].text, one[2].references, one[2].id if named else ""))
+        known.append((group, question))
+    known.sort(key=lambda one: (rank(one[0], seed), one[1].text, one[1].references, one[1].id))
     questions, known_as, seen = [], {}, dict.fromkeys(first, 0)
-    for group, _, question in known:
+    for group, question in known:
         seen[group] += 1
-        id = question.id if named else group if seen[group] == 1 else f"{group}-{seen[group]}"
+        id = question.id or (group if seen[group] == 1 else f"{group}-{seen[group]}")
         questions.append(replace(question, id=id))
         known_as[id] = group
     return Ordered(questions, known_as, tuple(repeated), skipped)
 
 
-def _rank(name: str, seed: int) -> bytes:
+def rank(name: str, seed: int) -> bytes:
+    """Returns the sort key of a random order that depends neither on the machine nor on the other items."""
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
-
-
-def in_order(items: Iterable[T], seed: int, id_of: Callable[[T], str]) -> list[T]:
-    """Returns `items` in a random order that depends neither on the machine nor on the other items."""
-    return sorted(items, key=lambda item: _rank(id_of(item), seed))
 
 
 def take(items: Sequence[T], n: int | None, setting: str) -> Sequence[T]:
@@ -182,18 +181,19 @@ def divide(
 
     None takes what the other leaves. Items of one group are never divided between the two.
     """
-
-    def without(taken: Sequence[T], some: Sequence[T]) -> Sequence[T]:
-        groups = {group_of(item) for item in taken}
-        return [item for item in some if group_of(item) not in groups]
-
     if n_train is None and n_validation is None:
         raise ValueError("dataset.n_train=null and dataset.n_validation=null would both take all: set one of them")
     if n_train is None:
         validation = take(items[::-1], n_validation, "dataset.n_validation")
-        return without(validation, items), validation
+        return without(validation, items, group_of), validation
     train = take(items, n_train, "dataset.n_train")
-    return train, take(without(train, items[::-1]), n_validation, "dataset.n_validation")
+    return train, take(without(train, items[::-1], group_of), n_validation, "dataset.n_validation")
+
+
+def without(taken: Iterable[T], items: Iterable[T], group_of: Callable[[T], object]) -> Sequence[T]:
+    """Returns the items whose group has no item in `taken`."""
+    groups = {group_of(item) for item in taken}
+    return [item for item in items if group_of(item) not in groups]
 
 
 def check_disjoint(train: Sequence[Question], test: Sequence[Question]) -> None:
@@ -201,16 +201,11 @@ def check_disjoint(train: Sequence[Question], test: Sequence[Question]) -> None:
 
     Raises: ValueError naming the ids and the settings to change.
     """
+    way_out = "make the ids unique (dataset.id names their column)"
     for name, questions in (("train", train), ("test", test)):
-        seen: set[str] = set()
-        for question in questions:
-            if question.id in seen:
-                raise ValueError(
-                    f"id {question.id!r} is twice in the {name} split: make the ids unique "
-                    "(dataset.id names their column)"
-                )
-            seen.add(question.id)
-
+        (id, often), *_ = Counter(question.id for question in questions).most_common(1) or [("", 0)]
+        if often > 1:
+            raise ValueError(f"id {id!r} is twice in the {name} split: {way_out}")
     by_text = {_fold(question.text): question.id for question in train}
     for question in test:
         if twin := by_text.get(_fold(question.text)):
@@ -218,13 +213,8 @@ def check_disjoint(train: Sequence[Question], test: Sequence[Question]) -> None:
                 f"{twin!r} of the train split and {question.id!r} of the test split are the same question, "
                 f"{question.text[:80]!r}: remove one from the data"
             )
-    by_id = {question.id for question in train}
-    for question in test:
-        if question.id in by_id:
-            raise ValueError(
-                f"id {question.id!r} is in the train and in the test split: make the ids unique "
-                "(dataset.id names their column)"
-            )
+    if common := {question.id for question in train} & {question.id for question in test}:
+        raise ValueError(f"id {min(common)!r} is in the train and in the test split: {way_out}")
 
 
 def _fold(text: str) -> str:

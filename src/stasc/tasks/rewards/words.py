@@ -1,14 +1,16 @@
-"""Rewards that compare words: in-accuracy, exact match and F1, in [0, 1]."""
+"""Rewards that compare words: in-accuracy, exact match and F1, in [0, 1], of an answer or the text after a marker."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
-from stasc.tasks.rewards.marker import after_last
+from stasc.settings.check import expect
 from stasc.tasks.rewards.normalisation import Words, dpr_tokens, normalise, released, released_tokens
 
 
@@ -29,30 +31,23 @@ class WordReward(ABC):
             raise ValueError(
                 "reward.scope=final needs a prompt with an answer marker: take prompt=cot, or set reward.marker"
             )
-        if self.normalisation not in self.normalisations:
-            hint = "; dpr is a match of tokens, for reward=in_accuracy" if self.normalisation == "dpr" else ""
-            raise ValueError(
-                f"reward.normalisation={self.normalisation}: expected {' or '.join(self.normalisations)}{hint}"
-            )
+        hint = "; dpr is a match of tokens, for reward=in_accuracy" if self.normalisation == "dpr" else ""
+        known = self.normalisation in self.normalisations
+        expect("reward.normalisation", self.normalisation, known, " or ".join(self.normalisations) + hint)
 
     def __call__(self, answer: str, references: Sequence[str]) -> float:
-        words = self.words(answer)
+        words = [*self.key(answer)]
         golds = filter(None, map(self._normalise, references)) if words else ()
         return max((self.score(words, gold) for gold in golds), default=0.0)
 
-    def words(self, answer: str) -> list[str]:
-        """Returns the words of the scored part of an answer."""
-        scored = after_last(self.marker, answer) if self.scope == "final" and self.marker else answer
-        return self._normalise(scored or "")
-
     def key(self, answer: str) -> tuple[str, ...]:
-        """Returns the scored words, equal for answers that say the same and empty for one that says nothing."""
-        return tuple(self.words(answer))
+        """Returns the words of the scored part of an answer."""
+        scored = after_last(str(self.marker), answer) if self.scope == "final" else answer
+        return tuple(self._normalise(scored or ""))
 
     @property
     def unmarked(self) -> Callable[[str], bool] | None:
-        """Tells whether an answer lacks the marker; None where the whole answer is scored."""
-        return self._unmarked if self.scope == "final" else None
+        return (lambda answer: after_last(str(self.marker), answer) is None) if self.scope == "final" else None
 
     def problem(self, references: Sequence[str]) -> str | None:
         """Returns why no answer can be right: no reference has a word. None if one has.
@@ -62,9 +57,6 @@ class WordReward(ABC):
         if any(map(normalise, references)):
             return None
         return f"its reference {references[0][:80]!r} has no word, so that no answer can be right"
-
-    def _unmarked(self, answer: str) -> bool:
-        return after_last(str(self.marker), answer) is None
 
     def _normalise(self, text: str) -> list[str]:
         return self.normalisations[self.normalisation](text)
@@ -102,3 +94,28 @@ class F1(WordReward):
     def score(self, words: list[str], gold: list[str]) -> float:
         common = sum((Counter(words) & Counter(gold)).values())
         return 2 * common / (len(words) + len(gold))
+
+
+def after_last(marker: str, text: str) -> str | None:
+    """Returns the text after the last `marker`, such as "Final Answer:"; None without a marker.
+
+    It may be written in another case, with other white space, with a space before its punctuation, or bold:
+    "**Final answer :** 4" contains "Final Answer:".
+    """
+    found = _until_marker(marker).match(text)
+    return text[found.end() :] if found else None
+
+
+@cache
+def _until_marker(marker: str) -> re.Pattern[str]:
+    marker = marker.strip()
+    marker = marker.strip("*_ ") or marker  # emphasis around it would make the search quadratic
+    pieces = re.findall(r"\w+|\s+|[^\w\s]+", marker)
+    pattern = ""
+    for piece, after in zip(pieces, [*pieces[1:], ""], strict=True):
+        word, punctuation_next = bool(re.match(r"\w", piece)), bool(re.match(r"[^\w\s]", after))
+        if piece.isspace():
+            pattern += r"[\s*]*" if punctuation_next else r"[\s*]+"
+        else:
+            pattern += re.escape(piece).replace(":", "[:：]") + (r"[\s*]*" if word and punctuation_next else "")
+    return re.compile(rf".*{pattern}(?:\*+|_+)?", re.DOTALL | re.IGNORECASE)
