@@ -821,6 +821,7 @@ HARMLESS = {
     "stasc.machine.durable": "writes bytes as they are",
     "stasc.machine.paths": "finds files, which count by their content",
     "stasc.machine.hub": "words a download's messages",
+    "stasc.machine.sealed": "computes digests",
     "stasc.settings.sections": "holds values that are in the descriptions",
 }
 OF_OPTIONS = "counts with the option that it belongs to"
@@ -840,8 +841,8 @@ BY_STAGE = {
     "filter": {"stasc.choices.filter": OF_OPTIONS},
 }
 ENTRIES = {
-    "initial": ("stasc.stages", "stasc.engines.hf.engine", "stasc.models.context"),
-    "finetune": ("stasc.stages", "stasc.training.methods", "stasc.models.context"),
+    "initial": ("stasc.stages", "stasc.engines.hf.engine", "stasc.models.checkpoint"),
+    "finetune": ("stasc.stages", "stasc.training.methods", "stasc.models.checkpoint"),
     "filter": ("stasc.choices.pairing", "stasc.tasks.rewards.words", "stasc.choices.filter"),
 }
 

@@ -9,10 +9,9 @@ import ctypes
 import functools
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 _KERNELS = "32"  # a forward pass needs about a dozen; oneDNN's default is 1024
 _ROUNDING = 1e-5  # relative error of a float32 product against float64; bfloat16 factors give more than 1e-3
@@ -72,8 +71,6 @@ def multiply_by_onednn(wanted: bool) -> None:
 @functools.cache
 def exact() -> bool:
     """Whether products stay as exact as float32 where torch allows rounding the factors to bfloat16."""
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     rows, matrix = (torch.randn(size, 576, generator=generator) for size in (256, 1536))
     matmul = _matmul()
@@ -87,6 +84,4 @@ def exact() -> bool:
 
 
 def _matmul() -> Any:
-    import torch
-
     return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
