@@ -61,7 +61,7 @@ def multiply_by_onednn(wanted: bool) -> None:
     torch uses oneDNN for them only if it may round the factors to bfloat16. Nothing changes where oneDNN does round
     them, or where the precision was set already.
     """
-    matmul = _matmul()
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     if wanted and matmul.fp32_precision == "none" and exact():
         matmul.fp32_precision = "bf16"
     elif not wanted and matmul.fp32_precision == "bf16":
@@ -73,7 +73,7 @@ def exact() -> bool:
     """Whether products stay as exact as float32 where torch allows rounding the factors to bfloat16."""
     generator = torch.Generator().manual_seed(0)
     rows, matrix = (torch.randn(size, 576, generator=generator) for size in (256, 1536))
-    matmul = _matmul()
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     was, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
         product = rows @ matrix.T
@@ -81,7 +81,3 @@ def exact() -> bool:
         matmul.fp32_precision = was
     expected = rows.double() @ matrix.double().T
     return bool((product - expected).norm() <= _ROUNDING * expected.norm())
-
-
-def _matmul() -> Any:
-    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]

@@ -105,8 +105,7 @@ def partition(sequences: Sequence[Sequence[int]], most_tokens: int, most: int | 
         most_tokens: maximum tokens of a part's prefix tree, unless it is a single sequence.
         most: maximum sequences of a part.
     """
-    part: list[int] = []
-    size = 0
+    part, size = list[int](), 0
     for index in sorted(range(len(sequences)), key=lambda index: (sequences[index], index)):
         ids = sequences[index]
         shared = common_prefix_length(sequences[part[-1]], ids) if part else 0

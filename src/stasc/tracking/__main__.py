@@ -53,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {scrub(str(error))}")
     arrived = [_send(recorded, wandb, args.id) for recorded, wandb in runs]
-    if not all(arrived):
-        missing = [str(folder) for folder, all_of_it in zip(args.run_dir, arrived, strict=True) if not all_of_it]
+    if missing := [str(folder) for folder, whole in zip(args.run_dir, arrived, strict=True) if not whole]:
         sys.exit(f"error: W&B did not take all of {', '.join(missing)}")
 
 
