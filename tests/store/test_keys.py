@@ -822,19 +822,21 @@ HARMLESS = {
     "stasc.machine.paths": "finds files, which count by their content",
     "stasc.machine.hub": "words a download's messages",
     "stasc.machine.sealed": "computes digests",
+    "stasc.settings.signature": "tells two forms of an option apart",
     "stasc.settings.sections": "holds values that are in the descriptions",
 }
 OF_OPTIONS = "counts with the option that it belongs to"
 BY_STAGE = {
     "initial": {
         "stasc.training.methods": "trains; here, it only compares by a tolerance whether prompts can be shared",
+        "stasc.training.loop": "trains",
+        "stasc.training.losses": "trains",
         "stasc.choices.target": "says what is trained",
         "stasc.choices.pairing": "scores",
     },
     "finetune": {
         "stasc.choices.target": OF_OPTIONS,
         "stasc.engines.engine": "samples",
-        "stasc.engines.hf.engine": "samples",
         "stasc.engines.stop": "samples",
         "stasc.choices.pairing": "scores",
     },
