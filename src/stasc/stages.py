@@ -19,11 +19,11 @@ from stasc.prefix_tree.batch import Example
 from stasc.records import NOT_ASKED, Advance, Answer, Pair, Question, Split
 from stasc.settings.sections import Sampling
 from stasc.tasks.prompt import Conversations
-from stasc.tasks.rewards.interface import AnyReward
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
 
 if TYPE_CHECKING:
+    from stasc.tasks.rewards.interface import AnyReward
     from stasc.training.loop import Training
 
 

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConf
 
 from stasc.models import sources
 from stasc.models.chat import Chat, Refused
+from stasc.models.checkpoint import check_context, context_limit
 from stasc.models.config import load_chat
-from stasc.models.context import check_context, context_limit
 from stasc.records import Question, Split
 from stasc.runs.execute import run
 from stasc.settings.sections import Evaluation, Sampling

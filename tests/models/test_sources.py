@@ -247,7 +247,7 @@ def start_making(cache: Path, *arguments: str) -> subprocess.Popen[str]:
 def test_a_killed_making_leaves_nothing_under_the_final_name(tiny: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     process = start_making(cache, "killed")
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == -signal.SIGKILL
     assert not (cache / "tiny-0").exists()
     assert contents(sources.fetch("tiny:0", cache)) == contents(tiny)
@@ -257,7 +257,7 @@ def test_two_processes_that_make_a_model_at_once_share_one(tmp_path: Path) -> No
     """Both are half-way before either finishes."""
     cache = tmp_path / "cache"
     processes = [start_making(cache, "a", "b"), start_making(cache, "b", "a")]
-    answers = [process.communicate(timeout=60) for process in processes]
+    answers = [process.communicate(timeout=180) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     assert [folder for folder, _ in answers] == [f"{cache / 'tiny-0'}\n"] * 2
     assert contents(cache) == {"tiny-0/weights": b"half and half", "tiny-0/tokenizer": b"whole"}

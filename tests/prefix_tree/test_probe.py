@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GPTNeoConfig, Llama4TextConfig
 
 from stasc.prefix_tree import probe
-from stasc.prefix_tree.masks import Mask
+from stasc.prefix_tree.attention import Mask
 
 pytestmark = pytest.mark.usefixtures("exact_norms")
 

@@ -832,12 +832,16 @@ HARMLESS = {
     "stasc.machine.durable": "writes bytes as they are",
     "stasc.machine.paths": "finds files, which count by their content",
     "stasc.machine.hub": "words a download's messages",
+    "stasc.machine.sealed": "computes digests",
+    "stasc.settings.signature": "tells two forms of an option apart",
     "stasc.settings.sections": "holds values that are in the descriptions",
 }
 OF_OPTIONS = "counts with the option that it belongs to"
 BY_STAGE = {
     "initial": {
         "stasc.training.methods": "trains; here, it only compares by a tolerance whether prompts can be shared",
+        "stasc.training.loop": "trains",
+        "stasc.training.losses": "trains",
         "stasc.choices.target": "says what is trained",
         "stasc.choices.pairing": "scores",
         "stasc.tasks.rewards.interface": "scores",
@@ -845,7 +849,6 @@ BY_STAGE = {
     "finetune": {
         "stasc.choices.target": OF_OPTIONS,
         "stasc.engines.engine": "samples",
-        "stasc.engines.hf.engine": "samples",
         "stasc.engines.stop": "samples",
         "stasc.choices.pairing": "scores",
         "stasc.tasks.rewards.interface": "scores",
@@ -853,8 +856,8 @@ BY_STAGE = {
     "filter": {"stasc.choices.filter": OF_OPTIONS},
 }
 ENTRIES = {
-    "initial": ("stasc.stages", "stasc.engines.hf.engine", "stasc.models.context"),
-    "finetune": ("stasc.stages", "stasc.training.methods", "stasc.models.context"),
+    "initial": ("stasc.stages", "stasc.engines.hf.engine", "stasc.models.checkpoint"),
+    "finetune": ("stasc.stages", "stasc.training.methods", "stasc.models.checkpoint"),
     "filter": ("stasc.choices.pairing", "stasc.tasks.rewards.words", "stasc.choices.filter"),
 }
 

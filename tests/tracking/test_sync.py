@@ -17,8 +17,8 @@ import stasc.tracking.wandb as mirror
 from stasc.records import Iteration
 from stasc.runs.folder import RunFolder
 from stasc.tracking import Journal
+from stasc.tracking.__main__ import load
 from stasc.tracking.__main__ import main as sync_main
-from stasc.tracking.sync import load
 from stasc.tracking.tracker import Nothing
 
 MINE = {"filter": "mine"}  # an option of the user's own

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from stasc.prefix_tree import likelihood
+from stasc.prefix_tree import batch
 from stasc.training import gradients
 
 
@@ -133,7 +133,7 @@ def test_the_loss_of_some_logits_and_its_gradient_are_those_of_cross_entropy(dty
     labels, weights = torch.tensor([3, 0, 29, 7, 4]), torch.rand(5, dtype=dtype)
     expected = nn.functional.cross_entropy(logits[rows, columns], labels, reduction="none")
     (gradient,) = torch.autograd.grad((expected * weights).sum(), logits)
-    losses = -likelihood.log_likelihood(logits, rows, columns, labels)
+    losses = -batch.log_likelihood(logits, rows, columns, labels)
     (found,) = torch.autograd.grad((losses * weights).sum(), logits)
     rtol = 1e-10 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(losses, expected, rtol=rtol, atol=0)

@@ -20,9 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from stasc.prefix_tree import attention, masks, probe
-from stasc.prefix_tree.batch import Batch, Example, collate, tree
-from stasc.prefix_tree.likelihood import Logprobs, logprobs
+from stasc.prefix_tree import attention, probe
+from stasc.prefix_tree.batch import Batch, Example, Logprobs, collate, logprobs, tree
 from stasc.prefix_tree.trie import partition
 from stasc.training import micro_batches
 from stasc.training.losses import NLL, Loss
@@ -172,7 +171,7 @@ def gradients(
 )
 def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
     kind: Callable[[str], PreTrainedModel],
-    mask: masks.Mask,
+    mask: attention.Mask,
     short: int,
     prompts: int,
     completions: int,
@@ -199,7 +198,7 @@ def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
     scale = max(gradient.abs().max().item() for gradient in one_by_one.values())
     rel = 1e-6 if kind is eager else 1e-10  # its softmax is computed in float32
     for batches in forms:
-        with masks.tree_attention(network, mask):
+        with attention.tree_attention(network, mask):
             loss, found = gradients(network, batches, per, examples)
         assert loss == pytest.approx(expected.item(), rel=rel)
         assert_same(found, one_by_one, atol=rel * scale)

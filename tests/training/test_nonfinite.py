@@ -22,8 +22,7 @@ from stasc import tracking
 from stasc.errors import NonFiniteError
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0
-from stasc.prefix_tree.batch import Batch, Example
-from stasc.prefix_tree.likelihood import Logprobs, logprobs
+from stasc.prefix_tree.batch import Batch, Example, Logprobs, logprobs
 from stasc.training import loop, micro_batches
 from stasc.training.loop import Training
 

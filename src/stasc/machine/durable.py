@@ -132,7 +132,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else _number(error)
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
         if number not in _FULL or _FREE in str(error):
             raise
         raise OSError(number, f"{os.strerror(number)}; {free(path)} {_FREE}", str(path)) from error
@@ -147,11 +148,6 @@ def free(path: Path) -> int:
     """Returns the bytes that are free on the disk of a path, which need not exist."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(existing).free
-
-
-def _number(error: Exception) -> int | None:
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
 
 
 def _sync(path: Path, flags: int) -> None:

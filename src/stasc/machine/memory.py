@@ -9,19 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
-
-class _Files(NamedTuple):
-    """File names of one cgroup version, and the field of `memory.stat` that counts reclaimable page cache."""
-
-    limit: str
-    usage: str
-    cached: str
-
-
-_V1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Files("memory.max", "memory.current", "inactive_file")
+# By cgroup version: the files of limit and usage, and the field of `memory.stat` that counts reclaimable page cache.
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def ran_out(error: BaseException | None) -> bool:
@@ -29,9 +20,7 @@ def ran_out(error: BaseException | None) -> bool:
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and should_reduce_batch_size(error)
-    )
+    return isinstance(error, torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
 
 
 def cgroup_free_bytes(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -59,11 +48,11 @@ def _free_by_group(groups: Path, mounted: Path) -> Iterator[int]:
                         yield _free(folder, files)
 
 
-def _free(folder: Path, files: _Files) -> int:
+def _free(folder: Path, files: tuple[str, str, str]) -> int:
     """Returns the free bytes of one group. Raises: OSError or ValueError if it has no limit."""
-    limit, usage = (int((folder / name).read_text(encoding="utf-8")) for name in (files.limit, files.usage))
+    limit, usage = (int((folder / name).read_text(encoding="utf-8")) for name in files[:2])
     cached = 0
     with suppress(OSError, ValueError):
         stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
-        cached = int(stat.get(files.cached, 0))
+        cached = int(stat.get(files[2], 0))
     return max(0, limit - usage + cached)

@@ -9,10 +9,9 @@ import ctypes
 import functools
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 _KERNELS = "32"  # a forward pass needs about a dozen; oneDNN's default is 1024
 _ROUNDING = 1e-5  # relative error of a float32 product against float64; bfloat16 factors give more than 1e-3
@@ -62,7 +61,7 @@ def multiply_by_onednn(wanted: bool) -> None:
     torch uses oneDNN for them only if it may round the factors to bfloat16. Nothing changes where oneDNN does round
     them, or where the precision was set already.
     """
-    matmul = _matmul()
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     if wanted and matmul.fp32_precision == "none" and exact():
         matmul.fp32_precision = "bf16"
     elif not wanted and matmul.fp32_precision == "bf16":
@@ -72,11 +71,9 @@ def multiply_by_onednn(wanted: bool) -> None:
 @functools.cache
 def exact() -> bool:
     """Whether products stay as exact as float32 where torch allows rounding the factors to bfloat16."""
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     rows, matrix = (torch.randn(size, 576, generator=generator) for size in (256, 1536))
-    matmul = _matmul()
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     was, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
         product = rows @ matrix.T
@@ -84,9 +81,3 @@ def exact() -> bool:
         matmul.fp32_precision = was
     expected = rows.double() @ matrix.double().T
     return bool((product - expected).norm() <= _ROUNDING * expected.norm())
-
-
-def _matmul() -> Any:
-    import torch
-
-    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]

@@ -29,14 +29,13 @@ def machine(device: torch.device) -> dict[str, str | int]:
     """Returns what affects rounding besides versions: processor, instruction set, threads, torch build, accelerator."""
     import torch
 
-    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     return {
         "platform": platform.platform(),
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "build": hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:12],
-        "accelerator": accelerator,
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else "none",
     }
 
 

@@ -1,18 +1,25 @@
-"""Checks that M_0 can be sampled from and fine-tuned, by its files' headers, before any weights are read."""
+"""Checks that M_0 can be sampled from and fine-tuned, and that all questions fit, before any weights are read."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+
+from stasc.models.chat import Chat, Refused
 from stasc.models.config import ModelConfig, reading
 from stasc.models.weights import weight_files
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+from stasc.records import Split
+from stasc.settings.sections import Evaluation, Sampling
+from stasc.tasks.prompt import Conversations, Message
 
 _WHOLE = "a whole model, as save_pretrained writes it"
+_ANSWER = "\ue000"  # a character for private use, so no question has it
 
 
 def check(model: ModelConfig, base: str, *, full: bool, four_bit: bool) -> PreTrainedConfig:
@@ -23,8 +30,6 @@ def check(model: ModelConfig, base: str, *, full: bool, four_bit: bool) -> PreTr
         four_bit: whether the base weights are held in 4 bits.
     Raises: ValueError or OSError naming model.path if the model cannot be sampled from or fine-tuned.
     """
-    from transformers import AutoConfig
-
     folder = Path(base)
     with reading(model):
         _check_adapter(folder)
@@ -53,8 +58,6 @@ def _check_adapter(folder: Path) -> None:
 
 def _check_kind(config: PreTrainedConfig) -> None:
     """Checks for a causal language model with attention: answers share a KV cache."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
     kind = config.model_type
     names = config.architectures or []
     encoder = getattr(config, "is_decoder", True) is False and not any(name.endswith("ForCausalLM") for name in names)
@@ -89,8 +92,6 @@ def _check_quantization(settings: Any, full: bool, four_bit: bool) -> None:
 
 def _check_files(folder: Path) -> None:
     """Checks that the weight files exist and are as long as their headers say."""
-    from safetensors import SafetensorError, safe_open
-
     files = weight_files(folder)
     if not files:
         there = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
@@ -103,3 +104,54 @@ def _check_files(folder: Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{file.name} is cut off or damaged ({error}): download the model again") from error
+
+
+def context_limit(config: PreTrainedConfig) -> int | None:
+    """Returns the most tokens that a model can read and write together; None if its configuration sets no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_context(
+    limit: int | None,
+    chat: Chat,
+    prompt: Conversations,
+    train: Split,
+    test: Split,
+    sampling: Sampling,
+    evaluation: Evaluation,
+) -> None:
+    """Checks the prompt of each question, and that of its correction after the longest possible answer.
+
+    Raises: ValueError naming the question, and the setting that limits its answers.
+    """
+    tested = "sampling" if evaluation.max_new_tokens is None else "evaluation"
+    for split, group, new in (
+        (train, "sampling", sampling.max_new_tokens),
+        (test, tested, evaluation.sampling(sampling).max_new_tokens),
+    ):
+        setting = f"{group}.max_new_tokens"
+        for question in split.questions:
+            quoted = prompt.ask_to_correct(question.text, _ANSWER)
+            answers = sum(message["content"].count(_ANSWER) for message in quoted)
+            corrections = [prompt.ask_to_correct(question.text, y1) for y1 in ("", "?")]
+            for what, conversations, read in (
+                ("its prompt", [prompt.ask(question.text)], 0),
+                ("the prompt of its correction", corrections, answers * new),
+            ):
+                try:
+                    tokens = _length(chat, conversations) + read
+                except Refused as error:
+                    raise ValueError(f"question {question.name}: {what}: {error}, or leave the question out") from error
+                if limit is not None and tokens + new > limit:
+                    raise ValueError(
+                        f"question {question.name}: {what} takes up to {tokens} tokens, which with {setting}={new} "
+                        f"exceeds the model's context of {limit} tokens; lower {setting}, or leave the question out"
+                    )
+
+
+def _length(chat: Chat, conversations: Sequence[Sequence[Message]]) -> int:
+    """Returns the tokens of the first prompt that the chat template accepts: some refuse an empty answer."""
+    for conversation in conversations[:-1]:
+        with suppress(Refused):
+            return len(chat.prompt(conversation))
+    return len(chat.prompt(conversations[-1]))

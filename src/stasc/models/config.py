@@ -102,8 +102,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype == "float16" and device.type == "cpu":
         raise ValueError("model.dtype=float16 cannot be trained on the CPU: set model.dtype=auto, or model.device=cuda")
-    resolved = getattr(torch, dtype)
-    assert isinstance(resolved, torch.dtype)
+    resolved: torch.dtype = getattr(torch, dtype)
     return resolved
 
 

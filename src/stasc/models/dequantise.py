@@ -10,14 +10,14 @@ import math
 import struct
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stasc.models.weights import check_loaded
-
-if TYPE_CHECKING:
-    import numpy as np
-    from gguf import GGUFReader
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types in a header
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -30,8 +30,6 @@ def dequantise(file: Path, folder: Path, chat_template: str | None) -> None:
         chat_template: the setting model.chat_template; None if the file needs a template of its own.
     Raises: ValueError if transformers cannot read the file, or the file is cut off or lacks a weight or a template.
     """
-    from gguf import GGUFReader
-
     try:
         header = GGUFReader(file)  # maps the tensors into memory
         if chat_template is None and not _field(header, "tokenizer.chat_template"):
@@ -61,9 +59,6 @@ class _Refused(Exception):
 
 
 def _load(file: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     tokenizer = AutoTokenizer.from_pretrained(
         file.parent, gguf_file=file.name, local_files_only=True, trust_remote_code=False
     )

@@ -12,12 +12,12 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+import torch
+from torch import Tensor, nn
 
-    from stasc.models.model import Network
+from stasc.models.model import Network
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Lengths:
         """Returns the class of a length: sequences of one class may share a batch."""
         return length if self.apart else bisect_left(self.switches, length)
 
-    def room(self, length: int, most: int) -> int:
+    def capacity(self, length: int, most: int) -> int:
         """Returns how many of `most` tokens can follow `length` tokens before the sequence must be recomputed."""
         switch = next((switch for switch in self.switches if switch >= length), None)
         return most if switch is None else min(most, switch - length + 1)
@@ -78,8 +78,6 @@ def beyond(network: Network, length: int) -> Iterator[None]:
     far = max(passed)  # position of the first token after the last switch
 
     def longer(position_ids: Tensor) -> Tensor:
-        import torch
-
         return torch.cat([position_ids, torch.full_like(position_ids[..., :1], far)], dim=-1)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

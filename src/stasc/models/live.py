@@ -6,17 +6,14 @@ import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from stasc.machine import processor
-from stasc.models.model import M_0, Model
+from stasc.models.model import M_0, Model, Network
 from stasc.models.weights import check_loaded, swap_weights
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-    from stasc.models.model import Network
 
 
 class LiveModel:
@@ -41,8 +38,6 @@ class LiveModel:
         attention: str | None = None,
         context: int | None = None,
     ) -> None:
-        import torch
-
         if four_bit and dtype == torch.float64:
             raise ValueError(
                 "model.dtype=float64 cannot be held in 4 bits: set model.dtype=auto, or finetune=lora, not qlora"
@@ -64,8 +59,6 @@ class LiveModel:
     @property
     def training_dtype(self) -> torch.dtype:
         """The dtype of trained weights; in 16 bits, rounding would swallow steps of usual learning rates."""
-        import torch
-
         return torch.float32 if self.dtype in (torch.bfloat16, torch.float16) else self.dtype
 
     def load(self, model: Model, dtype: torch.dtype | None = None) -> Network:
@@ -116,8 +109,6 @@ class LiveModel:
 
     def release(self) -> None:
         """Frees the memory of the network. `load` reads it again."""
-        import torch
-
         self._current = self._network = None
         gc.collect()
         processor.release_memory()
@@ -126,8 +117,6 @@ class LiveModel:
 
     def _base_network(self, model: Model, dtype: torch.dtype) -> PreTrainedModel:
         """Returns the network of `model` without its adapter: the one in memory, if it can be reused."""
-        from transformers import PreTrainedModel
-
         network, current = self._network, self._current
         self._network = self._current = None
         if network is not None and current is not None and current[1] == dtype:
@@ -142,17 +131,10 @@ class LiveModel:
         return self._read(model.weights, dtype)
 
     def _read(self, weights: Path | None, dtype: torch.dtype) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        settings: Any = (
-            {"quantization_config": quantization} if self.four_bit else {}
-        )  # None would override config.json
+        settings: dict[str, Any] = {}  # a quantization_config of None would override that of config.json
+        if self.four_bit:
+            nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+            settings["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **nf4)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 weights or self.base,
@@ -183,7 +165,7 @@ class LiveModel:
             # gradients: rounded once more, permanently, and without a gradient, so fine-tuning would learn noise.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        return cast("PreTrainedModel", network)
+        return cast(PreTrainedModel, network)
 
 
 def _misshapen(network: PreTrainedModel) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]:

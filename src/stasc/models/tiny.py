@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TINY_WORDS = ("Africa", "Pound")  # a continent and a currency; no letter occurs twice, so each has one successor
 TINY_LEANING = 2.0  # the weight that makes a successor likely
@@ -19,10 +19,6 @@ def make(seed: int, folder: Path, *, words: bool) -> None:
 
     With `words`, the model tends to answer one of TINY_WORDS to any question, so that it is sometimes right.
     """
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     tokens = {token: id_ for id_, token in enumerate([*special, *alphabet])}
@@ -30,10 +26,7 @@ def make(seed: int, folder: Path, *, words: bool) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|end|>",
-        pad_token="<|end|>",
-        additional_special_tokens=special[1:],
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=special[1:]
     )
     fast.chat_template = (
         "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -63,8 +56,6 @@ def make(seed: int, folder: Path, *, words: bool) -> None:
 
 def _lean(network: LlamaForCausalLM, tokens: Mapping[str, int]) -> None:
     """Makes each of TINY_WORDS likely: one hidden dimension per letter marks it as the last token."""
-    import torch
-
     spelling = [["<|assistant|>", *word, "<|end|>"] for word in TINY_WORDS]
     steps = [step for letters in spelling for step in itertools.pairwise(letters)]
     dimension = {before: i for i, before in enumerate(dict.fromkeys(before for before, _ in steps))}

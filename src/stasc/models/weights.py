@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
 
 def check_loaded(source: Path | str, report: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -46,9 +47,6 @@ def swap_weights(network: PreTrainedModel, folder: Path) -> bool:
 
     The network may then hold a mixture of both.
     """
-    import torch
-    from safetensors import SafetensorError, safe_open
-
     files = weight_files(folder)
     own = network.state_dict()
     missing = {tensor.data_ptr() for tensor in own.values()}  # fewer than the names if weights are tied

@@ -1,4 +1,4 @@
-"""Attention of a prefix tree in rows, which computes fewer scores than a mask of the whole tree.
+"""Attention of a prefix tree: by a mask of the whole tree, or in rows, which computes fewer scores.
 
 Most pairs of tokens in a tree do not attend to each other. Its segments are therefore packed into the rows of a batch,
 and the keys of a row are its own tokens and their ancestors.
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-if TYPE_CHECKING:
-    from stasc.models.model import Network
-    from stasc.prefix_tree.trie import Trie
+from stasc.models.model import Network
+from stasc.prefix_tree.trie import Trie
 
+# bool: True where a token attends; another dtype: added to the scores; blocks: a BlockMask, from which flex attention
+# skips empty blocks; rows: the tree is computed in rows, see `rows`.
+Mask: TypeAlias = torch.dtype | Literal["blocks", "rows"]
 TREE_ATTENTION = "stasc_rows"  # name in transformers' registry: SDPA, except for calls that give a `layout`
 _SHORT = 256  # keys up to which plain matrix products take a quarter of SDPA's time on a CPU
 _UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "head_mask", "block_indices")  # arguments of some models
@@ -42,6 +44,40 @@ def using(network: Network, name: str) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = was
+
+
+def tree_attention(network: Network, mask: Mask | None) -> AbstractContextManager[None]:
+    """Makes a network use the attention that takes such masks."""
+    return using(network, TREE_ATTENTION) if mask == "rows" else nullcontext()
+
+
+def mask_arguments(trie: Trie, mask: Mask, device: torch.device | str, before: int = 0) -> dict[str, Any]:
+    """Returns the attention arguments of a network that computes a tree.
+
+    Args:
+        before: number of tokens in the KV cache, all of which the tree attends to.
+    """
+    if mask == "rows":
+        layout, mask_NWS = rows(trie, before)
+        return {"attention_mask": mask_NWS.unsqueeze(1), "layout": layout}
+    mask_TT = trie.attention_mask()
+    mask_1TS = torch.cat([mask_TT.new_ones(len(mask_TT), before), mask_TT], dim=1).to(device).unsqueeze(0)
+    if mask == "blocks":
+        return {"attention_mask": _block_mask(mask_1TS)}
+    if mask == torch.bool:
+        return {"attention_mask": mask_1TS.unsqueeze(1)}
+    added = torch.zeros(mask_1TS.shape, dtype=mask, device=device)
+    return {"attention_mask": added.masked_fill(~mask_1TS, torch.finfo(mask).min).unsqueeze(1)}
+
+
+def _block_mask(mask_1TS: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def attends(b: Tensor, h: Tensor, q: Tensor, s: Tensor) -> Tensor:
+        return mask_1TS[b, q, s]
+
+    batch, queries, keys = mask_1TS.shape
+    return create_block_mask(attends, batch, None, queries, keys, device=mask_1TS.device)
 
 
 def expect_plain(arguments: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ sequences with the same sequences computed one per row.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,13 +18,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from stasc.machine.memory import ran_out
 from stasc.models import precision
-from stasc.prefix_tree.batch import Example, collate, tree
-from stasc.prefix_tree.likelihood import logprobs
-from stasc.prefix_tree.masks import Mask, tree_attention
+from stasc.models.model import Network
+from stasc.prefix_tree.attention import Mask, tree_attention
+from stasc.prefix_tree.batch import Example, collate, logprobs, tree
 from stasc.tracking import fallback
-
-if TYPE_CHECKING:
-    from stasc.models.model import Network
 
 # Errors of a network that cannot do something: it refuses an argument or a value, or shapes do not fit.
 _REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
@@ -36,11 +33,7 @@ def probe(network: Network, dtype: torch.dtype) -> tuple[Mask | None, str]:
     The trial is too short for attention windows, see `attends_to_all`, and for effects of length, see `lengths`.
     """
     implementation = getattr(network.config.get_text_config(), "_attn_implementation", None)
-    masks: dict[str | None, list[Mask]] = {
-        "sdpa": ["rows", torch.bool],
-        "eager": [dtype],
-        "flex_attention": ["blocks"],
-    }
+    masks: dict[str | None, list[Mask]] = {"sdpa": ["rows", torch.bool], "eager": [dtype], "flex_attention": ["blocks"]}
     first = ""
     for mask in masks.get(implementation, []):
         if not (fault := _fault(network, mask)):
@@ -111,7 +104,7 @@ def compared(network: Network, output: Any) -> Tensor:
     return found[:, -1].to(torch.promote_types(found.dtype, torch.float32))
 
 
-class Trial:
+class Trial(AbstractContextManager["Trial"]):
     """A context manager for a trial: `reason` says why a network failed it, and is empty if it did not.
 
     It catches what networks raise that cannot do something. Other errors, and those of a device, are passed on.
@@ -129,9 +122,6 @@ class Trial:
         worst = float((apart / size).max())
         same = worst <= most or not expected.isfinite().all()
         self.reason = "" if same else f"a trial differs by {worst:.2g}, where {most:g} is expected at most"
-
-    def __enter__(self) -> None:
-        return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, _REFUSALS) or ran_out(error) or isinstance(error, torch.AcceleratorError):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+
+from stasc.models.model import Network
 
 
 class Trie:
@@ -57,8 +58,6 @@ class Trie:
 
     def spans(self) -> tuple[Tensor, Tensor]:
         """Returns begin and end (T,) of each token's subtree in depth-first order."""
-        import torch
-
         sizes, begins, free = self.sizes(), list[int](), 0
         inner: list[int] = []  # begin of each token's next child
         for token, parent in enumerate(self.parents):
@@ -106,8 +105,7 @@ def partition(sequences: Sequence[Sequence[int]], most_tokens: int, most: int | 
         most_tokens: maximum tokens of a part's prefix tree, unless it is a single sequence.
         most: maximum sequences of a part.
     """
-    part: list[int] = []
-    size = 0
+    part, size = list[int](), 0
     for index in sorted(range(len(sequences)), key=lambda index: (sequences[index], index)):
         ids = sequences[index]
         shared = common_prefix_length(sequences[part[-1]], ids) if part else 0
@@ -118,3 +116,17 @@ def partition(sequences: Sequence[Sequence[int]], most_tokens: int, most: int | 
         part.append(index)
         size += len(ids) - shared
     yield part
+
+
+def tokens_per_pass(network: Network) -> int:
+    """Returns how many tokens to pack into one pass: attention costs a quarter of the FLOPs of matrix products.
+
+    Smaller passes would save attention, but each pass reads all weights and adds to all gradients. Attention in rows
+    costs no more, and this bounds its memory too.
+    """
+    config = network.config.get_text_config()
+    matrices = sum(parameter.numel() for parameter in network.parameters() if parameter.dim() > 1)
+    embeddings = 2 if not getattr(config, "tie_word_embeddings", False) else 1
+    layers = matrices - embeddings * config.vocab_size * config.hidden_size
+    per_pair = 4 * config.hidden_size * config.num_hidden_layers  # masked pairs count: their scores are computed too
+    return int(max(64, 2 * max(layers, 1) // (4 * per_pair)))

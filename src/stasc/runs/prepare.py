@@ -14,7 +14,6 @@ from stasc.algorithm import stasc
 from stasc.machine import provenance
 from stasc.machine.paths import naming_setting, path_of
 from stasc.machine.sealed import digest
-from stasc.models import checkpoint
 from stasc.models.config import load_chat, reading, resolve_device, resolve_dtype
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0, Model
@@ -113,7 +112,7 @@ def _recipes(experiment: Experiment, chat: Chat, live: LiveModel, base: str) -> 
 def _open_model(experiment: Experiment) -> tuple[Chat, LiveModel]:
     """Returns the tokenizer and the model, its weights not loaded. Checks device, dtype, chat template and context."""
     from stasc.models.chat import read_template
-    from stasc.models.context import check_context, context_limit
+    from stasc.models.checkpoint import check, check_context, context_limit
 
     _check_single_process()
     device = resolve_device(experiment.model.device)
@@ -130,7 +129,7 @@ def _open_model(experiment: Experiment) -> tuple[Chat, LiveModel]:
     # Pickled weights are refused. Without this, transformers would ask a service to convert them.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     base = experiment.model.fetch()
-    config = checkpoint.check(experiment.model, base, full=not tune.adapter, four_bit=tune.four_bit)
+    config = check(experiment.model, base, full=not tune.adapter, four_bit=tune.four_bit)
     attention = experiment.model.attention
     limit = context_limit(config)
     live = LiveModel(

@@ -43,9 +43,7 @@ class AnswerWarnings:
         if names and "not asked" not in self._warned:
             self._warned.add("not asked")
             log.warning(
-                "%s of %s (first: %s) cannot be sampled: the chat template refuses the conversation, or it exceeds the "
-                "model's context; they count as empty, and are not trained on",
-                label,
-                counted(len(names), "initial answer"),
-                names[0],
+                f"{label} of {counted(len(names), 'initial answer')} (first: {names[0]}) cannot be sampled: the chat "
+                "template refuses the conversation, or it exceeds the model's context; they count as empty, and are "
+                "not trained on"
             )

@@ -87,7 +87,7 @@ class Console:
         """Shows the progress of `total` units of work; yields the progress callback. Stages may nest."""
         bars, begun = self._bars, self._clock()
         reported = begun
-        bar = bars.add_task(label, total=total, unit=_unit(unit, total))
+        bar = bars.add_task(label, total=total, unit=unit.removesuffix("s") if total == 1 else unit)
         bars.advance(bar, 0)  # starts the measurement of speed
         task = next(task for task in bars.tasks if task.id == bar)
         bars.start()
@@ -117,11 +117,10 @@ class Console:
 
     def final(self, summary: Mapping[str, Any]) -> None:
         """Prints the run's table and a one-sentence verdict."""
-        if self._brief:
-            self._say(f"{summary['variant']}, seed {summary['seed']}: {verdict(summary, self._split)}")
-            return
-        self.out.print(final_table(summary, self._split))
-        self._say(verdict(summary, self._split))
+        if not self._brief:
+            self.out.print(final_table(summary, self._split))
+        name = f"{summary['variant']}, seed {summary['seed']}: " if self._brief else ""
+        self._say(name + verdict(summary, self._split))
 
     def sweep(self, jobs: Sequence[Ended]) -> None:
         """Prints a table of a sweep's jobs, their errors, and the folder of the results."""
@@ -147,10 +146,6 @@ class _Times(ProgressColumn):
 def _progress(task: Task, times: str) -> str:
     count = f"{task.completed:.0f}/{task.total:.0f}"
     return f"{task.description:<28} {count:>10} {task.fields['unit']:<8} {times}"
-
-
-def _unit(unit: str, total: int) -> str:
-    return unit.removesuffix("s") if total == 1 else unit
 
 
 def _times(task: Task) -> str:
@@ -180,11 +175,10 @@ def final_table(summary: Mapping[str, Any], split: str = "test") -> Table:
         title += f", {summary['status']}"
     if iterations:
         title += f": {_questions(iterations[0]['test'], split)}, in %"
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False)
-    for name in ("iteration", "initial", "correction", *(name.replace("_", "→\n") for name in TRANSITIONS)):
+    table = _table(title)
+    transitions = [name.replace("_", "→\n") for name in TRANSITIONS]
+    for name in ("iteration", "initial", "correction", *transitions, "kept", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("kept", justify="right", no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
     for iteration in iterations:
         test = iteration["test"]
         fractions = [test[key] for key in ("init_acc", "corr_acc", *TRANSITIONS)]
@@ -205,7 +199,7 @@ def sweep_table(jobs: Sequence[Ended]) -> Table:
     """
     failed = sum(job.error is not None for job in jobs)
     title = counted(len(jobs), "job") + (f", {failed} failed" if failed else "") + "; correction accuracy in %"
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False)
+    table = _table(title)
     names = dict.fromkeys(name for job in jobs for name in job.settings)
     swept = [name for name in names if len({job.settings.get(name) for job in jobs}) > 1]
     for name in swept:
@@ -222,6 +216,10 @@ def sweep_table(jobs: Sequence[Ended]) -> Table:
             row[-3:] = [f"{100 * first:.1f}", f"{100 * last:.1f}", f"{100 * (last - first):+.1f}"]
         table.add_row(*map(Text, [*row, job.folder.name]))
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False)
 
 
 def verdict(summary: Mapping[str, Any], split: str = "test") -> str:

@@ -7,9 +7,10 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from stasc.machine import durable
 
@@ -17,7 +18,7 @@ COMPLETE = ("finished", "stopped_empty")  # statuses of a run that has done all 
 CRC = b', "crc32": "'  # separates a line from its checksum, the last field
 
 
-class Journal:
+class Journal(AbstractContextManager["Journal"]):
     """Append-only file of events, each a line of JSON with a checksum, and on disk when `write` returns.
 
     An existing journal is continued. A last line that a crash cut short is removed.
@@ -52,9 +53,6 @@ class Journal:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -23,8 +23,7 @@ _registered: set[str] = set()
 
 def register_secrets(config: Mapping[str, object]) -> None:
     """Registers the values of secret-like keys of a config, to be hidden in any text from now on."""
-    for name, value in config.items():
-        _register(name, value, secret=False)
+    _register("", config, secret=False)
 
 
 def redact(config: Mapping[str, object]) -> dict[str, object]:

@@ -73,7 +73,8 @@ class Wandb:
                 return call_with_timeout(START_S, lambda: self._start(info, run_id, upload_s))
         except Exception as error:
             log.warning("W&B did not start (%s); the run continues without it", reason(error))
-            _kill(_service())  # if it hangs, it would keep this process from ending
+            if service := _service():
+                service.kill()  # if it hangs, it would keep this process from ending
             return Nothing()
 
     def _start(self, info: RunInfo, run_id: str | None, upload_s: float) -> Tracker:
@@ -164,12 +165,8 @@ class _Mirror:
     """A W&B run. Its first failure is logged as one warning; after it the run is only ended."""
 
     def __init__(self, run: wandb.Run, folder: Path, sample_pairs: int, upload_s: float) -> None:
-        self._run = run
-        self._folder = folder
-        self._sample_pairs = sample_pairs
-        self._upload_s = upload_s
-        self._service = _service()
-        self._broken = False
+        self._run, self._folder, self._sample_pairs, self._upload_s = run, folder, sample_pairs, upload_s
+        self._service, self._broken = _service(), False
 
     def iteration(self, entry: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> bool:
         return not self._broken and self._try(LOG_S, lambda: self._log(entry, pairs, kept))
@@ -194,8 +191,7 @@ class _Mirror:
         import wandb
 
         n = entry["n"]
-        row: dict[str, Any] = {"iteration": n}
-        row.update(_numbers({name: part for name, part in entry.items() if name != "n"}))
+        row: dict[str, Any] = {"iteration": n, **dict(_numbers({**entry, "n": None}))}
         if rows := _pair_rows(n, pairs, kept, self._sample_pairs):
             row["pairs"] = wandb.Table(columns=list(PAIR_COLUMNS), data=rows)
         # A run killed before it could record the arrival sends the step again; W&B drops it.
@@ -248,12 +244,8 @@ def shut_down(service: Popen[bytes] | None = None) -> None:
     try:
         call_with_timeout(SHUT_DOWN_S, wandb.teardown)
     except Exception:
-        _kill(service)
-
-
-def _kill(process: Popen[bytes] | None) -> None:
-    if process:
-        process.kill()
+        if service:
+            service.kill()
 
 
 def _choices(info: RunInfo) -> dict[str, str]:
@@ -279,9 +271,7 @@ def _pair_rows(n: int, pairs: Sequence[Pair], kept: Sequence[Pair], count: int) 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
     """Returns at most `count` of the items, evenly spaced, in order."""
-    if len(items) <= count:
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
 def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

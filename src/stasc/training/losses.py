@@ -11,8 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from stasc.prefix_tree.batch import Example
-from stasc.prefix_tree.likelihood import Logprobs
+from stasc.prefix_tree.batch import Example, Logprobs
 from stasc.settings.check import expect
 
 _PER = ("token", "example")

@@ -14,10 +14,9 @@ from torch.amp import GradScaler
 
 from stasc.machine.memory import ran_out
 from stasc.models import lengths
-from stasc.prefix_tree import costs, masks, probe
-from stasc.prefix_tree.batch import Example, collate, tree
-from stasc.prefix_tree.likelihood import logprobs
-from stasc.prefix_tree.trie import partition
+from stasc.prefix_tree import attention, probe
+from stasc.prefix_tree.batch import Example, collate, logprobs, tree
+from stasc.prefix_tree.trie import partition, tokens_per_pass
 from stasc.tracking import fallback
 from stasc.training import gradients
 from stasc.training.losses import Loss
@@ -52,7 +51,7 @@ class MicroBatches:
     ) -> None:
         self.network, self.loss, self.scaler = network, loss, scaler
         self.device, self.dtype = live.device, live.dtype
-        self.most_tokens = method.micro_batch_tokens or costs.tokens_per_pass(network)
+        self.most_tokens = method.micro_batch_tokens or tokens_per_pass(network)
         self.most_examples = method.micro_batch_size
         longest = max(len(example.prompt) + len(example.completion) for example in examples)
         self.mask = _mask(network, live.dtype, longest) if method.packing else None
@@ -67,7 +66,7 @@ class MicroBatches:
             torch.cuda.set_device(self.device)
         on_cpu = self.device.type == "cpu"  # CUDA's allocator keeps the memory of gradients by itself
         keeping = gradients.kept(self.network, self.gradients) if on_cpu else nullcontext()
-        with keeping, masks.tree_attention(self.network, self.mask):
+        with keeping, attention.tree_attention(self.network, self.mask):
             yield
 
     def backward(self, step: Sequence[Example]) -> list[MicroBatch]:
@@ -99,7 +98,7 @@ class MicroBatches:
                 yield [step[group[index]] for index in part]
 
 
-def _mask(network: Network, dtype: torch.dtype, longest: int) -> masks.Mask | None:
+def _mask(network: Network, dtype: torch.dtype, longest: int) -> attention.Mask | None:
     """Returns the mask for packing examples of at most `longest` tokens; None if each takes a row of its own."""
     if probe.attends_to_all(network, longest):
         mask, fault = probe.probe(network, dtype)

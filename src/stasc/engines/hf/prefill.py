@@ -22,8 +22,8 @@ from transformers import DynamicCache
 from stasc.engines.hf.cache import PreallocatedCache
 from stasc.engines.hf.shared import SharedPrompts
 from stasc.models import lengths, precision
-from stasc.prefix_tree import costs, masks, probe
-from stasc.prefix_tree.trie import Trie, common_prefix_length, partition
+from stasc.prefix_tree import attention, probe
+from stasc.prefix_tree.trie import Trie, common_prefix_length, partition, tokens_per_pass
 from stasc.tracking import fallback
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _shared(
     max_sequences: int,
     max_new_tokens: int,
     max_tokens: int,
-    mask: masks.Mask,
+    mask: attention.Mask,
 ) -> tuple[Tensor, Batch]:
     """Returns the logits (P, V) of distinct prompts, and the batch that shares their KV cache."""
     shared = min(common_prefix_length(min(distinct), max(distinct)), *(len(prompt) - 1 for prompt in distinct))
@@ -100,7 +100,7 @@ def _shared(
         ids = torch.tensor([distinct[0][:shared]], device=model.device)
         model(input_ids=ids, past_key_values=prefix, use_cache=True, logits_to_keep=1)
     if mask != "rows":  # other masks compute the scores between all tokens of a pass
-        max_tokens = min(max_tokens, costs.tokens_per_pass(model))
+        max_tokens = min(max_tokens, tokens_per_pass(model))
     remainders = [prompt[shared:] for prompt in distinct]
     longest = max(map(len, remainders))
     logits_PV = torch.empty(0)
@@ -120,12 +120,12 @@ def _shared(
 
 
 def _forward(
-    model: Network, trie: Trie, ends: Sequence[int], prefix: PreallocatedCache, mask: masks.Mask
+    model: Network, trie: Trie, ends: Sequence[int], prefix: PreallocatedCache, mask: attention.Mask
 ) -> tuple[Tensor, PreallocatedCache]:
     """Returns the logits (N, V) of the tokens `ends` of a tree, and the KV cache of the prefix and the whole tree."""
     before, computed = prefix.get_seq_length(), prefix.copy()
-    arguments = masks.mask_arguments(trie, mask, model.device, before)
-    with masks.tree_attention(model, mask):
+    arguments = attention.mask_arguments(trie, mask, model.device, before)
+    with attention.tree_attention(model, mask):
         logits_1NV = model(
             input_ids=torch.tensor([trie.ids], device=model.device),
             position_ids=before + torch.tensor([trie.depths()], device=model.device),
@@ -154,7 +154,7 @@ def _padded(model: Network, distinct: Sequence[tuple[int, ...]]) -> tuple[Tensor
     return logits_PV, Padded(cache, mask_PL)
 
 
-_masks: WeakKeyDictionary[Network, dict[torch.dtype, masks.Mask | None]] = WeakKeyDictionary()
+_masks: WeakKeyDictionary[Network, dict[torch.dtype, attention.Mask | None]] = WeakKeyDictionary()
 
 
 def shares(model: Network) -> bool:
@@ -173,7 +173,7 @@ def lengths_of(model: Network, longest: int) -> lengths.Lengths:
     return lengths.Lengths(lengths.switches(model), apart=padded and not probe.pads(model))
 
 
-def _mask(model: Network) -> masks.Mask | None:
+def _mask(model: Network) -> attention.Mask | None:
     """Returns the kind of prefix-tree mask for a model, None if it cannot share prompts. Each model is probed once."""
     known = _masks.setdefault(model, {})
     if model.dtype not in known:
@@ -185,7 +185,7 @@ def _mask(model: Network) -> masks.Mask | None:
     return known[model.dtype]
 
 
-def _fault(model: Network, mask: masks.Mask) -> str:
+def _fault(model: Network, mask: attention.Mask) -> str:
     """Returns why answers with a shared prompt differ from answers in rows of their own; empty if they do not.
 
     Some models compute more than a softmax of scores. Short answers show it. They are computed in float32 or wider:

@@ -69,7 +69,7 @@ class Sampler:
             """Class of length, tokens until recomputed, tokens drawn: equal for samples of one forward pass."""
             drawn = len(completions[i].ids)
             length = len(requests[batch[i][0]].prompt) + drawn
-            return alike.kind(length), alike.room(length, most - drawn), drawn
+            return alike.kind(length), alike.capacity(length, most - drawn), drawn
 
         with compiled.layers(self.network) if self.compiled else nullcontext():
             while active:
