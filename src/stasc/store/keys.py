@@ -36,7 +36,9 @@ _MODEL = (
     *("stasc.machine.processor", "stasc.machine.memory", "stasc.engines.noise"),
 )
 _SAMPLING = (*_MODEL, "stasc.engines")
-_SCORING = ("stasc.choices.pairing", "stasc.records", "stasc.tasks.rewards", "stasc.tasks.text")
+_SCORING = (
+    *("stasc.choices.pairing", "stasc.records", "stasc.tasks.rewards", "stasc.tasks.text", "stasc.settings.signature"),
+)
 CODE = {
     "initial": _SAMPLING,
     "correction": _SAMPLING,
