@@ -43,7 +43,8 @@ def test_weights_that_do_not_fit_end_the_command_with_status_74_and_it_goes_on_l
     settings = ("filter=lenient", "iterations=1")
     run_tiny(tmp_path / "whole", *settings)
 
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "cli"), prepend=os.pathsep)
+    tests = Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", f"{tests}{os.pathsep}{tests / 'cli'}", prepend=os.pathsep)
     folder, store = tmp_path / "limited", tmp_path / "limited.store"
     answer = stasc(
         tmp_path,
@@ -226,7 +227,7 @@ def test_the_copy_of_the_final_model_needs_room_beside_the_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     needed: list[int] = []
-    monkeypatch.setattr(disk, "_room", lambda name, path, need, advice: needed.append(need))
+    monkeypatch.setattr(disk, "_check_free", lambda name, path, need, advice: needed.append(need))
     prepared = prepare(experiment("iterations=3", f"store.dir={tmp_path / 'store'}"))
     lease, tune, live = prepared.lease(tmp_path, "expected"), prepared.experiment.finetune, prepared.live
     disk.check(tmp_path / "store", tune, live, lease)

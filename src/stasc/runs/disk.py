@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from stasc.machine import durable
 from stasc.models.live import LiveModel
@@ -33,12 +32,9 @@ def check(root: Path, tune: Method, live: LiveModel, lease: Lease) -> None:
 
 
 def _check_free(name: str, path: Path, need: int, advice: str) -> None:
-    free = durable.free(path)
-    if need > free:
-        raise OSError(
-            errno.ENOSPC,
-            f"{name}: this run needs about {size_text(need)} there, and {size_text(free)} are free: {advice}",
-        )
+    if need > (free := durable.free(path)):
+        needs = f"this run needs about {size_text(need)} there, and {size_text(free)} are free"
+        raise OSError(errno.ENOSPC, f"{name}: {needs}: {advice}")
 
 
 def weights_bytes(root: Path, tune: Method, live: LiveModel, lease: Lease) -> int:
@@ -53,12 +49,8 @@ def weights_bytes(root: Path, tune: Method, live: LiveModel, lease: Lease) -> in
 
 def model_bytes(base: Path, tune: Method, dtype: torch.dtype) -> int:
     """Returns the size of the weights or the adapter that one fine-tuning writes."""
-    shapes = {name: shape for file in base.glob("*.safetensors") for name, shape in _shapes(file)}
+    shapes: dict[str, list[int]] = {}
+    for file in base.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     return tune.saved_bytes(shapes, dtype)
-
-
-def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
-    """Yields the name and shape of each tensor in a safetensors file, from its header."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return ((name, tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stasc.errors import NonFiniteError
 from stasc.machine import provenance
 from stasc.machine.paths import naming_setting
 from stasc.machine.sealed import digest
 from stasc.models.model import Model
-from stasc.records import REASONS, Advance, Iteration, Split
+from stasc.records import REASONS, Advance, Iteration
 from stasc.runs import advice, disk, publish
 from stasc.runs.experiment import Experiment
 from stasc.runs.folder import SCHEMA, RunFolder, earlier
@@ -24,16 +24,15 @@ from stasc.runs.vote import NO_KEY, key_of
 from stasc.runs.watch import Watch
 from stasc.settings.names import leaves
 from stasc.settings.table import deciding
+from stasc.stages import Stages
 from stasc.store import keys, leases
 from stasc.store.artifacts import Store
+from stasc.store.cached import Derivation
 from stasc.store.leases import Lease
 from stasc.tasks.rewards import attribute
 from stasc.tracking import Journal, RunInfo, Wandb, fallback, scrub
 from stasc.tracking.console import Console
 from stasc.units import counted
-
-if TYPE_CHECKING:
-    from stasc.stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -142,13 +141,11 @@ def _provenance(prepared: Prepared, info: RunInfo) -> dict[str, object]:
         "machine": provenance.machine(prepared.live.device),
         "commit": provenance.commit(),
         "data": {split.name: provenance.data_digest(split.questions, split.skipped) for split in splits},
-        "rows": {split.name: _rows(split) for split in splits},
+        "rows": {
+            split.name: {name: len(getattr(split, name)) for name in ("questions", "skipped", "repeated")}
+            for split in splits
+        },
     }
-
-
-def _rows(split: Split) -> dict[str, int]:
-    """Returns the number of questions, of rows skipped as bad, and of rows that repeat a question."""
-    return {"questions": len(split.questions), "skipped": len(split.skipped), "repeated": len(split.repeated)}
 
 
 @contextmanager
@@ -172,8 +169,6 @@ def _recording_failure(folder: RunFolder) -> Iterator[None]:
 
 def stages(prepared: Prepared) -> Stages:
     """Returns the computations of a run's stages, without the store."""
-    from stasc.stages import Stages
-
     experiment = prepared.experiment
     return Stages(
         live=prepared.live,
@@ -193,8 +188,6 @@ def stages(prepared: Prepared) -> Stages:
 
 def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Console) -> tuple[Model, Lease]:
     """Runs the loop. Returns: the last model, and the lease for the stages that the run needed."""
-    from stasc.store.cached import Derivation
-
     experiment = prepared.experiment
     if experiment.evaluation.n_init > 1 and key_of(experiment.reward) is None:
         log.warning("evaluation.n_init=%d: %s", experiment.evaluation.n_init, NO_KEY)
@@ -210,7 +203,9 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
         seconds = {**watch.pop_seconds(), "loading": prepared.live.pop_loading()}
         folder.iteration(iteration, steps.training.get(iteration.n), seconds)
         console.iteration(folder.summary["iterations"][-1])
-        _warn_of_left_out(iteration)
+        if odd := [one for one in iteration.left_out if one.reason != "truncated"]:
+            (pair, reason), left_out = odd[0], counted(len(odd), "pair")
+            log.warning("iteration %d: %s left out, first %s: %s", iteration.n, left_out, pair.id, REASONS[reason])
         if iteration.n and not iteration.kept:
             log.warning("iteration %d: %s", iteration.n, _why_empty(iteration, experiment))
             empty.append(iteration.n)
@@ -219,14 +214,6 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
         leases.drop_unneeded(store, lease, [model.key])
     watch.report()
     return model, lease
-
-
-def _warn_of_left_out(iteration: Iteration[Model]) -> None:
-    odd = [(pair, reason) for pair, reason in iteration.left_out if reason != "truncated"]
-    if odd:
-        pair, reason = odd[0]
-        left_out = counted(len(odd), "pair")
-        log.warning("iteration %d: %s left out, first %s: %s", iteration.n, left_out, pair.id, REASONS[reason])
 
 
 def _why_empty(iteration: Iteration[Model], experiment: Experiment) -> str:

@@ -8,26 +8,25 @@ import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stasc.algorithm import stasc
 from stasc.machine import provenance
 from stasc.machine.paths import naming_setting, path_of
 from stasc.machine.sealed import digest
+from stasc.models.chat import Chat, read_template
+from stasc.models.checkpoint import check, check_context, context_limit
 from stasc.models.config import load_chat, reading, resolve_device, resolve_dtype
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0, Model
 from stasc.records import Iteration
 from stasc.runs.experiment import Experiment
-from stasc.store import content, keys
+from stasc.store import keys
 from stasc.store.artifacts import Store
+from stasc.store.cached import Derivation
 from stasc.store.leases import Lease
+from stasc.store.plan import Plan, Step
 from stasc.tasks.rewards.interface import inner
-
-if TYPE_CHECKING:
-    from stasc.models.chat import Chat
-    from stasc.store.cached import Derivation
-    from stasc.store.plan import Plan, Step
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def prepare(experiment: Experiment) -> Prepared:
     root = _root(experiment)
     with naming_setting("store.dir", root):
         root.mkdir(parents=True, exist_ok=True)
-    recipes = _recipes(experiment, chat, live, content.folder_digest(Path(live.base), root / "digests.json"))
+    recipes = _recipes(experiment, chat, live, keys.folder_digest(Path(live.base), root / "digests.json"))
     m_0 = replace(M_0, key=digest(recipes.m_0()))
     return Prepared(experiment, chat, live, m_0, recipes, _plan(experiment, recipes, m_0))
 
@@ -99,21 +98,15 @@ def _recipes(experiment: Experiment, chat: Chat, live: LiveModel, base: str) -> 
         batch={train: None, test: experiment.evaluation.batch},
         parts={
             "reward": inner(experiment.reward),
-            "filter": experiment.filter,
-            "target": experiment.target,
-            "finetune": experiment.finetune,
-            "loss": experiment.loss,
-            "engine": experiment.engine,
-            "prompt": experiment.prompt,
+            **{
+                name: getattr(experiment, name) for name in ("filter", "target", "finetune", "loss", "engine", "prompt")
+            },
         },
     )
 
 
 def _open_model(experiment: Experiment) -> tuple[Chat, LiveModel]:
     """Returns the tokenizer and the model, its weights not loaded. Checks device, dtype, chat template and context."""
-    from stasc.models.chat import read_template
-    from stasc.models.checkpoint import check, check_context, context_limit
-
     _check_single_process()
     device = resolve_device(experiment.model.device)
     dtype = resolve_dtype(experiment.model.dtype, device)
@@ -130,16 +123,9 @@ def _open_model(experiment: Experiment) -> tuple[Chat, LiveModel]:
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     base = experiment.model.fetch()
     config = check(experiment.model, base, full=not tune.adapter, four_bit=tune.four_bit)
-    attention = experiment.model.attention
-    limit = context_limit(config)
+    limit, settings = context_limit(config), experiment.model
     live = LiveModel(
-        base,
-        experiment.model.revision,
-        device,
-        dtype,
-        four_bit=tune.four_bit,
-        attention=attention,
-        context=limit,
+        base, settings.revision, device, dtype, four_bit=tune.four_bit, attention=settings.attention, context=limit
     )
     chat = load_chat(experiment.model, base)
     with reading(experiment.model):
@@ -152,10 +138,8 @@ def _open_model(experiment: Experiment) -> tuple[Chat, LiveModel]:
 def _check_single_process() -> None:
     for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
         if (processes := os.environ.get(name)) and processes != "1":
-            raise ValueError(
-                f"{name}={processes}: a run is one process on one device; "
-                "start it without torchrun, accelerate launch or mpirun"
-            )
+            advice = "start it without torchrun, accelerate launch or mpirun"
+            raise ValueError(f"{name}={processes}: a run is one process on one device; {advice}")
 
 
 def loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterator[Iteration[Any]]:
@@ -183,8 +167,6 @@ def loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterator
 
 def _plan(experiment: Experiment, recipes: keys.Recipes, m_0: Model, empty: Collection[int] = ()) -> tuple[Step, ...]:
     """Returns the stages of a run in order, if all iterations but the `empty` keep something."""
-    from stasc.store.plan import Plan
-
     plan = Plan(recipes, empty)
     for _ in loop(replace(experiment, keep=lambda pair: True), m_0.key, plan):
         pass

@@ -9,15 +9,13 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stasc.machine import durable
+from stasc.models.chat import Chat
 from stasc.models.config import ModelConfig
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0, Model
-
-if TYPE_CHECKING:
-    from stasc.models.chat import Chat
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SINCE_5 = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend")  # classes that transformers 4 lacks
@@ -38,16 +36,16 @@ def save_model(model: Model, live: LiveModel, chat: Chat, config: ModelConfig, p
     with durable.naming(path):
         chat.tokenizer.save_pretrained(scratch)
     if model.adapter:
-        _change(scratch / "adapter_config.json", base_model_name_or_path=config.path, revision=_revision(config, base))
+        named = {"base_model_name_or_path": config.path, "revision": _revision(config, base)}
+        _rewrite(scratch / "adapter_config.json", lambda settings: {**settings, **named})
     else:
         _rewrite(scratch / "config.json", config_for_4)
     _rewrite(scratch / "tokenizer_config.json", lambda settings: tokenizer_for_4(settings, scratch))
-    stops = scratch / "generation_config.json"
-    if not stops.exists():
+    if not (stops := scratch / "generation_config.json").exists():
         given = base / stops.name
         stops.write_bytes(given.read_bytes() if given.exists() else b"{}")
     ends = sorted(chat.stop_ids)
-    _change(stops, eos_token_id=ends if len(ends) > 1 else ends[0])
+    _rewrite(stops, lambda settings: {**settings, "eos_token_id": ends if len(ends) > 1 else ends[0]})
     durable.publish_modes(scratch)
     durable.sync_tree(scratch)
     shutil.rmtree(path, ignore_errors=True)
@@ -61,9 +59,7 @@ def _revision(config: ModelConfig, base: Path) -> str | None:
 
 def config_for_4(settings: dict[str, Any]) -> dict[str, Any]:
     """Adds the names that transformers 4 knows to a model's settings: for missing ones it takes defaults silently."""
-    old: dict[str, Any] = {}
-    if "dtype" in settings:
-        old["torch_dtype"] = settings["dtype"]
+    old = {"torch_dtype": settings["dtype"]} if "dtype" in settings else {}
     rope = settings.get("rope_parameters") or {}
     whole = rope.get("full_attention", rope)
     if "rope_theta" in whole:
@@ -84,20 +80,14 @@ def tokenizer_for_4(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-    template = folder / "chat_template.jinja"
-    if template.exists():
+    if (template := folder / "chat_template.jinja").exists():
         settings["chat_template"] = template.read_text(encoding="utf-8")
     return settings
-
-
-def _change(path: Path, **settings: object) -> None:
-    _rewrite(path, lambda before: {**before, **settings})
 
 
 def _rewrite(path: Path, change: Any) -> None:
     """Changes the settings in a JSON file, if it exists."""
     if path.exists():
         before = json.loads(path.read_bytes())
-        after = change(before)
-        if after != before:
+        if (after := change(before)) != before:
             path.write_text(json.dumps(after, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

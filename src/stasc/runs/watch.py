@@ -40,8 +40,7 @@ class Watch:
         name = artifact.kind if split == "train" else "evaluation"
         self._seconds[name] = self._seconds.get(name, 0.0) + artifact.seconds
         ours = self._store.machine
-        other = next((machine for machine in artifact.machines if machine != ours), None)
-        if hit and other and not self._warned:
+        if hit and not self._warned and (other := next((one for one in artifact.machines if one != ours), None)):
             self._warned = True
             apart = [f"{key} {other.get(key)} there, {ours[key]} here" for key in ours if other.get(key) != ours[key]]
             log.warning("another machine computed reused stages, so bits may differ (%s)", "; ".join(apart))

@@ -28,11 +28,9 @@ SYNONYMS = {  # names in transformers, TRL, vLLM, lm-eval and W&B; a value with 
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"), "finetune.schedule"),
     **dict.fromkeys(("gradient_accumulation_steps", "micro_batch"), "finetune.micro_batch_size"),
     **dict.fromkeys(("loss_per", "loss_type", "reduction"), "loss.per"),
-    **dict.fromkeys(("r", "lora_r", "lora_rank"), "finetune.rank, with finetune=lora"),
-    **dict.fromkeys(("lora_alpha",), "finetune.alpha, with finetune=lora"),
-    **dict.fromkeys(("lora_dropout",), "finetune.dropout, with finetune=lora"),
-    **dict.fromkeys(("use_dora",), "finetune.dora, with finetune=lora"),
-    **dict.fromkeys(("use_rslora",), "finetune.rslora, with finetune=lora"),
+    **dict.fromkeys(("r", "lora_r"), "finetune.rank, with finetune=lora"),
+    **{f"lora_{name}": f"finetune.{name}, with finetune=lora" for name in ("rank", "alpha", "dropout")},
+    **{f"use_{name}": f"finetune.{name}, with finetune=lora" for name in ("dora", "rslora")},
     **dict.fromkeys(("load_in_4bit", "quantization"), "4-bit weights are finetune=qlora"),
     **dict.fromkeys(("max_tokens", "max_length", "max_gen_toks", "max_completion_length"), "sampling.max_new_tokens"),
     **dict.fromkeys(("temp",), "sampling.temperature"),
@@ -50,8 +48,7 @@ SYNONYMS = {  # names in transformers, TRL, vLLM, lm-eval and W&B; a value with 
     **dict.fromkeys(("dataset_name", "tasks", "data"), "a dataset is chosen by dataset=..., a file by dataset.path"),
     **dict.fromkeys(("system_prompt", "system_instruction"), "prompt.system"),
     **dict.fromkeys(("wandb", "report_to", "use_wandb"), "W&B is tracking=wandb or tracking=off"),
-    **dict.fromkeys(("wandb_project",), "tracking.project"),
-    **dict.fromkeys(("wandb_entity",), "tracking.entity"),
+    **{f"wandb_{name}": f"tracking.{name}" for name in ("project", "entity")},
     **dict.fromkeys(("run_name", "experiment_name"), "sweep.name"),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -102,11 +99,10 @@ def no_such_setting(name: str, known: Collection[str], value: str = "") -> str:
         return f"{name}: no such setting; did you mean {' or '.join(near)}?"
     if (hint := SYNONYMS.get(last.lower())) is not None:
         return f"{name}: no such setting; {hint if ' ' in hint else f'did you mean {hint}?'}"
-    near = [nearest(name, [*known, "experiment"]) or ""]
-    if near == [""]:
+    if not (one := nearest(name, [*known, "experiment"])):
         return f"{name}: no such setting; --cfg job prints all there are"
-    of_a_group = value and near[0] not in known and not group
-    return f"{name}: no such setting; did you mean {near[0]}{f'={value}' if of_a_group else ''}?"
+    of_a_group = value and one not in known and not group
+    return f"{name}: no such setting; did you mean {one}{f'={value}' if of_a_group else ''}?"
 
 
 def same_last(name: str, known: Collection[str]) -> list[str]:

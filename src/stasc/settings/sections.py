@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stasc.settings.check import expect, expect_correct_at
 
@@ -50,7 +50,7 @@ class Sampling:
     @property
     def warning(self) -> str | None:
         """A warning about settings that are valid one by one but make equal answers; None if there are none."""
-        repeated = [f"sampling.{name}={n}" for name, n in (("n_init", self.n_init), ("n_corr", self.n_corr)) if n > 1]
+        repeated = [f"sampling.{name}={n}" for name in ("n_init", "n_corr") if (n := getattr(self, name)) > 1]
         if self.temperature or not repeated:
             return None
         return (
@@ -78,14 +78,9 @@ class Evaluation:
 
     def sampling(self, train: Sampling) -> Sampling:
         """Returns the sampling settings of an evaluation, given those of training."""
-        return Sampling(
-            n_init=self.n_init,
-            n_corr=1,
-            temperature=train.temperature if self.temperature is None else self.temperature,
-            top_p=train.top_p if self.top_p is None else self.top_p,
-            max_new_tokens=train.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens,
-            stop=train.stop,
-        )
+        own = {name: getattr(self, name) for name in ("temperature", "top_p", "max_new_tokens")}
+        changes = {name: value for name, value in own.items() if value is not None}
+        return replace(train, n_init=self.n_init, n_corr=1, **changes)
 
 
 @dataclass(frozen=True)

@@ -38,19 +38,11 @@ STAGES = {
     "run": _reads("", "iterations patience init start"),  # no stage of its own: decides which stages a run has
 }
 INERT = frozenset(  # settings and groups that decide no result
-    {
-        *(
-            "variant",
-            "baseline",
-            "init.letter",
-            "filter.letter",
-            "start.letter",
-            "target.suffix",
-            "loss.suffix",
-            "finetune.suffix",
-        ),
+    (
+        *("variant", "baseline", "init.letter", "filter.letter", "start.letter"),
+        *("target.suffix", "loss.suffix", "finetune.suffix"),
         *("dataset.on_bad_row", "model.cache_dir", "store", "sweep", "tracking"),  # rows left out show in the questions
-    }
+    )
 )
 _NAMED = frozenset[str]().union(*(stage.values | stage.content for stage in STAGES.values()))
 

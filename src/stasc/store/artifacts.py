@@ -169,26 +169,13 @@ class Store:
         path = self.root / "locks" / f"{kind}-{key}"
         lock = FileLock(path, fallback_to_soft=False)  # a soft one outlives a killed holder
         try:
-            with self._locking():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire(timeout=0.2)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0.2)
         except Timeout:
             if not wait:
                 raise
             log.info("store: another run is %s; waiting for it", busy or f"computing {kind}/{key[:12]}")
             lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
-
-    @contextmanager
-    def _locking(self) -> Iterator[None]:
-        """Makes an error of taking a lock name store.dir."""
-        try:
-            yield
-        except Timeout:
-            raise
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 with naming_setting("store.dir", self.root):
@@ -198,6 +185,10 @@ class Store:
                 f"store.dir={self.root}: its file system has no locks ({os.strerror(error.errno)}), without which "
                 "two runs could write the same stage at once: set store.dir or STASC_STORE to a folder on a local disk",
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _whole(
         self, kind: str, key: str, inputs: Mapping[str, str], read: Callable[[Artifact], T], *, locked: bool = False
@@ -245,18 +236,14 @@ class Store:
 
     def _begin(self, work: Path, inputs: Mapping[str, str]) -> list[Mapping[str, Any]]:
         """Keeps the files of an interrupted try of the same inputs. Returns: its machines and this one."""
-        try:
+        with suppress(Damaged, KeyError):
             earlier = read_sealed(work / COMMIT)
             if (earlier["schema"], earlier["inputs"]) == (SCHEMA, inputs):
                 machines: list[Mapping[str, Any]] = earlier["machines"]
-                if self.machine not in machines:
-                    log.warning(
-                        "store: %s was begun on another machine, so its bits may differ from those of one machine", work
-                    )
-                    return [*machines, self.machine]
-                return machines
-        except (Damaged, KeyError):
-            pass
+                if self.machine in machines:
+                    return machines
+                log.warning("store: %s was begun on another machine: its bits may differ from those of one", work)
+                return [*machines, self.machine]
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         return [self.machine]
@@ -286,10 +273,8 @@ def committed(folder: Path) -> Artifact:
     """
     commit = read_sealed(folder / COMMIT)
     if commit["schema"] != SCHEMA:
-        raise OtherVersion(
-            f"{folder} has schema {commit['schema']}, and this version of stasc reads {SCHEMA}: "
-            "set store.dir to another folder, or remove it"
-        )
+        found = f"{folder} has schema {commit['schema']}, and this version of stasc reads {SCHEMA}"
+        raise OtherVersion(f"{found}: set store.dir to another folder, or remove it")
     if (commit["kind"], commit["key"]) != (folder.parent.name, folder.name):
         raise Damaged(f"{COMMIT} belongs to {commit['kind']}/{commit['key']}")
     if "files" not in commit:

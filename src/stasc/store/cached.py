@@ -16,7 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from stasc.choices.filter import Filter
 from stasc.engines.engine import Request, Row
@@ -38,12 +38,7 @@ T = TypeVar("T")
 INPUTS = ("model", "start", "y1", "y2", "pairs")  # the names in descriptions that hold the keys of other stages
 ERRORS = "errors.json"  # beside pairs.jsonl: the errors of a reward, for which answers counted 0
 LABELS = {"initial": "initial answers", "correction": "corrections"}
-
-
-class Progress(Protocol):
-    """Shows the progress of a stage."""
-
-    def __call__(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]: ...
+Progress = Callable[[str, int, str], AbstractContextManager[Advance]]  # shows a stage's: its label, total and unit
 
 
 class Derivation:
@@ -55,28 +50,29 @@ class Derivation:
 
     def __init__(self, stages: Stages, store: Store, recipes: Recipes, keep: Filter, progress: Progress) -> None:
         self.training: dict[int, Mapping[str, float]] = {}
+        self.unusable = stages.unusable
         self._stages, self._store, self._recipes, self._keep = stages, store, recipes, keep
         self._progress = progress
         self._pairs: Keyed[Pair] = Keyed("", [])  # of the training split, from the last scoring
         self._content: dict[str, str] = {}  # digests of the artifacts read, by key
-        self._weights: dict[str, Callable[[], None]] = {}  # functions that check or derive a model's weights, by key
+        self._weights: dict[str, Callable[[], None]] = {}  # by model: checks its weights, or derives missing ones again
         self._made: dict[str, int] = {}  # the iteration that trained a model, by key
         self._n = 0  # the current iteration
         self._answer_warnings = AnswerWarnings()
-        stages.live.before_read = self._restore_weights
+        stages.live.before_read = lambda model: self._weights[model.key]()
 
     def sample(self, model: Model, split: Split, n: int) -> Keyed[list[Answer]]:
         """Returns the initial answers, y1[question][i]."""
         self._n = max(self._n, n)  # an evaluation samples with the noise of iteration 0
-        description = self._recipes.initial(model.key, split, n)
-        key, rows = self._sampled("initial", description, model, split, lambda: self._stages.ask(split, n))
+        description = self._recipes.sampled("initial", model.key, split, n)
+        key, rows = self._sampled("initial", description, model, split, partial(self._stages.ask, split, n))
         n_init = self._stages.sampling[split.name].n_init
         return Keyed(key, [[rows[q, i] for i in range(n_init)] for q in range(len(split.questions))])
 
     def correct(self, model: Model, split: Split, y1: Keyed[list[Answer]], n: int) -> Keyed[list[list[Answer]]]:
         """Returns the corrections, y2[question][i][k]."""
         self._n = max(self._n, n)
-        description = self._recipes.correction(model.key, split, y1.key, n)
+        description = self._recipes.sampled("correction", model.key, split, n, y1=y1.key)
         ask = partial(self._stages.ask_to_correct, split, y1, n)
         key, rows = self._sampled("correction", description, model, split, ask)
         request = count()
@@ -94,8 +90,8 @@ class Derivation:
     def score(self, split: Split, y1: Keyed[list[Answer]], y2: Keyed[list[list[Answer]]]) -> Keyed[Pair]:
         """Returns the pairs with their rewards. The artifact of the training split holds the filter's verdicts too."""
         training = split.name == "train"
-        describe = self._recipes.filter if training else self._recipes.evaluation
-        description = describe(split, y1.key, y2.key)
+        stage = "filter" if training else "evaluation"
+        description = self._recipes.scored(stage, split, y1.key, y2.key)
 
         def compute(work: Path) -> None:
             scored = self._stages.score(split, y1, y2)
@@ -103,11 +99,9 @@ class Derivation:
             (work / ERRORS).unlink(missing_ok=True)  # left by an interrupted try
             if isinstance(reward, ZeroOnError) and (errors := reward.pop_errors()):
                 durable.write(work / ERRORS, json.dumps(errors).encode())
-            verdicts = [{"kept": bool(self._keep(pair))} if training else {} for pair in scored]
-            lines = [
-                {**pair.names, "r1": pair.r1, "r2": pair.r2, **verdict}
-                for pair, verdict in zip(scored, verdicts, strict=True)
-            ]
+            lines = [{**pair.names, "r1": pair.r1, "r2": pair.r2} for pair in scored]
+            if training:
+                lines = [{**line, "kept": bool(self._keep(pair))} for line, pair in zip(lines, scored, strict=True)]
             durable.write(work / "pairs.jsonl", jsonl(lines))
 
         def read(artifact: Artifact) -> list[Pair]:
@@ -120,14 +114,10 @@ class Derivation:
                 pairs.append(Pair(split.questions[q], i, seen, k, y1[q][i], y2[q][seen][k], line["r1"], line["r2"]))
             return pairs
 
-        key, pairs = self._derive("filter" if training else "evaluation", description, compute, read)
+        key, pairs = self._derive(stage, description, compute, read)
         if training:
             self._pairs = Keyed(key, pairs)
         return Keyed(key, pairs)
-
-    def unusable(self, pair: Pair) -> str | None:
-        """Returns why a pair cannot be trained on; None if it can."""
-        return self._stages.unusable(pair)
 
     def finetune(self, start: Model, kept: Sequence[Pair], n: int) -> Model:
         """Returns M_n: `start` trained on the kept corrections."""
@@ -145,15 +135,18 @@ class Derivation:
             self._stages.live.moved(model, made)
             durable.write(work / "training.json", json.dumps(asdict(training)).encode())
 
+        def figures(artifact: Artifact) -> dict[str, Any]:
+            return dict(json.loads(artifact.read("training.json")))
+
         def derive_weights(read: Callable[[Artifact], T]) -> tuple[Artifact, T]:
             return self._store.derive("model", key, redact(description), inputs, train, read)
 
         def compute(work: Path) -> None:
-            artifact, training = derive_weights(_training)
+            artifact, training = derive_weights(figures)
             durable.write(work / "training.json", json.dumps({**training, "weights": artifact.content}).encode())
 
         def derive_training() -> dict[str, Any]:
-            return self._derive("finetune", description, compute, _training)[1]
+            return self._derive("finetune", description, compute, figures)[1]
 
         def restore() -> None:
             artifact, _ = derive_weights(Artifact.verify)
@@ -173,15 +166,11 @@ class Derivation:
         self._weights[key] = restore
         return made
 
-    def _restore_weights(self, model: Model) -> None:
-        """Checks the weights of a model before they are read, and derives them again if they are missing."""
-        self._weights[model.key]()
-
     def _require_weights(self, model: Model, description: Description) -> None:
         """Makes sure that a model's weights are in the store. Raises: InputsChanged if they were derived otherwise."""
         before = self._inputs(description)
         if model.key in self._weights and not self._stages.live.holds(model):
-            self._restore_weights(model)
+            self._weights[model.key]()
         if self._inputs(description) != before:
             raise InputsChanged
 
@@ -250,11 +239,6 @@ class Derivation:
 
 def _label(kind: str, split: Split) -> str:
     return LABELS[kind] if split.name == "train" else f"{split.name} {LABELS[kind]}"
-
-
-def _training(artifact: Artifact) -> dict[str, Any]:
-    training: dict[str, Any] = json.loads(artifact.read("training.json"))
-    return training
 
 
 def _whole_chunk(work: Path, number: int) -> bool:

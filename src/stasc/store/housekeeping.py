@@ -103,16 +103,13 @@ def _list(store: Store) -> None:
 
 def _status(store: Store, lease: Lease) -> str:
     """Returns how a run ended, if it did. Its lease says `running` from its start until it is done."""
-    if lease.status == "expected":
-        return lease.status
-    if not _refers(lease):
+    if lease.status != "expected" and not _refers(lease):
         return f"{lease.status}, but the folder is gone"
     if lease.status != "running":
         return lease.status
-    try:
+    recorded = "running"
+    with suppress(OSError, ValueError, KeyError, TypeError):
         recorded = str(json.loads(Path(lease.folder, "summary.json").read_bytes())["status"])
-    except (OSError, ValueError, KeyError, TypeError):
-        recorded = "running"
     try:
         with store.lock("run", digest(lease.folder), wait=False):  # a living run holds it
             return "killed" if recorded == "running" else recorded
@@ -185,12 +182,10 @@ def _refers(lease: Lease) -> bool:
 
 def _remove(store: Store, item: Item) -> bool:
     """Removes an item unless a run holds its lock. Returns: whether it was removed."""
-    try:
-        with store.lock(item.kind, item.key, wait=False):
-            if item.state == item.kind:
-                store.remove(item.kind, item.key)
-            else:
-                shutil.rmtree(item.folder, ignore_errors=True)
-    except Timeout:
-        return False
-    return True
+    with suppress(Timeout), store.lock(item.kind, item.key, wait=False):
+        if item.state == item.kind:
+            store.remove(item.kind, item.key)
+        else:
+            shutil.rmtree(item.folder, ignore_errors=True)
+        return True
+    return False

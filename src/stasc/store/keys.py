@@ -16,13 +16,14 @@ import sys
 import sysconfig
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from stasc.machine import provenance
-from stasc.machine.sealed import digest
+from stasc.machine import durable, provenance
+from stasc.machine.sealed import Damaged, digest, file_sha256, read_sealed, write_sealed
 from stasc.records import Split
 from stasc.settings import table
 from stasc.settings.names import leaves
@@ -30,13 +31,17 @@ from stasc.settings.sections import Sampling
 
 Description = dict[str, Any]
 
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".txt", ".model")  # weights, configuration, tokenizer, template
+
 # The modules and whole packages that can change what a stage computes. The code of a run's options counts besides.
 _MODEL = (
     *("stasc.stages", "stasc.records", "stasc.tasks.prompt", "stasc.models", "stasc.prefix_tree"),
     *("stasc.machine.processor", "stasc.machine.memory", "stasc.engines.noise"),
 )
 _SAMPLING = (*_MODEL, "stasc.engines")
-_SCORING = ("stasc.choices.pairing", "stasc.records", "stasc.tasks.rewards", "stasc.tasks.text")
+_SCORING = (
+    *("stasc.choices.pairing", "stasc.records", "stasc.tasks.rewards", "stasc.tasks.text", "stasc.settings.signature"),
+)
 CODE = {
     "initial": _SAMPLING,
     "correction": _SAMPLING,
@@ -63,27 +68,17 @@ class Recipes:
     def m_0(self) -> Description:
         return {"weights": self.base, "four_bit": self.four_bit}
 
-    def initial(self, model: str, split: Split, n: int) -> Description:
-        return self._sampled("initial", model, split, n)
-
-    def correction(self, model: str, split: Split, y1: str, n: int) -> Description:
-        return {**self._sampled("correction", model, split, n), "y1": y1}
-
-    def filter(self, split: Split, y1: str, y2: str) -> Description:
-        return self._scored("filter", split, y1, y2)
-
-    def evaluation(self, split: Split, y1: str, y2: str) -> Description:
-        return self._scored("evaluation", split, y1, y2)
-
     def finetune(self, start: str, pairs: str, n: int) -> Description:
         inputs = {"start": start, "pairs": pairs, "n": n}
         return {**inputs, "template": self.template, "numerics": self.numerics, **self._read("finetune", self.settings)}
 
-    def _sampled(self, stage: str, model: str, split: Split, n: int) -> Description:
+    def sampled(self, stage: str, model: str, split: Split, n: int, **inputs: str) -> Description:
+        """Describes the stage `initial` or, with the key `y1` among its inputs, `correction`."""
         settings = {**self.settings, "sampling": asdict(self.sampling[split.name])}
         if size := self.batch[split.name]:
             settings["engine"] = {**self.settings["engine"], "batch_size": size}
         return {
+            **inputs,
             "model": model,
             "split": split.name,
             "n": n,
@@ -94,7 +89,8 @@ class Recipes:
             **self._read(stage, settings),
         }
 
-    def _scored(self, stage: str, split: Split, y1: str, y2: str) -> Description:
+    def scored(self, stage: str, split: Split, y1: str, y2: str) -> Description:
+        """Describes the stage `filter` or `evaluation`."""
         return {
             "y1": y1,
             "y2": y2,
@@ -147,6 +143,31 @@ def numerics(device: str, dtype: str, attention: str | None) -> Description:
     """Returns what decides the numbers beside settings: kind of device, dtype, attention, versions of libraries."""
     libraries = {name: version for name, version in provenance.versions().items() if name not in ("stasc", "python")}
     return {"device": device, "dtype": dtype, "attention": attention, **libraries}
+
+
+def folder_digest(folder: Path, cache: Path) -> str:
+    """Returns the sha256 over the names and contents of a model's files, whatever the folder is called.
+
+    Hashing gigabytes takes seconds, so the file `cache` keeps digests by path, size and times of change.
+    """
+    before: dict[str, str] = {}
+    if cache.exists():
+        try:
+            before = read_sealed(cache)
+        except Damaged as damage:
+            durable.set_aside(cache, f"store: {damage}")
+    known, digests = dict(before), {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _MODEL_FILES and path.is_file():
+            stat = path.stat()
+            state = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+            if state not in known:
+                known[state] = file_sha256(path)
+            digests[path.name] = known[state]
+    if known != before:
+        with suppress(OSError):  # a digest that is not cached is computed again
+            write_sealed(cache, known)
+    return digest(digests)
 
 
 @functools.cache
@@ -204,39 +225,38 @@ def _is_own_module(name: str) -> bool:
 
 def _is_own(module: str) -> bool:
     """Whether a module is the user's: neither of stasc nor installed."""
-    file = getattr(sys.modules[module], "__file__", None)
-    if file is None or not file.endswith(".py") or module.partition(".")[0] == "stasc":
+    file = _source(module)
+    if file is None or module.partition(".")[0] == "stasc":
         return False
     installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return not any(Path(file).is_relative_to(folder) for folder in installed)
+    return not any(file.is_relative_to(folder) for folder in installed)
+
+
+def _source(module: str) -> Path | None:
+    file = getattr(sys.modules[module], "__file__", None)
+    return Path(file) if file and file.endswith(".py") else None
 
 
 def _code(module: str) -> str:
-    file = getattr(sys.modules[module], "__file__", None)
-    if file is None or not file.endswith(".py"):
+    if (file := _source(module)) is None:
         return module
-    tree = ast.parse(Path(file).read_bytes())
+    tree = ast.parse(file.read_bytes())
+    documented = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
+        if isinstance(node, documented) and ast.get_docstring(node):
             node.body = node.body[1:]
     return ast.dump(tree)
 
 
 def differences(made_of: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[str] | None:
     """Returns how a description differs from the nearest of others, as `name: theirs -> ours`; None without others."""
-    ours = leaves(made_of)
+    ours, none = leaves(made_of), object()
 
-    def apart(other: Mapping[str, Any]) -> list[str]:
-        theirs = leaves(other)
-        names = [name for name in {**theirs, **ours} if theirs.get(name, _NONE) != ours.get(name, _NONE)]
+    def apart(theirs: Mapping[str, Any]) -> list[str]:
+        names = [name for name in {**theirs, **ours} if theirs.get(name, none) != ours.get(name, none)]
         return [f"{name}: {_shown(theirs.get(name))} -> {_shown(ours.get(name))}" for name in names]
 
-    return min((apart(other) for other in others), key=len, default=None)
-
-
-_NONE = object()
+    return min((apart(leaves(other)) for other in others), key=len, default=None)
 
 
 def _shown(value: object) -> str:

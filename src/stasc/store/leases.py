@@ -49,10 +49,8 @@ def every(store: Store) -> Iterator[Lease]:
         try:
             lease = read_sealed(path)
             if (schema := lease.pop("schema")) != SCHEMA:
-                raise OtherVersion(
-                    f"{path} has schema {schema}, and this version of stasc reads {SCHEMA}: set store.dir to another "
-                    "folder"
-                )
+                found = f"{path} has schema {schema}, and this version of stasc reads {SCHEMA}"
+                raise OtherVersion(f"{found}: set store.dir to another folder")
             yield Lease(**{**lease, "steps": tuple(Step(*step) for step in lease["steps"])})
         except (Damaged, TypeError, KeyError) as damage:
             durable.set_aside(path, f"store: the lease {path.name} is damaged ({damage})")

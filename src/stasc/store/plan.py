@@ -33,15 +33,15 @@ class Plan:
     _n: int = 0
 
     def sample(self, model: str, split: Split, n: int) -> Keyed[Any]:
-        return self._note("initial", self.recipes.initial(model, split, n), model)
+        return self._note("initial", self.recipes.sampled("initial", model, split, n), model)
 
     def correct(self, model: str, split: Split, y1: Any, n: int) -> Keyed[Any]:
-        return self._note("correction", self.recipes.correction(model, split, y1.key, n), model)
+        return self._note("correction", self.recipes.sampled("correction", model, split, n, y1=y1.key), model)
 
     def score(self, split: Split, y1: Any, y2: Any) -> Keyed[Pair]:
         if split.name != "train":
-            return self._note("evaluation", self.recipes.evaluation(split, y1.key, y2.key), None)
-        self._filter = self._note("filter", self.recipes.filter(split, y1.key, y2.key), None).key
+            return self._note("evaluation", self.recipes.scored("evaluation", split, y1.key, y2.key), None)
+        self._filter = self._note("filter", self.recipes.scored("filter", split, y1.key, y2.key), None).key
         self._n += 1
         nothing = Answer("", 0)
         kept = [] if self._n in self.empty else [Pair(split.questions[0], 0, 0, 0, nothing, nothing, 0.0, 1.0)]
