@@ -115,7 +115,7 @@ def train(
 @contextmanager
 def _checkpointing(network: Network, wanted: bool) -> Iterator[None]:
     """Recomputes activations in backward passes, if wanted."""
-    newer = hasattr(network, "activation_checkpointing_enable")  # its name from transformers 5.23 on
+    newer = hasattr(network, "activation_checkpointing_enable")  # its name after transformers 5.21
     name = "activation_checkpointing" if newer else "gradient_checkpointing"
     if wanted:
         getattr(network, f"{name}_enable")()
