@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    Network: TypeAlias = PreTrainedModel | PeftModel
+Network: TypeAlias = "PreTrainedModel | PeftModel"
 
 
 @dataclass(frozen=True)
