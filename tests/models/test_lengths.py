@@ -181,8 +181,8 @@ def test_lengths_of_a_kind_lie_on_one_side_of_every_switch() -> None:
     two = lengths.Lengths((4, 8))
     assert [two.kind(length) for length in (1, 4, 5, 8, 9, 99)] == [0, 0, 1, 1, 2, 2]
     assert two.groups([9, 4, 5, 1, 8]) == [[0], [1, 3], [2, 4]]
-    assert [two.room(length, 10) for length in (1, 4, 5, 8, 9)] == [4, 1, 4, 1, 10]
-    assert two.room(1, 2) == 2
+    assert [two.capacity(length, 10) for length in (1, 4, 5, 8, 9)] == [4, 1, 4, 1, 10]
+    assert two.capacity(1, 2) == 2
     assert lengths.Lengths().groups([3, 1, 2]) == [[0, 1, 2]]
     assert lengths.Lengths(apart=True).groups([3, 1, 3]) == [[0, 2], [1]]
 

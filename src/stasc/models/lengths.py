@@ -36,7 +36,7 @@ class Lengths:
         """Returns the class of a length: sequences of one class may share a batch."""
         return length if self.apart else bisect_left(self.switches, length)
 
-    def room(self, length: int, most: int) -> int:
+    def capacity(self, length: int, most: int) -> int:
         """Returns how many of `most` tokens can follow `length` tokens before the sequence must be recomputed."""
         switch = next((switch for switch in self.switches if switch >= length), None)
         return most if switch is None else min(most, switch - length + 1)

@@ -6,17 +6,15 @@ import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from stasc.machine import processor
-from stasc.models.model import M_0, Model
+from stasc.models.model import M_0, Model, Network
 from stasc.models.weights import check_loaded, swap_weights
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-    from stasc.models.model import Network
 
 
 class LiveModel:
@@ -41,8 +39,6 @@ class LiveModel:
         attention: str | None = None,
         context: int | None = None,
     ) -> None:
-        import torch
-
         if four_bit and dtype == torch.float64:
             raise ValueError(
                 "model.dtype=float64 cannot be held in 4 bits: set model.dtype=auto, or finetune=lora, not qlora"
@@ -64,8 +60,6 @@ class LiveModel:
     @property
     def training_dtype(self) -> torch.dtype:
         """The dtype of trained weights; in 16 bits, rounding would swallow steps of usual learning rates."""
-        import torch
-
         return torch.float32 if self.dtype in (torch.bfloat16, torch.float16) else self.dtype
 
     def load(self, model: Model, dtype: torch.dtype | None = None) -> Network:
@@ -96,7 +90,7 @@ class LiveModel:
             self.before_read(model)
         return model.weights or Path(self.base), model.adapter
 
-    def pop_loading(self) -> float:
+    def pop_loading_s(self) -> float:
         """Returns the seconds spent on reading weights since the last call."""
         seconds, self._loading_s = self._loading_s, 0.0
         return seconds
@@ -109,15 +103,13 @@ class LiveModel:
         """Returns whether `model` is in memory."""
         return self._current is not None and self._current[0] == model
 
-    def moved(self, old: Model, new: Model) -> None:
+    def renamed(self, old: Model, new: Model) -> None:
         """Renames the model in memory after its files have moved."""
         if self._current and self._current[0] == old:
             self._current = (new, self._current[1])
 
     def release(self) -> None:
         """Frees the memory of the network. `load` reads it again."""
-        import torch
-
         self._current = self._network = None
         gc.collect()
         processor.give_back()
@@ -126,8 +118,6 @@ class LiveModel:
 
     def _base_network(self, model: Model, dtype: torch.dtype) -> PreTrainedModel:
         """Returns the network of `model` without its adapter: the one in memory, if it can be reused."""
-        from transformers import PreTrainedModel
-
         network, current = self._network, self._current
         self._network = self._current = None
         if network is not None and current is not None and current[1] == dtype:
@@ -142,17 +132,14 @@ class LiveModel:
         return self._read(model.weights, dtype)
 
     def _read(self, weights: Path | None, dtype: torch.dtype) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        settings: Any = (
-            {"quantization_config": quantization} if self.four_bit else {}
-        )  # None would override config.json
+        settings: dict[str, Any] = {}  # no quantization_config=None, which would override config.json
+        if self.four_bit:
+            settings["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 weights or self.base,
@@ -183,7 +170,7 @@ class LiveModel:
             # gradients: rounded once more, permanently, and without a gradient, so fine-tuning would learn noise.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        return cast("PreTrainedModel", network)
+        return cast(PreTrainedModel, network)
 
 
 def _misshapen(network: PreTrainedModel) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]:
@@ -191,8 +178,6 @@ def _misshapen(network: PreTrainedModel) -> set[tuple[str, tuple[int, ...], tupl
 
     transformers does not compare weights in 4 bits, and up to 5.20 no weight of a quantised model.
     """
-    from torch import nn
-
     found: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
