@@ -93,7 +93,7 @@ class Stages:
             sampling.max_new_tokens,
             self.chat.stop_ids,
             stopped=stop.met if stop else None,
-            ids=self.chat.ids,
+            allowed_ids=self.chat.ids,
         )
         self.engine.load(model, self.live)
         completions = self.engine.sample(requests, batch, decoding, advance)
