@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from stasc.bench.contender import Done, Work, serve, useful
-from stasc.bench.works import quieten
 from stasc.cli.compose import compose
 from stasc.cli.parts import build
 from stasc.engines.engine import Completion, Decoding, Engine, Request, complete
@@ -17,6 +16,7 @@ from stasc.models.live import LiveModel
 from stasc.models.model import M_0
 from stasc.prefix_tree.batch import Example
 from stasc.prefix_tree.trie import Trie
+from stasc.runs.prepare import quieten_libraries
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
 
@@ -25,7 +25,7 @@ class Ours:
     """Samples and fine-tunes with the workload's own settings."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
-        quieten()
+        quieten_libraries()
         cfg = compose([*work.overrides, *(f"{name}={value}" for name, value in options.items())])
         config: ModelConfig = build(cfg, "model")
         self.engine: Engine = build(cfg, "engine")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from stasc.bench.contender import Stage, Work
 from stasc.cli.build import build_experiment
@@ -18,6 +16,7 @@ from stasc.models.live import LiveModel
 from stasc.models.model import M_0
 from stasc.records import Answer, Pair, Question
 from stasc.runs.experiment import Experiment
+from stasc.runs.prepare import quieten_libraries
 from stasc.stages import Stages
 
 BATCH = 8  # examples per optimizer step, of all who train
@@ -26,13 +25,6 @@ _ON_CPU = ("model.device=cpu", "tracking=off")
 _PAPERS = ("sampling.n_init=5", "sampling.n_corr=5", "dataset.n_train=24")  # all questions would take an hour
 _LENIENT = ("filter=lenient", "sampling.n_corr=5")
 _ALL_COUNTRIES = ("dataset.min_population=0", "dataset.test_countries=1", "dataset.n_train=null")
-
-
-def quieten() -> None:
-    """Silences the libraries' progress bars of loaded weights."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 @dataclass
@@ -44,7 +36,7 @@ class Maker:
 
     def __post_init__(self) -> None:
         self._live: LiveModel | None = None
-        quieten()
+        quieten_libraries()
 
     def makers(self) -> Mapping[str, Callable[[], Work]]:
         """Returns the function that makes each workload, by its name, in the order of the table."""
