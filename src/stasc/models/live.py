@@ -75,7 +75,7 @@ class LiveModel:
             from peft import PeftModel
 
             if not (model.adapter / "adapter_model.safetensors").is_file():  # peft would open adapter_model.bin
-                raise OSError(f"{model.adapter} has no adapter_model.safetensors")
+                raise OSError(f"no adapter_model.safetensors in {model.adapter}")
             network = PeftModel.from_pretrained(network, model.adapter, is_trainable=True)
         self.adopt(model, network, wanted[1])
         self._loading_s += time.perf_counter() - began
