@@ -106,7 +106,7 @@ def test_the_batch_size_follows_free_memory(
 def test_the_c_library_returns_memory_if_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     back: list[bool] = []
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=500 if back else 100))
-    monkeypatch.setattr(processor, "give_back", lambda: back.append(True))
+    monkeypatch.setattr(processor, "release_memory", lambda: back.append(True))
     monkeypatch.setattr(machine_memory, "cgroup_free_bytes", lambda: None)
     assert memory.free_bytes(torch.device("cpu"), 90) == 100 and not back
     assert memory.free_bytes(torch.device("cpu"), 101) == 500 and back

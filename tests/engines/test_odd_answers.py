@@ -29,6 +29,7 @@ from stasc.prefix_tree.batch import Example
 from stasc.records import REASONS, Advance
 from stasc.runs import execute as runner
 from stasc.tracking.console import Console
+from stasc.training import loop
 
 LIMIT = 48  # sampling.max_new_tokens; what is longer is sampled all the same
 
@@ -146,9 +147,12 @@ def run(
     real = build_experiment(cfg)
     engine = Scripted(384, said=tuple(said))
     with pytest.MonkeyPatch.context() as patch:
-        kind = type(real.finetune)
-        tune = kind.__call__
-        patch.setattr(kind, "__call__", lambda self, *given: trained.extend(given[2]) or tune(self, *given))
+        train = loop.train
+        patch.setattr(
+            loop,
+            "train",
+            lambda network, examples, *given: trained.extend(examples) or train(network, examples, *given),
+        )
         (tmp_path / "run").mkdir()
         summary = runner.run(replace(real, engine=engine), tmp_path / "run", "group", Console())
     return summary, lines(tmp_path / "run" / "pairs.jsonl"), said

@@ -49,8 +49,8 @@ def test_the_logits_of_a_prefill_are_those_of_a_plain_forward_pass(
 def test_a_sequence_longer_than_an_attention_window_is_left_to_transformers() -> None:
     config = MistralConfig(num_hidden_layers=2, sliding_window=20)
     network: Any = SimpleNamespace(config=config)
-    assert probe.sees_all(network, 20)
-    assert not probe.sees_all(network, 21)
+    assert probe.attends_to_all(network, 20)
+    assert not probe.attends_to_all(network, 21)
 
 
 def test_a_forward_pass_has_at_most_max_tokens_or_one_prompt(

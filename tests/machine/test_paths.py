@@ -53,6 +53,6 @@ def test_a_working_folder_that_was_deleted_is_said_to_be(monkeypatch: pytest.Mon
 
 def test_an_error_of_writing_names_the_setting() -> None:
     expected = r"model\.cache_dir=/a: No space.*; set model\.cache_dir or STASC_CACHE"
-    with pytest.raises(OSError, match=expected) as told, paths.naming("model.cache_dir", Path("/a")):
+    with pytest.raises(OSError, match=expected) as told, paths.naming_setting("model.cache_dir", Path("/a")):
         raise OSError(errno.ENOSPC, "No space left on device", "/a/b")
     assert told.value.errno == errno.ENOSPC

@@ -15,11 +15,11 @@ import torch
 from stasc.machine import processor
 
 
-def test_few_kernels_are_held_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_cache_is_limited_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")  # so that it is put back afterwards
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
-    processor.hold_few_kernels()
+    processor.limit_kernel_cache()
     assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
     assert os.environ["LRU_CACHE_CAPACITY"] == "7"
 
@@ -78,7 +78,7 @@ def faults():
 
 processor.keep_memory()
 kept = min(faults() for _ in range(5))  # the first of them makes room that fits
-processor.give_back()
+processor.release_memory()
 print(kept, faults())
 """
     # In a process of its own: what others left of the heap decides where new pieces go.

@@ -51,7 +51,7 @@ def test_a_window_by_another_name_is_found() -> None:
     chunks = Llama4TextConfig(num_hidden_layers=2, attention_chunk_size=8)
     for config in (local, chunks):
         network: Any = SimpleNamespace(config=config)
-        assert not probe.sees_all(network, 9)
+        assert not probe.attends_to_all(network, 9)
 
 
 def test_an_implementation_of_attention_without_free_masks_is_computed_in_rows(base: str) -> None:

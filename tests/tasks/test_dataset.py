@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from stasc.machine.hub import retries_told_once
+from stasc.machine.hub import log_retries_once
 from stasc.machine.provenance import data_digest
 from stasc.records import Question, Split
 from stasc.tasks.datasets import Countries, Jsonl, Nq, check_disjoint, describe_skipped
@@ -602,9 +602,9 @@ def test_the_hub_out_of_reach_is_an_error_that_offers_a_local_copy() -> None:
 
 
 @pytest.mark.parametrize("retries", [0, 5])
-def test_the_retries_of_the_hub_are_told_once(retries: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_retries_of_the_hub_are_logged_once(retries: int, caplog: pytest.LogCaptureFixture) -> None:
     client = logging.getLogger("huggingface_hub.utils._http")
-    with retries_told_once("dataset.path=some/data"):
+    with log_retries_once("dataset.path=some/data"):
         for retry in range(1, retries + 1):
             client.warning("'no route' thrown while requesting HEAD https://hub/some/data")
             client.warning(f"Retrying in {retry}s [Retry {retry}/5].")
@@ -616,7 +616,7 @@ def test_the_retries_of_the_hub_are_told_once(retries: int, caplog: pytest.LogCa
 
 
 @pytest.mark.usefixtures("offline")
-def test_nq_is_read_with_the_retries_of_the_hub_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nq_is_read_with_the_retries_of_the_hub_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     client, filters = logging.getLogger("huggingface_hub.utils._http"), []

@@ -11,7 +11,7 @@ import pytest
 from tracked import CANARY
 
 import stasc.tracking.redaction as redaction
-from stasc.tracking import learn, redact, scrub
+from stasc.tracking.redaction import redact, register_secrets, scrub
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,11 @@ def test_a_secret_in_an_override_is_hidden_with_all_that_follows(monkeypatch: py
 
 
 def test_what_was_learnt_is_hidden_in_any_text_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "_learned", set())
+    monkeypatch.setattr(redaction, "_registered", set())
     secret = f"{CANARY}/\n'é"
-    learn({"db": [{"password": secret, "user": "harmless-1"}], "api_key": 1234567890, "token": ["nested-in-a-list"]})
+    register_secrets(
+        {"db": [{"password": secret, "user": "harmless-1"}], "api_key": 1234567890, "token": ["nested-in-a-list"]}
+    )
     for text in (secret, repr(secret)[1:-1], json.dumps({"x": secret}), f"https://u:{quote(secret, '')}@host"):
         assert CANARY not in scrub(f"before {text} after")
         assert scrub(f"before {text} after").startswith("before ")

@@ -23,7 +23,7 @@ from transformers import (
 from stasc.prefix_tree import attention, masks, probe
 from stasc.prefix_tree.batch import Batch, Example, collate, tree
 from stasc.prefix_tree.likelihood import Logprobs, logprobs
-from stasc.prefix_tree.trie import parts
+from stasc.prefix_tree.trie import partition
 from stasc.training import micro_batches
 from stasc.training.losses import NLL, Loss
 
@@ -194,12 +194,12 @@ def test_loss_and_every_gradient_are_those_of_examples_computed_one_by_one(
     if kind is not eager:  # whose padding is nan in float64
         forms += [[collate(examples)]]
     for size in (1, 2, 4, 8):
-        split = parts([example.prompt + example.completion[:-1] for example in examples], 10**6, size)
+        split = partition([example.prompt + example.completion[:-1] for example in examples], 10**6, size)
         forms += [[tree([examples[i] for i in part], mask) for part in split]]
     scale = max(gradient.abs().max().item() for gradient in one_by_one.values())
     rel = 1e-6 if kind is eager else 1e-10  # its softmax is computed in float32
     for batches in forms:
-        with masks.attending(network, mask):
+        with masks.tree_attention(network, mask):
             loss, found = gradients(network, batches, per, examples)
         assert loss == pytest.approx(expected.item(), rel=rel)
         assert_same(found, one_by_one, atol=rel * scale)
@@ -319,10 +319,10 @@ def test_a_model_whose_window_is_shorter_than_an_example_is_computed_in_rows(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = read(base)
-    assert probe.sees_all(network, 10**9)
+    assert probe.attends_to_all(network, 10**9)
     network.config.sliding_window = 20
-    assert probe.sees_all(network, 20) and not probe.sees_all(network, 21)
-    monkeypatch.setattr(probe, "sees_all", lambda network, longest: longest < 9)
+    assert probe.attends_to_all(network, 20) and not probe.attends_to_all(network, 21)
+    monkeypatch.setattr(probe, "attends_to_all", lambda network, longest: longest < 9)
     monkeypatch.setattr(micro_batches, "tree", lambda *batch: pytest.fail("it is packed"))
     with pytest.raises(pytest.fail.Exception):
         train(make("full"), make_live(base), tmp_path / "short", examples=[example((1, 2, 3), (4, 5))])

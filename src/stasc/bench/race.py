@@ -43,7 +43,7 @@ PEERS = (
     Peer("generate", "stasc.bench.generate", None, trains=False),
     Peer("vllm", "stasc.bench.vllm", "vllm", trains=False, preload="lib/libiomp5.so"),
     Peer("trl", "stasc.bench.sft", "trl", trains=True),
-    Peer("trl_told", "stasc.bench.sft", "trl", trains=True, env=TUNED, options={"onednn": "true"}),
+    Peer("trl_tuned", "stasc.bench.sft", "trl", trains=True, env=TUNED, options={"onednn": "true"}),
 )
 US = Peer(OURS, "stasc.bench.ours", None, trains=True)
 MACHINE = Peer(LIMIT, "stasc.bench.limit", None, trains=True)

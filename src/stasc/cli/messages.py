@@ -65,7 +65,7 @@ def message(error: BaseException) -> str:
         return of_value(error)
     if (
         isinstance(error, OSError) and error.filename is None and error.strerror
-    ):  # raised by `naming`, which names the setting
+    ):  # raised by `naming_setting`, which names the setting
         return error.strerror
     return str(error)
 

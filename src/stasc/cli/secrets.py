@@ -17,12 +17,12 @@ def hide_secrets(cfg: DictConfig, job: HydraConf) -> None:
 
     Hydra writes interpolations such as `${oc.env:TOKEN}` unresolved, but overrides as they were typed.
     """
-    from stasc.tracking import learn, redact
+    from stasc.tracking.redaction import redact, register_secrets
 
     try:
-        learn(plain(cfg, resolve=True))
+        register_secrets(plain(cfg, resolve=True))
     except OmegaConfBaseException:  # a broken interpolation, which building the parts reports
-        learn(plain(cfg, resolve=False))
+        register_secrets(plain(cfg, resolve=False))
     files = [*Path(job.runtime.output_dir, job.output_subdir or ".hydra").glob("*.yaml")]
     sweep = Path(job.runtime.cwd, job.sweep.dir, "multirun.yaml")
     for file in [*files, sweep] if job.mode == RunMode.MULTIRUN else files:

@@ -13,7 +13,7 @@ from stasc.machine import durable
 from stasc.machine.stdio import outlive_readers
 from stasc.settings.names import check_name
 from stasc.tracking.redaction import scrub
-from stasc.tracking.wandb import check_project, reason, shut_down, within
+from stasc.tracking.wandb import call_with_timeout, check_project, reason, shut_down
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -62,7 +62,7 @@ def _save(path: Path, args: argparse.Namespace) -> None:
 
     _report(args, "")  # so that faults in the report itself are not blamed on W&B
     try:
-        url = within(SAVE_S, save)
+        url = call_with_timeout(SAVE_S, save)
     except Exception as error:
         shut_down()
         _write(path, args)

@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def retries_told_once(what: str) -> Iterator[None]:
+def log_retries_once(what: str) -> Iterator[None]:
     """Replaces the client's two log lines per retry by a single line that begins with `what`."""
     logged = False
 

@@ -39,7 +39,7 @@ def path_of(setting: str, value: str | Path) -> Path:
 
 
 @contextmanager
-def naming(setting: str, path: Path) -> Iterator[None]:
+def naming_setting(setting: str, path: Path) -> Iterator[None]:
     """Adds the setting to an OSError raised while writing into its folder."""
     try:
         yield

@@ -22,12 +22,12 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # as in malloc.h
 def prepare(device: torch.device) -> None:
     """Sets up this process to compute on a device."""
     if device.type == "cpu":
-        hold_few_kernels()
+        limit_kernel_cache()
         keep_memory()
     multiply_by_onednn(device.type == "cpu")
 
 
-def hold_few_kernels() -> None:
+def limit_kernel_cache() -> None:
     """Limits oneDNN's kernel cache, unless the environment does already. Call it before the first product.
 
     oneDNN compiles a kernel of about 0.4 MB for each batch size, and the batch size changes whenever sequences end.
@@ -37,7 +37,7 @@ def hold_few_kernels() -> None:
 
 
 def keep_memory() -> None:
-    """Makes glibc keep freed memory until `give_back`.
+    """Makes glibc keep freed memory until `release_memory`.
 
     Otherwise each large tensor gets new pages from the kernel, which can take longer than computing the tensor.
     """
@@ -47,7 +47,7 @@ def keep_memory() -> None:
         mallopt(_MMAP_MAX, 0)  # no mapping per tensor, which would be unmapped when the tensor is freed
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Returns the free memory that glibc holds to the system.
 
     Otherwise no other process can use it, nor can this one for a larger block than the ones that were freed.

@@ -112,7 +112,7 @@ class LiveModel:
         """Frees the memory of the network. `load` reads it again."""
         self._current = self._network = None
         gc.collect()
-        processor.give_back()
+        processor.release_memory()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from stasc.machine import durable
-from stasc.machine.hub import retries_told_once
-from stasc.machine.paths import naming, path_of
+from stasc.machine.hub import log_retries_once
+from stasc.machine.paths import naming_setting, path_of
 from stasc.models import tiny
 from stasc.models.dequantise import dequantise
 
@@ -67,14 +67,14 @@ def snapshot(name: str, revision: str | None) -> str:
     from huggingface_hub import snapshot_download
 
     kinds = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-    with retries_told_once(f"model.path={name}"):
+    with log_retries_once(f"model.path={name}"):
         return snapshot_download(name, revision=revision, allow_patterns=kinds)
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> str:
     """Returns `folder`, filled by `make` if new; it is renamed when complete, so an interrupt leaves no half of it."""
     if not folder.exists():
-        with naming("model.cache_dir", folder.parent):
+        with naming_setting("model.cache_dir", folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:

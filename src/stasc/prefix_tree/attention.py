@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from stasc.models.model import Network
     from stasc.prefix_tree.trie import Trie
 
-IN_ROWS = "stasc_rows"  # name in transformers' registry: SDPA, except for calls that give a `layout`
+TREE_ATTENTION = "stasc_rows"  # name in transformers' registry: SDPA, except for calls that give a `layout`
 _SHORT = 256  # keys up to which plain matrix products take a quarter of SDPA's time on a CPU
 _UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "head_mask", "block_indices")  # arguments of some models
 
@@ -207,5 +207,5 @@ def _attend(
     return found.to(q_NHRWD.dtype)
 
 
-AttentionInterface.register(IN_ROWS, _attention)
-AttentionMaskInterface.register(IN_ROWS, sdpa_mask)
+AttentionInterface.register(TREE_ATTENTION, _attention)
+AttentionMaskInterface.register(TREE_ATTENTION, sdpa_mask)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stasc.prefix_tree.masks import Mask, attended
+from stasc.prefix_tree.masks import Mask, mask_arguments
 from stasc.prefix_tree.trie import Trie
 
 
@@ -79,7 +79,7 @@ def tree(examples: Sequence[Example], mask: Mask, device: torch.device | str = "
     """Returns a batch with the prefix tree of some examples in one row.
 
     Args:
-        mask: the kind of mask, as `as_mask` takes it, or "rows" for `attention.IN_ROWS`.
+        mask: the kind of mask, as `as_mask` takes it, or "rows" for `attention.TREE_ATTENTION`.
         device: of the mask, which `Batch.to` may be unable to move. All other tensors are on the CPU.
     """
     trie = Trie()
@@ -96,7 +96,7 @@ def tree(examples: Sequence[Example], mask: Mask, device: torch.device | str = "
         inputs={
             "input_ids": torch.tensor([trie.ids]),
             "position_ids": torch.tensor([trie.depths()]),
-            **attended(trie, mask, device),
+            **mask_arguments(trie, mask, device),
             "logits_to_keep": torch.tensor(kept),
         },
         rows=torch.zeros(len(edges), dtype=torch.int64),

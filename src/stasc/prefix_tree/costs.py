@@ -26,7 +26,7 @@ def costs(network: nn.Module) -> Costs:
     return Costs(2 * max(layers, 1), 4 * config.hidden_size * config.num_hidden_layers)
 
 
-def worthwhile(network: Network) -> int:
+def tokens_per_pass(network: Network) -> int:
     """Returns how many tokens to pack into one pass: their attention costs a quarter of their matrix products.
 
     Smaller passes would save attention, but each pass reads all weights and adds to all gradients. Attention in rows

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Mask: TypeAlias = torch.dtype | Literal["blocks", "rows"]
 
 
-def attended(trie: Trie, mask: Mask, device: torch.device | str, before: int = 0) -> dict[str, Any]:
+def mask_arguments(trie: Trie, mask: Mask, device: torch.device | str, before: int = 0) -> dict[str, Any]:
     """Returns the attention arguments of a network that computes a tree.
 
     Args:
@@ -39,9 +39,9 @@ def attended(trie: Trie, mask: Mask, device: torch.device | str, before: int = 0
     return {"attention_mask": added.masked_fill(~mask_1TS, torch.finfo(mask).min).unsqueeze(1)}
 
 
-def attending(network: Network, mask: Mask | None) -> AbstractContextManager[None]:
+def tree_attention(network: Network, mask: Mask | None) -> AbstractContextManager[None]:
     """Makes a network use the attention that takes such masks."""
-    return attention.using(network, attention.IN_ROWS) if mask == "rows" else nullcontext()
+    return attention.using(network, attention.TREE_ATTENTION) if mask == "rows" else nullcontext()
 
 
 def _block_mask(mask_1TS: Tensor) -> Any:

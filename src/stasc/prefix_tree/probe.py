@@ -20,7 +20,7 @@ from stasc.machine.memory import ran_out
 from stasc.models import precision
 from stasc.prefix_tree.batch import Example, collate, tree
 from stasc.prefix_tree.likelihood import logprobs
-from stasc.prefix_tree.masks import Mask, attending
+from stasc.prefix_tree.masks import Mask, tree_attention
 from stasc.tracking import fallback
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 def probe(network: Network, dtype: torch.dtype) -> tuple[Mask | None, str]:
     """Returns the kind of mask by which a network computes prefix trees, or None and the reason.
 
-    The trial is too short for attention windows, see `sees_all`, and for effects of a sequence's length, see `lengths`.
+    The trial is too short for attention windows, see `attends_to_all`, and for effects of length, see `lengths`.
     """
     implementation = getattr(network.config.get_text_config(), "_attn_implementation", None)
     masks: dict[str | None, list[Mask]] = {
@@ -57,12 +57,12 @@ def _fault(network: Network, mask: Mask) -> str:
     completions = [tuple(4 + (at * at + branch * at) % 6 for at in range(12)) for branch in range(3)]
     prompts = ((1, 2, 3), (1, 2, 3), (1, 8, 2))
     examples = [Example("", prompt, ids) for prompt, ids in zip(prompts, completions, strict=True)]
-    attempt = Attempt()
-    with _evaluating(network), attempt, precision.widened(network), attending(network, mask):
+    trial = Trial()
+    with _evaluating(network), trial, precision.widened(network), tree_attention(network, mask):
         batches = (tree(examples, mask, network.device), collate(examples))
         packed, rows = (logprobs(network, batch.to(network.device)).total() for batch in batches)
-        attempt.compare(packed, rows, 1e-5 if precision.is_floating(network) else 0.05)
-    return attempt.fault
+        trial.compare(packed, rows, 1e-5 if precision.is_floating(network) else 0.05)
+    return trial.reason
 
 
 _pads: WeakKeyDictionary[Network, dict[torch.dtype, bool]] = WeakKeyDictionary()
@@ -77,20 +77,20 @@ def pads(network: Network) -> bool:
     known = _pads.setdefault(network, {})
     if network.dtype not in known:
         short, long = Example("", (1, 2), (3, 4)), Example("", (5, 6, 7, 8, 9), (1, 2))
-        attempt = Attempt()
-        with _evaluating(network), attempt, precision.widened(network):
+        trial = Trial()
+        with _evaluating(network), trial, precision.widened(network):
             alone, padded = (
                 logprobs(network, collate(examples).to(network.device)).tokens()[0]
                 for examples in ([short], [short, long])
             )
-            attempt.compare(padded, alone, 1e-3 if precision.is_floating(network) else 0.05)
-        if attempt.fault:
-            fallback.report("no padding, so that only sequences of one length are computed together", attempt.fault)
-        known[network.dtype] = not attempt.fault
+            trial.compare(padded, alone, 1e-3 if precision.is_floating(network) else 0.05)
+        if trial.reason:
+            fallback.report("no padding, so that only sequences of one length are computed together", trial.reason)
+        known[network.dtype] = not trial.reason
     return known[network.dtype]
 
 
-def sees_all(network: Network, longest: int) -> bool:
+def attends_to_all(network: Network, longest: int) -> bool:
     """Whether every layer attends to all of a sequence of `longest` tokens: no attention window is shorter."""
     if "local" in getattr(network.config.get_text_config(), "attention_layers", ()):  # GPT-Neo's name for a window
         return False
@@ -111,14 +111,14 @@ def compared(network: Network, output: Any) -> Tensor:
     return found[:, -1].to(torch.promote_types(found.dtype, torch.float32))
 
 
-class Attempt:
-    """A context manager for a trial: `fault` says why a network failed it, and is empty if it did not.
+class Trial:
+    """A context manager for a trial: `reason` says why a network failed it, and is empty if it did not.
 
     It catches what networks raise that cannot do something. Other errors, and those of a device, are passed on.
     """
 
     def __init__(self) -> None:
-        self.fault = "it was not tried"
+        self.reason = "it was not tried"
 
     def compare(self, found: Tensor, expected: Tensor, most: float) -> None:
         """Fails the trial if a value, or the norm of a row of values, differs by more than `most`, relatively.
@@ -128,7 +128,7 @@ class Attempt:
         apart, size = (x.abs() if x.dim() < 2 else x.norm(dim=1) for x in (found - expected, expected))
         worst = float((apart / size).max())
         same = worst <= most or not expected.isfinite().all()
-        self.fault = "" if same else f"a trial differs by {worst:.2g}, where {most:g} is expected at most"
+        self.reason = "" if same else f"a trial differs by {worst:.2g}, where {most:g} is expected at most"
 
     def __enter__(self) -> None:
         return None
@@ -137,7 +137,7 @@ class Attempt:
         if not isinstance(error, _REFUSALS) or ran_out(error) or isinstance(error, torch.AcceleratorError):
             return False
         first, *_ = str(error).splitlines() or [""]
-        self.fault = f"{type(error).__name__}: {first[:200]}"
+        self.reason = f"{type(error).__name__}: {first[:200]}"
         return True
 
 

@@ -94,12 +94,12 @@ class Trie:
         return found
 
 
-def common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Returns the length of the common prefix of two sequences."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def parts(sequences: Sequence[Sequence[int]], most_tokens: int, most: int | None = None) -> Iterator[list[int]]:
+def partition(sequences: Sequence[Sequence[int]], most_tokens: int, most: int | None = None) -> Iterator[list[int]]:
     """Yields parts of the sequences, as indices; sequences with long common prefixes share a part.
 
     Args:
@@ -110,7 +110,7 @@ def parts(sequences: Sequence[Sequence[int]], most_tokens: int, most: int | None
     size = 0
     for index in sorted(range(len(sequences)), key=lambda index: (sequences[index], index)):
         ids = sequences[index]
-        shared = common(sequences[part[-1]], ids) if part else 0
+        shared = common_prefix_length(sequences[part[-1]], ids) if part else 0
         grows_too_long = len(ids) > shared and size + len(ids) - shared > most_tokens
         if part and (grows_too_long or len(part) == most):
             yield part

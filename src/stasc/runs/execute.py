@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stasc.errors import NonFiniteError
 from stasc.machine import provenance
-from stasc.machine.paths import naming
+from stasc.machine.paths import naming_setting
 from stasc.machine.sealed import digest
 from stasc.models.model import Model
 from stasc.records import REASONS, Advance, Iteration, Split
@@ -48,7 +48,7 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
     prepared = prepare(experiment)
     store = open_store(prepared)
     with ExitStack() as held:
-        with naming("store.dir", store.root):
+        with naming_setting("store.dir", store.root):
             held.enter_context(store.lock("run", digest(str(path.absolute())), busy=f"writing into {path}"))
         summary = _complete(prepared, path)
         if summary is None:
@@ -107,7 +107,7 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
         with _recording_failure(folder):
             try:
                 folder.begin((experiment.train, experiment.test), **_provenance(prepared, info))
-                with naming("store.dir", store.root):
+                with naming_setting("store.dir", store.root):
                     leases.write(store, prepared.lease(path, "running"))
                 with fallback.recording(journal.write):
                     model, lease = _iterate(prepared, store, folder, console)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stasc.algorithm import stasc
 from stasc.machine import provenance
-from stasc.machine.paths import naming, path_of
+from stasc.machine.paths import naming_setting, path_of
 from stasc.machine.sealed import digest
 from stasc.models import checkpoint
 from stasc.models.config import load_chat, reading, resolve_device, resolve_dtype
@@ -59,7 +59,7 @@ def prepare(experiment: Experiment) -> Prepared:
     """Prepares a run without loading weights. Raises: ValueError or OSError naming the setting that is wrong."""
     chat, live = _open_model(experiment)
     root = _root(experiment)
-    with naming("store.dir", root):
+    with naming_setting("store.dir", root):
         root.mkdir(parents=True, exist_ok=True)
     recipes = _recipes(experiment, chat, live, content.folder_digest(Path(live.base), root / "digests.json"))
     m_0 = replace(M_0, key=digest(recipes.m_0()))

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from stasc.machine import durable
-from stasc.machine.paths import naming
+from stasc.machine.paths import naming_setting
 from stasc.machine.sealed import Damaged, _missing_is_damage, digest, file_sha256, read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class Store:
             raise
         except OSError as error:
             if error.errno not in NO_LOCKS:
-                with naming("store.dir", self.root):
+                with naming_setting("store.dir", self.root):
                     raise
             raise OSError(
                 error.errno,

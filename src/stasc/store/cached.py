@@ -30,7 +30,7 @@ from stasc.store.artifacts import Artifact, InputsChanged, Store
 from stasc.store.keys import Description, Recipes
 from stasc.tasks.rewards import ZeroOnError
 from stasc.tracking import redact
-from stasc.tracking.looks import Looks
+from stasc.tracking.answer_warnings import AnswerWarnings
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Derivation:
         self._weights: dict[str, Callable[[], None]] = {}  # functions that check or derive a model's weights, by key
         self._made: dict[str, int] = {}  # the iteration that trained a model, by key
         self._n = 0  # the current iteration
-        self._looks = Looks()
+        self._answer_warnings = AnswerWarnings()
         stages.live.before_read = self._restore_weights
 
     def sample(self, model: Model, split: Split, n: int) -> Keyed[list[Answer]]:
@@ -88,7 +88,7 @@ class Derivation:
             for i, r in enumerate(requests)
             if rows[r, 0] == NOT_ASKED
         ]
-        self._looks.not_asked(_label("correction", split), not_asked)
+        self._answer_warnings.not_asked(_label("correction", split), not_asked)
         return Keyed(key, [[[rows[r, k] for k in n_corr] for r in requests] for requests in seen])
 
     def score(self, split: Split, y1: Keyed[list[Answer]], y2: Keyed[list[list[Answer]]]) -> Keyed[Pair]:
@@ -222,7 +222,7 @@ class Derivation:
             return rows
 
         key, rows = self._derive(kind, description, compute, read)
-        self._looks(label, rows.values())
+        self._answer_warnings(label, rows.values())
         return key, rows
 
     @contextmanager

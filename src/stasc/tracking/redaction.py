@@ -18,13 +18,13 @@ WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # a
 OVERRIDE = re.compile(r"(?:^|,)[+~]*([\w.@/:-]+)=")  # on a command line; Hydra also joins overrides with commas
 SHORTEST = 8  # characters of a value that is searched for in texts; shorter ones may be ordinary words
 
-_learned: set[str] = set()
+_registered: set[str] = set()
 
 
-def learn(config: Mapping[str, object]) -> None:
+def register_secrets(config: Mapping[str, object]) -> None:
     """Registers the values of secret-like keys of a config, to be hidden in any text from now on."""
     for name, value in config.items():
-        _learn(name, value, secret=False)
+        _register(name, value, secret=False)
 
 
 def redact(config: Mapping[str, object]) -> dict[str, object]:
@@ -52,16 +52,16 @@ class Formatter(logging.Formatter):
         return scrub(super().format(record))
 
 
-def _learn(name: str, value: object, secret: bool) -> None:
+def _register(name: str, value: object, secret: bool) -> None:
     secret = secret or _is_secret(name)
     if isinstance(value, Mapping):
         for key, item in value.items():
-            _learn(str(key), item, secret)
+            _register(str(key), item, secret)
     elif isinstance(value, list | tuple):
         for item in value:
-            _learn("", item, secret)
+            _register("", item, secret)
     elif secret and len(str(value)) >= SHORTEST:
-        _learned.add(str(value))
+        _registered.add(str(value))
 
 
 def _redacted(name: str, value: object, hidden: Sequence[str]) -> object:
@@ -88,7 +88,7 @@ def _is_secret(name: str) -> bool:
 
 def _secret_values() -> list[str]:
     """Returns the strings to hide, longest first, as one may contain another."""
-    values = {value for name, value in os.environ.items() if len(value) >= SHORTEST and _is_secret(name)} | _learned
+    values = {value for name, value in os.environ.items() if len(value) >= SHORTEST and _is_secret(name)} | _registered
     forms = {form for value in values for form in (value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, ""))}
     return sorted(forms, key=len, reverse=True)
 

@@ -70,7 +70,7 @@ class Wandb:
             return Nothing()
         try:
             with _home(info.folder):
-                return within(START_S, lambda: self._start(info, run_id, upload_s))
+                return call_with_timeout(START_S, lambda: self._start(info, run_id, upload_s))
         except Exception as error:
             log.warning("W&B did not start (%s); the run continues without it", reason(error))
             _kill(_service())  # if it hangs, it would keep this process from ending
@@ -204,7 +204,7 @@ class _Mirror:
     def _try(self, seconds: float, action: Callable[[], object]) -> bool:
         try:
             with _home(self._folder):
-                within(seconds, action)
+                call_with_timeout(seconds, action)
             return True
         except Exception as error:
             if not self._broken:
@@ -213,7 +213,7 @@ class _Mirror:
             return False
 
 
-def within(seconds: float, action: Callable[[], T]) -> T:
+def call_with_timeout(seconds: float, action: Callable[[], T]) -> T:
     """Returns what an action returns. Raises: TimeoutError after so many seconds; the action then runs on in a thread.
 
     W&B limits the time of network calls, but not of its own service.
@@ -246,7 +246,7 @@ def shut_down(service: Popen[bytes] | None = None) -> None:
 
     service = service or _service()
     try:
-        within(SHUT_DOWN_S, wandb.teardown)
+        call_with_timeout(SHUT_DOWN_S, wandb.teardown)
     except Exception:
         _kill(service)
 

@@ -18,7 +18,7 @@ from stasc.models.model import Network
 from stasc.prefix_tree import costs, masks, probe
 from stasc.prefix_tree.batch import Example, collate, tree
 from stasc.prefix_tree.likelihood import logprobs
-from stasc.prefix_tree.trie import parts
+from stasc.prefix_tree.trie import partition
 from stasc.tracking import fallback
 from stasc.training import gradients
 from stasc.training.losses import Loss
@@ -49,7 +49,7 @@ class MicroBatches:
     ) -> None:
         self.network, self.loss, self.scaler = network, loss, scaler
         self.device, self.dtype = live.device, live.dtype
-        self.most_tokens = method.micro_batch_tokens or costs.worthwhile(network)
+        self.most_tokens = method.micro_batch_tokens or costs.tokens_per_pass(network)
         self.most_examples = method.micro_batch_size
         longest = max(len(example.prompt) + len(example.completion) for example in examples)
         self.mask = _mask(network, live.dtype, longest) if method.packing else None
@@ -64,7 +64,7 @@ class MicroBatches:
             torch.cuda.set_device(self.device)
         on_cpu = self.device.type == "cpu"  # CUDA's allocator keeps the memory of gradients by itself
         keeping = gradients.kept(self.network, self.gradients) if on_cpu else nullcontext()
-        with keeping, masks.attending(self.network, self.mask):
+        with keeping, masks.tree_attention(self.network, self.mask):
             yield
 
     def backward(self, step: Sequence[Example]) -> list[MicroBatch]:
@@ -92,13 +92,13 @@ class MicroBatches:
     def _split(self, step: Sequence[Example]) -> Iterator[list[Example]]:
         whole = [example.prompt + example.completion[:-1] for example in step]
         for group in self.lengths.groups(map(len, whole)):
-            for part in parts([whole[index] for index in group], self.most_tokens, self.most_examples):
+            for part in partition([whole[index] for index in group], self.most_tokens, self.most_examples):
                 yield [step[group[index]] for index in part]
 
 
 def _mask(network: Network, dtype: torch.dtype, longest: int) -> masks.Mask | None:
     """Returns the mask for packing examples of at most `longest` tokens; None if each takes a row of its own."""
-    if probe.sees_all(network, longest):
+    if probe.attends_to_all(network, longest):
         mask, fault = probe.probe(network, dtype)
     else:
         mask, fault = None, f"some layers of this model see fewer than the {longest} tokens of an example"

@@ -26,7 +26,7 @@ class Limit:
 
     def lower(self, rows: int) -> int:
         """Lowers the limit permanently, as freed memory may be fragmented. Returns the new limit."""
-        processor.give_back()
+        processor.release_memory()
         self.rows = rows
         fallback.memory_short(rows)
         return rows
@@ -65,7 +65,7 @@ def free_bytes(device: torch.device, enough: int) -> int:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     if _available() < enough:
-        processor.give_back()
+        processor.release_memory()
     return _available()
 
 

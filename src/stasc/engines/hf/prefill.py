@@ -24,7 +24,7 @@ from stasc.engines.hf.shared import SharedPrompts
 from stasc.models import lengths, precision
 from stasc.models.model import Network
 from stasc.prefix_tree import costs, masks, probe
-from stasc.prefix_tree.trie import Trie, common, parts
+from stasc.prefix_tree.trie import Trie, common_prefix_length, partition
 from stasc.tracking import fallback
 
 
@@ -73,7 +73,7 @@ def prefill(
     distinct = list(dict.fromkeys(prompts))  # in order, so that no sequence has to move
     index = {prompt: p for p, prompt in enumerate(distinct)}
     mask = _mask(model)
-    if mask is None or not probe.sees_all(model, max(map(len, distinct)) + max_new_tokens):
+    if mask is None or not probe.attends_to_all(model, max(map(len, distinct)) + max_new_tokens):
         logits_PV, batch = _padded(model, distinct)
     else:
         logits_PV, batch = _shared(model, distinct, len(prompts), max_new_tokens, max_tokens, mask)
@@ -89,18 +89,18 @@ def _shared(
     mask: masks.Mask,
 ) -> tuple[Tensor, Batch]:
     """Returns the logits (P, V) of distinct prompts, and the batch that shares their KV cache."""
-    shared = min(common(min(distinct), max(distinct)), *(len(prompt) - 1 for prompt in distinct))
+    shared = min(common_prefix_length(min(distinct), max(distinct)), *(len(prompt) - 1 for prompt in distinct))
     layers = model.config.get_text_config().num_hidden_layers
     prefix, cache = PreallocatedCache(layers), PreallocatedCache(layers)
     if shared:
         ids = torch.tensor([distinct[0][:shared]], device=model.device)
         model(input_ids=ids, past_key_values=prefix, use_cache=True, logits_to_keep=1)
     if mask != "rows":  # other masks compute the scores between all tokens of a pass
-        max_tokens = min(max_tokens, costs.worthwhile(model))
+        max_tokens = min(max_tokens, costs.tokens_per_pass(model))
     remainders = [prompt[shared:] for prompt in distinct]
     longest = max(map(len, remainders))
     logits_PV = torch.empty(0)
-    for part in parts(remainders, max_tokens):
+    for part in partition(remainders, max_tokens):
         trie = Trie()
         paths = [trie.add(remainders[p]) for p in part]
         logits_NV, computed = _forward(model, trie, [path[-1] for path in paths], prefix, mask)
@@ -120,15 +120,15 @@ def _forward(
 ) -> tuple[Tensor, PreallocatedCache]:
     """Returns the logits (N, V) of the tokens `ends` of a tree, and the KV cache of the prefix and the whole tree."""
     before, computed = prefix.get_seq_length(), prefix.copy()
-    attended = masks.attended(trie, mask, model.device, before)
-    with masks.attending(model, mask):
+    arguments = masks.mask_arguments(trie, mask, model.device, before)
+    with masks.tree_attention(model, mask):
         logits_1NV = model(
             input_ids=torch.tensor([trie.ids], device=model.device),
             position_ids=before + torch.tensor([trie.depths()], device=model.device),
             past_key_values=computed,
             use_cache=True,
             logits_to_keep=torch.tensor(ends, device=model.device),
-            **{name: value.to(model.device) for name, value in attended.items()},
+            **{name: value.to(model.device) for name, value in arguments.items()},
         ).logits
     return logits_1NV[0], computed
 
@@ -160,7 +160,7 @@ def shares(model: Network) -> bool:
 
 def lengths_of(model: Network, longest: int) -> lengths.Lengths:
     """Returns which prompts may share a pass, where prompts and answers have at most `longest` tokens."""
-    seen = probe.sees_all(model, longest)
+    seen = probe.attends_to_all(model, longest)
     if not seen:
         fallback.report(
             "no prefix sharing", f"some layers of this model see fewer than the {longest} tokens of a prompt and answer"
@@ -187,8 +187,8 @@ def _fault(model: Network, mask: masks.Mask) -> str:
     Some models compute more than a softmax of scores. Short answers show it. They are computed in float32 or wider:
     rounding to 16 bits could hide a difference, or look like one.
     """
-    attempt = probe.Attempt()
-    with attempt, precision.widened(model):
+    trial = probe.Trial()
+    with trial, precision.widened(model):
         _, shared = _shared(model, [(1, 2, 3), (1, 2, 4, 5)], 3, 2, 100, mask)
         shared.select(torch.tensor([1, 0, 1], device=model.device))
         alone = [_padded(model, [prompt])[1] for prompt in ((1, 2, 4, 5), (1, 2, 3))]
@@ -200,5 +200,5 @@ def _fault(model: Network, mask: masks.Mask) -> str:
             ]
         found, one, other = (probe.compared(model, output) for output in outputs)
         expected = torch.stack([one[0], other[0], one[1]])
-        attempt.compare(found, expected, probe.tolerance(model))
-    return attempt.fault
+        trial.compare(found, expected, probe.tolerance(model))
+    return trial.reason

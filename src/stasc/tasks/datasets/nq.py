@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stasc.machine.hub import retries_told_once
+from stasc.machine.hub import log_retries_once
 from stasc.machine.paths import path_of
 from stasc.records import Question, Split
 from stasc.tasks.datasets.split import Ordered, Problem, Rows, arrange, check_split, divide, no_problem, take
@@ -62,7 +62,7 @@ class Nq(Rows):
                 data = datasets.load_from_disk(str(folder))[hub_split]
             else:
                 source, revision = (str(folder), None) if local else (self.path, self.revision)
-                with retries_told_once(f"dataset.path={self.path}"):
+                with log_retries_once(f"dataset.path={self.path}"):
                     data = datasets.load_dataset(source, split=hub_split, revision=revision)
         # RuntimeError: data that come with code to load them, which this library no longer runs
         except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:

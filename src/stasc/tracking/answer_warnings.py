@@ -19,7 +19,7 @@ _ADVICE = {
 }
 
 
-class Looks:
+class AnswerWarnings:
     """One warning each for a stage of mostly truncated or empty answers, and for corrections that cannot be sampled."""
 
     def __init__(self) -> None:
