@@ -47,7 +47,7 @@ _KNOWN = {  # settings that name one of several options
 class Method(ABC):
     """A method of fine-tuning, with the settings of its optimization, named as in `transformers.TrainingArguments`.
 
-    `four_bit` holds the base weights in NF4. `adapter` says that base weights stay as they are.
+    `four_bit`: base weights are held in NF4. `adapter`: base weights are frozen.
     """
 
     suffix: str

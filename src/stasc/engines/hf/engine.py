@@ -85,7 +85,7 @@ class HF:
         active = list(range(len(batch)))
 
         def kind(i: int) -> tuple[int, int, int]:
-            """Class of length, tokens until recomputed, tokens drawn: equal for samples of one forward pass."""
+            """Returns what samples of one pass share: class of length, tokens until recomputed, tokens drawn."""
             drawn = len(completions[i].ids)
             length = len(requests[batch[i][0]].prompt) + drawn
             return alike.kind(length), alike.capacity(length, most - drawn), drawn
