@@ -65,14 +65,14 @@ class FakeLive:
     def holds(self, model: Model) -> bool:
         return model == self._current
 
-    def moved(self, old: Model, new: Model) -> None:
+    def renamed(self, old: Model, new: Model) -> None:
         if self._current == old:
             self._current = new
 
     def adopt(self, model: Model) -> None:
         self._current = model
 
-    def pop_loading(self) -> float:
+    def pop_loading_s(self) -> float:
         return 0.0
 
     def release(self) -> None:

@@ -87,7 +87,8 @@ class Stages:
         sampling = self.sampling[split.name]
         stop = StopStrings(tuple(sampling.stop), self.chat) if sampling.stop else None
         settings = sampling.temperature, sampling.top_p, sampling.max_new_tokens
-        decoding = Decoding(*settings, self.chat.stop_ids, stopped=stop.met if stop else None, ids=self.chat.ids)
+        stopped = stop.met if stop else None
+        decoding = Decoding(*settings, self.chat.stop_ids, stopped=stopped, allowed_ids=self.chat.ids)
         self.engine.load(model, self.live)
         completions = self.engine.sample(requests, batch, decoding, advance)
         return [self._answered(completion, stop) for completion in completions]

@@ -95,7 +95,7 @@ def test_non_finite_logits_end_sampling_and_name_the_questions(
 def test_ids_without_text_are_never_drawn(top_p: float) -> None:
     logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
     ids = frozenset(range(250)) - {7, 100}
-    known = decode.mask_unknown(logits, Decoding(1.0, top_p, 1, frozenset({260}), ids=ids))
+    known = decode.mask_unknown(logits, Decoding(1.0, top_p, 1, frozenset({260}), allowed_ids=ids))
     drawn = set(draw(known, 1.0, top_p).tolist())
     assert drawn <= ids | {260} and len(drawn) > 50
     assert any(id_ not in ids for id_ in draw(logits, 1.0, top_p).tolist())
@@ -106,7 +106,7 @@ def test_ids_without_text_are_never_drawn(top_p: float) -> None:
 def test_logits_are_not_copied_if_all_ids_have_a_text() -> None:
     logits = torch.randn(3, 300)
     for ids in (None, frozenset(range(300)), frozenset(range(400))):
-        same = decode.mask_unknown(logits, Decoding(1.0, 1.0, 1, frozenset(), ids=ids))
+        same = decode.mask_unknown(logits, Decoding(1.0, 1.0, 1, frozenset(), allowed_ids=ids))
         assert same.shape == logits.shape and same.data_ptr() == logits.data_ptr()
 
 
@@ -122,7 +122,7 @@ def test_extra_ids_of_a_model_change_no_draw(tmp_path: Path, top_p: float) -> No
     ]
     expected = sampled(HF(64), plain, requests, Decoding(1.0, top_p, 8, frozenset({0})))
     assert (
-        sampled(HF(64), padded, requests, Decoding(1.0, top_p, 8, frozenset({0}), ids=frozenset(range(260))))
+        sampled(HF(64), padded, requests, Decoding(1.0, top_p, 8, frozenset({0}), allowed_ids=frozenset(range(260))))
         == expected
     )
     anything = sampled(HF(64), padded, requests, Decoding(1.0, top_p, 8, frozenset({0})))

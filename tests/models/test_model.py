@@ -195,12 +195,12 @@ def test_one_network_is_in_memory_at_a_time(base: str, weights: Path, reads: Rea
 def test_other_weights_are_put_into_the_network_that_is_there(base: str, weights: Path, reads: Reads) -> None:
     one = live(base)
     network = one.load(M_0)
-    assert one.pop_loading() > 0
+    assert one.pop_loading_s() > 0
     for model, folder in ((Model(weights=weights), weights), (M_0, base)):
         assert one.load(model) is network
         assert torch.equal(logits(network), plain_logits(folder))
     assert reads.places == [base, str(weights), base]  # the first is ours, the others those of this test
-    assert one.pop_loading() > 0 == one.pop_loading()
+    assert one.pop_loading_s() > 0 == one.pop_loading_s()
 
 
 def test_weights_that_are_not_those_of_the_network_are_not_put_into_it(

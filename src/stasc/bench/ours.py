@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import transformers
-
 from stasc.bench.contender import Done, Work, serve, useful
 from stasc.cli.compose import compose
 from stasc.cli.parts import build
@@ -18,6 +16,7 @@ from stasc.models.live import LiveModel
 from stasc.models.model import M_0
 from stasc.prefix_tree.batch import Example
 from stasc.prefix_tree.trie import Trie
+from stasc.runs.prepare import quieten_libraries
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
 
@@ -26,7 +25,7 @@ class Ours:
     """Samples and fine-tunes with the workload's own settings."""
 
     def __init__(self, work: Work, options: Mapping[str, str]) -> None:
-        transformers.logging.set_verbosity_error()
+        quieten_libraries()
         cfg = compose([*work.overrides, *(f"{name}={value}" for name, value in options.items())])
         config: ModelConfig = build(cfg, "model")
         self.engine: Engine = build(cfg, "engine")

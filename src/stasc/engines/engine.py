@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from stasc.models.live import LiveModel
-    from stasc.models.model import Model
-    from stasc.records import Advance
+from stasc.models.live import LiveModel
+from stasc.models.model import Model
+from stasc.records import Advance
 
 Row = tuple[int, int]  # the index of a request, and of one of its samples
 
@@ -39,7 +38,7 @@ class Decoding:
     Args:
         stop_ids: tokens that end an answer.
         stopped: returns whether the ids of an answer end in a stop string; called after every token.
-        ids: tokens that the tokenizer can decode; no other is sampled. None: the model's whole vocabulary.
+        allowed_ids: tokens that the tokenizer can decode; no other is sampled. None: the model's whole vocabulary.
     """
 
     temperature: float
@@ -47,12 +46,12 @@ class Decoding:
     max_new_tokens: int
     stop_ids: frozenset[int]
     stopped: Callable[[Sequence[int]], bool] | None = None
-    ids: frozenset[int] | None = None
+    allowed_ids: frozenset[int] | None = None
 
     @cached_property
     def drawable(self) -> frozenset[int] | None:
         """The tokens that may be sampled, as one object that caches can be keyed by; None: all."""
-        return None if self.ids is None else self.ids | self.stop_ids
+        return None if self.allowed_ids is None else self.allowed_ids | self.stop_ids
 
 
 class Engine(Protocol):

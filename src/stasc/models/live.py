@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from stasc.machine import processor
@@ -74,7 +75,7 @@ class LiveModel:
             from peft import PeftModel
 
             if not (model.adapter / "adapter_model.safetensors").is_file():  # peft would open adapter_model.bin
-                raise OSError(f"{model.adapter} has no adapter_model.safetensors")
+                raise OSError(f"no adapter_model.safetensors in {model.adapter}")
             network = PeftModel.from_pretrained(network, model.adapter, is_trainable=True)
         self.adopt(model, network, wanted[1])
         self._loading_s += time.perf_counter() - began
@@ -89,7 +90,7 @@ class LiveModel:
             self.before_read(model)
         return model.weights or Path(self.base), model.adapter
 
-    def pop_loading(self) -> float:
+    def pop_loading_s(self) -> float:
         """Returns the seconds spent on reading weights since the last call."""
         seconds, self._loading_s = self._loading_s, 0.0
         return seconds
@@ -102,7 +103,7 @@ class LiveModel:
         """Returns whether `model` is in memory."""
         return self._current is not None and self._current[0] == model
 
-    def moved(self, old: Model, new: Model) -> None:
+    def renamed(self, old: Model, new: Model) -> None:
         """Renames the model in memory after its files have moved."""
         if self._current and self._current[0] == old:
             self._current = (new, self._current[1])
@@ -173,8 +174,6 @@ def _misshapen(network: PreTrainedModel) -> set[tuple[str, tuple[int, ...], tupl
 
     transformers does not compare weights in 4 bits, and up to 5.20 no weight of a quantised model.
     """
-    from torch import nn
-
     found: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):

@@ -200,7 +200,7 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
     model, lease, empty = prepared.m_0, prepared.lease(folder.path, "running"), []
     for iteration in loop(experiment, prepared.m_0, steps):
         model = iteration.model
-        seconds = {**watch.pop_seconds(), "loading": prepared.live.pop_loading()}
+        seconds = {**watch.pop_seconds(), "loading": prepared.live.pop_loading_s()}
         folder.iteration(iteration, steps.training.get(iteration.n), seconds)
         console.iteration(folder.summary["iterations"][-1])
         if odd := [one for one in iteration.left_out if one.reason != "truncated"]:

@@ -116,7 +116,7 @@ def _open_model(experiment: Experiment) -> tuple[Chat, LiveModel]:
             f"finetune with 4-bit weights or finetune.optimizer={tune.optimizer} needs bitsandbytes, which is not "
             "installed: pip install bitsandbytes, or take finetune=lora or full and finetune.optimizer=adamw_torch"
         )
-    _quieten_libraries()
+    quieten_libraries()
     if experiment.model.chat_template not in (None, "plain"):
         read_template(experiment.model.chat_template)
     # Pickled weights are refused. Without this, transformers would ask a service to convert them.
@@ -173,7 +173,7 @@ def _plan(experiment: Experiment, recipes: keys.Recipes, m_0: Model, empty: Coll
     return tuple(plan.steps)
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Turns off the libraries' progress bars for loaded weights, and their advice for other uses."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]

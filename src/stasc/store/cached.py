@@ -132,7 +132,7 @@ class Derivation:
             shutil.rmtree(work / "weights", ignore_errors=True)  # left by an interrupted try
             with self._progress("fine-tuning", self._stages.steps(kept), "steps") as advance:
                 model, training = self._stages.finetune(start, kept, n, work / "weights", advance)
-            self._stages.live.moved(model, made)
+            self._stages.live.renamed(model, made)
             durable.write(work / "training.json", json.dumps(asdict(training)).encode())
 
         def figures(artifact: Artifact) -> dict[str, Any]:

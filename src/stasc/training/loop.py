@@ -7,30 +7,31 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn, optim
 from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_
-from transformers import get_scheduler, set_seed
+from transformers import Adafactor, get_scheduler, set_seed
+from transformers.trainer_pt_utils import get_parameter_names
 
 from stasc.errors import NonFiniteError
 from stasc.machine import durable
+from stasc.models.lengths import grouped
+from stasc.models.live import LiveModel
+from stasc.models.model import Model, Network
 from stasc.prefix_tree.batch import Example
 from stasc.records import Advance
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
 from stasc.training.micro_batches import MicroBatch, MicroBatches
-from stasc.training.optimizer import make_optimizer
-from stasc.training.order import batches
-
-if TYPE_CHECKING:
-    from stasc.models.live import LiveModel
-    from stasc.models.model import Model, Network
 
 log = logging.getLogger(__name__)
+
+_WITHOUT_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]  # parameter names
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,13 @@ def train(
     set_seed(seed)
     scaler = GradScaler(live.device.type, enabled=live.dtype == torch.float16)
     micro_batches = MicroBatches(network, loss, method, live, examples, scaler)
-    optimizer, number = make_optimizer(network, method), method.steps(len(examples))
+    optimizer, number = _optimizer(network, method), method.steps(len(examples))
     scheduler = get_scheduler(method.schedule, optimizer, math.ceil(number * method.warmup_ratio), number)
     tally = _Tally(method)
     network.train()
     network.zero_grad()
     with micro_batches.running(), _checkpointing(network, method.gradient_checkpointing):
-        for step, batch in enumerate(batches(examples, method, seed), start=1):
+        for step, batch in enumerate(islice(_batches(examples, method, seed), number), start=1):
             computed = micro_batches.backward(batch)
             scaler.unscale_(optimizer)
             norm = clip_grad_norm_(list(network.parameters()), method.max_grad_norm or math.inf)
@@ -110,6 +111,67 @@ def train(
             advance()
     optimizer.state.clear()  # the scheduler makes the optimizer part of a reference cycle, which outlives this function
     return tally.result(len(examples), micro_batches.most_tokens)
+
+
+def _optimizer(network: nn.Module, method: Method) -> optim.Optimizer:
+    """Returns an optimizer of a network's trainable parameters, set up as `Trainer` of transformers does.
+
+    Biases and norms get no weight decay.
+    """
+    decayed = set(get_parameter_names(network, [nn.LayerNorm], _WITHOUT_DECAY))
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trained if name in decayed], "weight_decay": method.weight_decay},
+        {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
+    ]
+    name, lr = method.optimizer, method.learning_rate
+    if name.startswith("adamw_torch"):
+        return optim.AdamW(groups, lr=lr, fused=name.endswith("fused") or None)
+    if name == "adafactor":
+        return Adafactor(groups, lr=lr, scale_parameter=False, relative_step=False)
+    if name == "sgd":
+        return optim.SGD(groups, lr=lr)
+    return _bitsandbytes(network, groups, name, lr)
+
+
+def _bitsandbytes(network: nn.Module, groups: list[dict[str, Any]], name: str, lr: float) -> optim.Optimizer:
+    from bitsandbytes.optim.adamw import AdamW
+    from bitsandbytes.optim.optimizer import GlobalOptimManager
+
+    manager = GlobalOptimManager.get_instance()
+    manager.initialize()  # without the overrides of earlier fine-tunings, which it keeps by position of the parameter
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):  # its optimizer states are unstable in 8 bits
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+    bits = 8 if name.endswith("8bit") else 32
+    optimizer: optim.Optimizer = AdamW(groups, lr=lr, optim_bits=bits, is_paged=name.startswith("paged"))
+    return optimizer
+
+
+def _batches(examples: Sequence[Example], method: Method, seed: int) -> Iterator[list[Example]]:
+    """Yields the examples of each optimizer step, without end.
+
+    The last batch of an epoch may be smaller. With `steps_match`, batches run on across epochs, and all are full.
+    """
+    epochs = _epochs(examples, method, seed)
+    for epoch in epochs if method.steps_match is None else [chain.from_iterable(epochs)]:
+        # torch's DataLoader draws a number at the start of each epoch. Models trained with one, by `Trainer` of
+        # transformers, have their dropout from the generator's state after it.
+        torch.empty((), dtype=torch.int64).random_()
+        while batch := [examples[index] for index in islice(epoch, method.batch_size)]:
+            yield batch
+
+
+def _epochs(examples: Sequence[Example], method: Method, seed: int) -> Iterator[Iterator[int]]:
+    """Yields permutations of the examples without end; those of one prompt stay together with `shuffle=prompts`."""
+    generator = torch.Generator().manual_seed(seed)
+    prompts = method.shuffle == "prompts"
+    groups = grouped([example.prompt for example in examples] if prompts else range(len(examples)))
+    for epoch in count():
+        if not prompts and method.steps_match is None:
+            generator.manual_seed(seed + epoch)  # as `Trainer` of transformers does
+        permutation = torch.randperm(len(groups), generator=generator).tolist()
+        yield chain.from_iterable(groups[group] for group in permutation)
 
 
 @contextmanager
@@ -158,15 +220,13 @@ class _Tally:
         return False
 
     def _skip(self, fault: str) -> None:
-        bound = self.method.max_skipped_steps
+        bound, way = self.method.max_skipped_steps, ""
         if self.method.on_nonfinite == "abort":
-            raise NonFiniteError(
-                f"{fault}: {self._advice()}, or leave such steps out with finetune.on_nonfinite=skip_step"
-            )
-        if self.skipped == bound:
-            raise NonFiniteError(
-                f"{fault}, with {bound} steps skipped before: {self._advice()}, or raise finetune.max_skipped_steps"
-            )
+            way = "leave such steps out with finetune.on_nonfinite=skip_step"
+        elif self.skipped == bound:
+            fault, way = f"{fault}, with {bound} steps skipped before", "raise finetune.max_skipped_steps"
+        if way:
+            raise NonFiniteError(f"{fault}: {self._advice()}, or {way}")
         self.skipped += 1
         log.warning("%s: skipped", fault)
 

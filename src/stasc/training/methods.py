@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
+import torch
+from torch import nn
+from transformers import PreTrainedModel, set_seed
+
 from stasc.models.live import LiveModel
-from stasc.models.model import Model
+from stasc.models.model import Model, Network
 from stasc.settings.check import expect
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
-
-    from stasc.models.model import Network
 
 _LEAST = {  # settings that have a minimum
     **dict.fromkeys(("epochs", "batch_size"), (1, "at least 1")),
@@ -47,7 +47,7 @@ _KNOWN = {  # settings that name one of several options
 class Method(ABC):
     """A method of fine-tuning, with the settings of its optimization, named as in `transformers.TrainingArguments`.
 
-    `four_bit` holds the base weights in NF4. `adapter` says that base weights stay as they are.
+    `four_bit`: base weights are held in NF4. `adapter`: base weights are frozen.
     """
 
     suffix: str
@@ -104,12 +104,12 @@ class Method(ABC):
         """Returns the network of `start`, ready to train: all parameters that require gradients are trained."""
 
     @abstractmethod
-    def save(self, network: Network, folder: Path) -> None:
-        """Writes a trained network to `folder`."""
-
-    @abstractmethod
     def model(self, start: Model, folder: Path, key: str = "") -> Model:
         """Names the model that fine-tuning `start` into `folder` gives."""
+
+    def save(self, network: Network, folder: Path) -> None:
+        """Writes a trained network to `folder`."""
+        network.save_pretrained(str(folder))
 
     def saved_bytes(self, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:
         """Estimates the size of what `save` writes, from the shapes of the base's tensors and the dtype of training."""
@@ -122,9 +122,6 @@ class Full(Method):
 
     def network(self, live: LiveModel, start: Model, seed: int) -> Network:
         return live.load(start, live.training_dtype)
-
-    def save(self, network: Network, folder: Path) -> None:
-        network.save_pretrained(str(folder))
 
     def model(self, start: Model, folder: Path, key: str = "") -> Model:
         return Model(weights=folder, key=key)
@@ -159,8 +156,14 @@ class Lora(Method):
         return network if start.adapter else self._with_new_adapter(network, seed)
 
     def save(self, network: Network, folder: Path) -> None:
-        network.save_pretrained(str(folder))
-        _remove_paths(folder)
+        """Writes the adapter without the path of the base, as other runs may share the files."""
+        super().save(network, folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's model card has the path as well
+        file = folder / "adapter_config.json"
+        settings = json.loads(file.read_bytes()) | {"base_model_name_or_path": None, "revision": None}
+        if isinstance(settings["target_modules"], list):
+            settings["target_modules"].sort()  # peft takes them from a set, in another order in each process
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
     def model(self, start: Model, folder: Path, key: str = "") -> Model:
         return Model(weights=start.weights, adapter=folder, key=key)
@@ -177,7 +180,6 @@ class Lora(Method):
 
     def _with_new_adapter(self, network: Network, seed: int) -> Network:
         from peft import LoraConfig, get_peft_model
-        from transformers import set_seed
 
         self._check_target_modules(network)
         set_seed(seed)
@@ -197,8 +199,6 @@ class Lora(Method):
 
     def _check_target_modules(self, network: Network) -> None:
         """Raises: ValueError if a target module does not exist; peft raises only if none does."""
-        from torch import nn
-
         known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
         names = [name for name, _ in network.named_modules()]
         for target in [] if self.target_modules == ["all-linear"] else self.target_modules:
@@ -207,19 +207,6 @@ class Lora(Method):
                     f"finetune.target_modules={self.target_modules}: this model has no module {target}; "
                     f"expected [all-linear] or some of {', '.join(sorted(known))}"
                 )
-
-
-def _remove_paths(folder: Path) -> None:
-    """Removes the path of the base from an adapter's files, which other runs may share, and sorts its module names.
-
-    peft takes the names from a set, in another order in each process.
-    """
-    (folder / "README.md").unlink(missing_ok=True)  # peft's model card has the path as well
-    file = folder / "adapter_config.json"
-    settings = json.loads(file.read_bytes()) | {"base_model_name_or_path": None, "revision": None}
-    if isinstance(settings["target_modules"], list):
-        settings["target_modules"].sort()
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 @dataclass(frozen=True)

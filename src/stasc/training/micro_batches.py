@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +13,8 @@ from torch.amp import GradScaler
 
 from stasc.machine.memory import ran_out
 from stasc.models import lengths
+from stasc.models.live import LiveModel
+from stasc.models.model import Network
 from stasc.prefix_tree import attention, probe
 from stasc.prefix_tree.batch import Example, collate, logprobs, tree
 from stasc.prefix_tree.trie import partition, tokens_per_pass
@@ -21,10 +22,6 @@ from stasc.tracking import fallback
 from stasc.training import gradients
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
-
-if TYPE_CHECKING:
-    from stasc.models.live import LiveModel
-    from stasc.models.model import Network
 
 log = logging.getLogger(__name__)
 

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stasc.engines.hf import prefill
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from stasc.models.model import Network
-
+from stasc.models.model import Network
 
 _FORMS = 64  # compilations of one function: one row or several, with or without adapters, trained or not
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,10 +15,8 @@ from stasc.engines import noise
 from stasc.engines.engine import Completion, Decoding
 from stasc.engines.hf import prefill
 from stasc.errors import NonFiniteError
+from stasc.models.model import Network
 from stasc.records import Advance
-
-if TYPE_CHECKING:
-    from stasc.models.model import Network
 
 _FIRST_CANDIDATES = 128
 _CHUNK = 2**21  # logits: drawing takes several times their memory
@@ -43,19 +40,18 @@ def sample_batch(
     decoding: Decoding,
     advance: Advance,
     prefill_tokens: int,
-    begun: Sequence[tuple[int, ...]] = (),
+    begun: Sequence[tuple[int, ...]],
 ) -> list[Completion]:
     """Returns the completion of each prompt with its noise key.
 
     Args:
-        begun: the tokens that each sample has drawn before, equally many; they also end its prompt. Empty: none.
+        begun: the tokens that each sample has drawn before, equally many; they also end its prompt.
     Raises: NonFiniteLogits if the model is broken.
     """
     device = model.device
     logits_SV, sequences, batch = prefill.prefill(model, prompts, decoding.max_new_tokens, prefill_tokens)
     keys_B = torch.tensor(keys, dtype=torch.int64, device=device)
-    sampled = [list(ids) for ids in begun] if begun else [list[int]() for _ in prompts]
-    first = len(sampled[0])
+    sampled, first = [list(ids) for ids in begun], len(begun[0])
     active = list(range(len(prompts)))
 
     for position in range(decoding.max_new_tokens):

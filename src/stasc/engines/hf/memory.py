@@ -6,16 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from stasc.engines.hf import prefill, shared
 from stasc.machine import memory, processor
+from stasc.models.model import Network
 from stasc.tracking import fallback
-
-if TYPE_CHECKING:
-    from stasc.models.model import Network
 
 _SHARE = 0.8  # of the free memory; a forward pass needs some beside the KV cache
 
@@ -72,8 +70,6 @@ def free_bytes(device: torch.device, enough: int) -> int:
 
 
 def _available() -> int:
-    import psutil
-
     within = memory.cgroup_free_bytes()
     available = int(psutil.virtual_memory().available)
     return available if within is None else min(available, within)

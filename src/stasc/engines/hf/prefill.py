@@ -11,25 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from stasc.engines.hf.cache import PreallocatedCache
 from stasc.engines.hf.shared import SharedPrompts
 from stasc.models import lengths, precision
+from stasc.models.model import Network
 from stasc.prefix_tree import attention, probe
 from stasc.prefix_tree.trie import Trie, common_prefix_length, partition, tokens_per_pass
 from stasc.tracking import fallback
-
-if TYPE_CHECKING:
-    from transformers import Cache
-
-    from stasc.models.model import Network
 
 
 class Batch(Protocol):

@@ -14,17 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from stasc.engines.hf.cache import PreallocatedCache, compact
+from stasc.models.model import Network
 from stasc.prefix_tree import attention
-
-if TYPE_CHECKING:
-    from stasc.models.model import Network
 
 _NAME = "stasc_shared_prompts"  # of this attention, in transformers' registry
 _SPARE = 32  # answer tokens that are allocated at once
