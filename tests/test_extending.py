@@ -285,9 +285,13 @@ class ByReward:
         ),
         ("reward", "def mine(answers): ...", "expected a function of (answer, references) or (answers, references)"),
         ("dataset", "def mine(): ...", "expected a function of (split) or (split, problem)"),
-        ("init", "def mine(m_0, m_prev): ...", "init: mine has no attribute anew; stasc.choices.init says"),
-        ("target", "class mine: ...", "target: mine has no attribute trains; stasc.choices.target says"),
-        ("prompt", "class mine: ...", "prompt: mine has no attribute ask; stasc.tasks.prompt says"),
+        ("init", "def mine(m_0, m_prev): ...", "init: mine has no anew, see stasc.choices.init"),
+        (
+            "target",
+            "class mine: ...",
+            "target: mine has no trains, corrects, stages, example, see stasc.choices.target",
+        ),
+        ("prompt", "class mine: ...", "prompt: mine has no ask, ask_to_correct, see stasc.tasks.prompt"),
     ],
 )
 def test_a_part_of_another_form_is_refused_before_a_model_is_loaded(

@@ -42,9 +42,8 @@ def build(cfg: DictConfig, group: str) -> Any:
     if group in CALLS:
         _check_call(group, part)
     interface, *members = MEMBERS.get(group, ("",))
-    for member in members:
-        if not hasattr(part, member):
-            raise ValueError(f"{group}: {_name(part)} has no attribute {member}; {interface} says what it is for")
+    if missing := [member for member in members if not hasattr(part, member)]:
+        raise ValueError(f"{group}: {_name(part)} has no {', '.join(missing)}, see {interface}")
     return part
 
 
