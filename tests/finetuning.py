@@ -39,7 +39,6 @@ def make(method: str, **changes: Any) -> Full | Lora:
     """A method with plain settings, of which the test sets what it is about."""
     kind = {"full": Full, "lora": Lora, "qlora": QLora}[method]
     settings = {
-        "suffix": "",
         "learning_rate": 0.05,
         "epochs": 1,
         "batch_size": 4,

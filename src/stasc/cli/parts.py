@@ -32,6 +32,7 @@ MEMBERS = {  # the module of a part's interface, and what a part of any class mu
     "init": ("stasc.choices.init", "anew"),
     "target": ("stasc.choices.target", "trains", "corrects", "stages", "example"),
     "prompt": ("stasc.tasks.prompt", "ask", "ask_to_correct"),
+    "finetune": ("stasc.training.methods", "network", "save", "model", "saved_bytes", "steps"),
     "engine": ("stasc.engines.engine", "load", "batches", "sample", "release"),
 }
 

@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -124,7 +124,7 @@ class Derivation:
         assert kept == [pair for pair in self._pairs if self._keep(pair) and not self.unusable(pair)]
         description = self._recipes.finetune(start.key, self._pairs.key, n)
         key = digest(description)
-        made = self._stages.tune.model(start, self._store.root / "model" / key / "weights", key)
+        made = replace(self._stages.tune.model(start, self._store.root / "model" / key / "weights"), key=key)
         inputs = partial(self._inputs, description)
 
         def train(work: Path) -> None:

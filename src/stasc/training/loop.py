@@ -28,6 +28,7 @@ from stasc.records import Advance
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
 from stasc.training.micro_batches import MicroBatch, MicroBatches
+from stasc.training.optimization import Optimization
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def finetune(
 def train(
     network: Network,
     examples: Sequence[Example],
-    method: Method,
+    settings: Optimization,
     loss: Loss,
     live: LiveModel,
     seed: int,
@@ -89,17 +90,17 @@ def train(
             raise ValueError(f"{example.id}: no token to train on, its correction or its prompt is empty")
     set_seed(seed)
     scaler = GradScaler(live.device.type, enabled=live.dtype == torch.float16)
-    micro_batches = MicroBatches(network, loss, method, live, examples, scaler)
-    optimizer, number = _optimizer(network, method), method.steps(len(examples))
-    scheduler = get_scheduler(method.schedule, optimizer, math.ceil(number * method.warmup_ratio), number)
-    tally = _Tally(method)
+    micro_batches = MicroBatches(network, loss, settings, live, examples, scaler)
+    optimizer, number = _optimizer(network, settings), settings.steps(len(examples))
+    scheduler = get_scheduler(settings.schedule, optimizer, math.ceil(number * settings.warmup_ratio), number)
+    tally = _Tally(settings)
     network.train()
     network.zero_grad()
-    with micro_batches.running(), _checkpointing(network, method.gradient_checkpointing):
-        for step, batch in enumerate(islice(_batches(examples, method, seed), number), start=1):
+    with micro_batches.running(), _checkpointing(network, settings.gradient_checkpointing):
+        for step, batch in enumerate(islice(_batches(examples, settings, seed), number), start=1):
             computed = micro_batches.backward(batch)
             scaler.unscale_(optimizer)
-            norm = clip_grad_norm_(list(network.parameters()), method.max_grad_norm or math.inf)
+            norm = clip_grad_norm_(list(network.parameters()), settings.max_grad_norm or math.inf)
             scale = scaler.get_scale()
             if not tally.may_step(step, computed, float(norm), scale):
                 network.zero_grad()  # optimizers leave a weight without a gradient as it is
@@ -113,7 +114,7 @@ def train(
     return tally.result(len(examples), micro_batches.most_tokens)
 
 
-def _optimizer(network: nn.Module, method: Method) -> optim.Optimizer:
+def _optimizer(network: nn.Module, settings: Optimization) -> optim.Optimizer:
     """Returns an optimizer of a network's trainable parameters, set up as `Trainer` of transformers does.
 
     Biases and norms get no weight decay.
@@ -121,10 +122,10 @@ def _optimizer(network: nn.Module, method: Method) -> optim.Optimizer:
     decayed = set(get_parameter_names(network, [nn.LayerNorm], _WITHOUT_DECAY))
     trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in trained if name in decayed], "weight_decay": method.weight_decay},
+        {"params": [p for name, p in trained if name in decayed], "weight_decay": settings.weight_decay},
         {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
     ]
-    name, lr = method.optimizer, method.learning_rate
+    name, lr = settings.optimizer, settings.learning_rate
     if name.startswith("adamw_torch"):
         return optim.AdamW(groups, lr=lr, fused=name.endswith("fused") or None)
     if name == "adafactor":
@@ -148,27 +149,27 @@ def _bitsandbytes(network: nn.Module, groups: list[dict[str, Any]], name: str, l
     return optimizer
 
 
-def _batches(examples: Sequence[Example], method: Method, seed: int) -> Iterator[list[Example]]:
+def _batches(examples: Sequence[Example], settings: Optimization, seed: int) -> Iterator[list[Example]]:
     """Yields the examples of each optimizer step, without end.
 
     The last batch of an epoch may be smaller. With `steps_match`, batches run on across epochs, and all are full.
     """
-    epochs = _epochs(examples, method, seed)
-    for epoch in epochs if method.steps_match is None else [chain.from_iterable(epochs)]:
+    epochs = _epochs(examples, settings, seed)
+    for epoch in epochs if settings.steps_match is None else [chain.from_iterable(epochs)]:
         # torch's DataLoader draws a number at the start of each epoch. Models trained with one, by `Trainer` of
         # transformers, have their dropout from the generator's state after it.
         torch.empty((), dtype=torch.int64).random_()
-        while batch := [examples[index] for index in islice(epoch, method.batch_size)]:
+        while batch := [examples[index] for index in islice(epoch, settings.batch_size)]:
             yield batch
 
 
-def _epochs(examples: Sequence[Example], method: Method, seed: int) -> Iterator[Iterator[int]]:
+def _epochs(examples: Sequence[Example], settings: Optimization, seed: int) -> Iterator[Iterator[int]]:
     """Yields permutations of the examples without end; those of one prompt stay together with `shuffle=prompts`."""
     generator = torch.Generator().manual_seed(seed)
-    prompts = method.shuffle == "prompts"
+    prompts = settings.shuffle == "prompts"
     groups = grouped([example.prompt for example in examples] if prompts else range(len(examples)))
     for epoch in count():
-        if not prompts and method.steps_match is None:
+        if not prompts and settings.steps_match is None:
             generator.manual_seed(seed + epoch)  # as `Trainer` of transformers does
         permutation = torch.randperm(len(groups), generator=generator).tolist()
         yield chain.from_iterable(groups[group] for group in permutation)
@@ -192,7 +193,7 @@ def _checkpointing(network: Network, wanted: bool) -> Iterator[None]:
 class _Tally:
     """Counts the steps that were taken, and decides on those whose loss or gradient is not finite."""
 
-    method: Method
+    settings: Optimization
     nll: list[Tensor] = field(default_factory=list)  # one per micro-batch of the steps that were taken
     steps: int = 0
     tokens: int = 0
@@ -220,8 +221,8 @@ class _Tally:
         return False
 
     def _skip(self, fault: str) -> None:
-        bound, way = self.method.max_skipped_steps, ""
-        if self.method.on_nonfinite == "abort":
+        bound, way = self.settings.max_skipped_steps, ""
+        if self.settings.on_nonfinite == "abort":
             way = "leave such steps out with finetune.on_nonfinite=skip_step"
         elif self.skipped == bound:
             fault, way = f"{fault}, with {bound} steps skipped before", "raise finetune.max_skipped_steps"
@@ -231,7 +232,7 @@ class _Tally:
         log.warning("%s: skipped", fault)
 
     def _advice(self) -> str:
-        return f"lower finetune.learning_rate ({self.method.learning_rate}) or set model.dtype=float32"
+        return f"lower finetune.learning_rate ({self.settings.learning_rate}) or set model.dtype=float32"
 
     def result(self, examples: int, micro_batch_tokens: int) -> Training:
         """Returns what the training did. Raises: NonFiniteError if all its steps were skipped."""

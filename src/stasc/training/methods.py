@@ -21,90 +21,33 @@ from transformers import PreTrainedModel, set_seed
 from stasc.models.live import LiveModel
 from stasc.models.model import Model, Network
 from stasc.settings.check import expect
+from stasc.training.optimization import Optimization
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_LEAST = {  # settings that have a minimum
-    **dict.fromkeys(("epochs", "batch_size"), (1, "at least 1")),
-    **dict.fromkeys(("max_steps", "steps_match", "micro_batch_size", "micro_batch_tokens"), (1, "null or at least 1")),
-    **dict.fromkeys(("weight_decay", "max_skipped_steps"), (0, "at least 0")),
-    "max_grad_norm": (0, "at least 0 (0: no clipping)"),
-}
-_KNOWN = {  # settings that name one of several options
-    "optimizer": (
-        *("adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
-        *("adafactor", "sgd"),
-    ),
-    "schedule": ("constant", "constant_with_warmup", "linear", "cosine"),
-    "shuffle": ("examples", "prompts"),
-    "truncated": ("drop", "keep"),
-    "on_nonfinite": ("abort", "skip_step"),
-}
-
 
 @dataclass(frozen=True)
-class Method(ABC):
-    """A method of fine-tuning, with the settings of its optimization, named as in `transformers.TrainingArguments`.
+class Method(Optimization, ABC):
+    """What of a model is trained and saved; one object with the settings of its optimization, as YAML has them.
 
     `four_bit`: base weights are held in NF4. `adapter`: base weights are frozen.
     """
 
-    suffix: str
-    learning_rate: float
-    epochs: int
-    batch_size: int
-    max_steps: int | None
-    steps_match: int | None
-    micro_batch_size: int | None
-    micro_batch_tokens: int | None
-    packing: bool
-    shuffle: str
-    optimizer: str
-    schedule: str
-    warmup_ratio: float
-    weight_decay: float
-    max_grad_norm: float
-    gradient_checkpointing: bool
-    on_nonfinite: str
-    max_skipped_steps: int
-    truncated: str
-
     four_bit: ClassVar[bool] = False
     adapter: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        expect("finetune.learning_rate", self.learning_rate, self.learning_rate > 0, "a number above 0")
-        for name, (least, expected) in _LEAST.items():
-            value = getattr(self, name)
-            expect(f"finetune.{name}", value, value is None or value >= least, expected)
-        for name, options in _KNOWN.items():
-            value = getattr(self, name)
-            expect(f"finetune.{name}", value, value in options, f"one of {', '.join(options)}")
-        one = self.max_steps is None or self.steps_match is None
-        expect("finetune.max_steps", self.max_steps, one, "null where finetune.steps_match says how many there are")
-        expect("finetune.warmup_ratio", self.warmup_ratio, 0 <= self.warmup_ratio < 1, "0 <= ratio < 1")
-        warms_up = self.schedule != "constant" or not self.warmup_ratio
-        expect("finetune.warmup_ratio", self.warmup_ratio, warms_up, "0, or finetune.schedule=constant_with_warmup")
 
     @property
     def needs_bitsandbytes(self) -> bool:
         """Whether weights or optimizer states are quantised."""
         return self.four_bit or self.optimizer.endswith("8bit") or self.optimizer.startswith("paged")
 
-    def steps(self, examples: int) -> int:
-        """Returns the number of optimizer steps of a fine-tuning on so many examples."""
-        if self.steps_match is not None:
-            return self.steps_match
-        steps = self.epochs * math.ceil(examples / self.batch_size)
-        return steps if self.max_steps is None else min(steps, self.max_steps)
-
     @abstractmethod
     def network(self, live: LiveModel, start: Model, seed: int) -> Network:
         """Returns the network of `start`, ready to train: all parameters that require gradients are trained."""
 
     @abstractmethod
-    def model(self, start: Model, folder: Path, key: str = "") -> Model:
+    def model(self, start: Model, folder: Path) -> Model:
         """Names the model that fine-tuning `start` into `folder` gives."""
 
     def save(self, network: Network, folder: Path) -> None:
@@ -123,8 +66,8 @@ class Full(Method):
     def network(self, live: LiveModel, start: Model, seed: int) -> Network:
         return live.load(start, live.training_dtype)
 
-    def model(self, start: Model, folder: Path, key: str = "") -> Model:
-        return Model(weights=folder, key=key)
+    def model(self, start: Model, folder: Path) -> Model:
+        return Model(weights=folder)
 
 
 @dataclass(frozen=True)
@@ -165,8 +108,8 @@ class Lora(Method):
             settings["target_modules"].sort()  # peft takes them from a set, in another order in each process
         file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
-    def model(self, start: Model, folder: Path, key: str = "") -> Model:
-        return Model(weights=start.weights, adapter=folder, key=key)
+    def model(self, start: Model, folder: Path) -> Model:
+        return Model(weights=start.weights, adapter=folder)
 
     def saved_bytes(self, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> int:
         return sum(4 * self.rank * sum(shape) for name, shape in shapes.items() if self._adapts(name, shape))

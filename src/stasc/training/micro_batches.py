@@ -21,7 +21,7 @@ from stasc.prefix_tree.trie import partition, tokens_per_pass
 from stasc.tracking import fallback
 from stasc.training import gradients
 from stasc.training.losses import Loss
-from stasc.training.methods import Method
+from stasc.training.optimization import Optimization
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +41,17 @@ class MicroBatches:
         self,
         network: Network,
         loss: Loss,
-        method: Method,
+        settings: Optimization,
         live: LiveModel,
         examples: Sequence[Example],
         scaler: GradScaler,
     ) -> None:
         self.network, self.loss, self.scaler = network, loss, scaler
         self.device, self.dtype = live.device, live.dtype
-        self.most_tokens = method.micro_batch_tokens or tokens_per_pass(network)
-        self.most_examples = method.micro_batch_size
+        self.most_tokens = settings.micro_batch_tokens or tokens_per_pass(network)
+        self.most_examples = settings.micro_batch_size
         longest = max(len(example.prompt) + len(example.completion) for example in examples)
-        self.mask = _mask(network, live.dtype, longest) if method.packing else None
+        self.mask = _mask(network, live.dtype, longest) if settings.packing else None
         apart = self.mask is None and not probe.pads(network)
         self.lengths = lengths.Lengths(lengths.switches(network), apart)
         self.gradients: gradients.Kept = {}
