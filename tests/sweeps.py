@@ -23,7 +23,7 @@ from stasc.choices.filter import Lenient, Strict
 from stasc.cli.compose import variant
 from stasc.records import Answer, Iteration, Pair, Question, Split
 from stasc.runs.folder import SCHEMA, RunFolder
-from stasc.settings.table import settings_digest
+from stasc.settings.deciding import settings_digest
 from stasc.tasks.rewards import InAccuracy
 from stasc.tracking import Journal
 from stasc.tracking.tracker import Nothing

@@ -24,7 +24,7 @@ from zygote import Zygote
 from stasc.cli import expect
 from stasc.cli.build import build_experiment
 from stasc.runs.execute import run
-from stasc.settings import table
+from stasc.settings import deciding
 from stasc.sweeps import foresee
 from stasc.tracking.console import Console
 from stasc.units import duration_text
@@ -66,7 +66,7 @@ def test_an_experiment_sets_no_setting_that_there_is_not(name: str) -> None:
     """Hydra would take one that is misspelt for a new one."""
     file = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
     known = test_keys.settings_in_conf()
-    assert not table.leaves({k: v for k, v in file.items() if k not in ("defaults", "hydra")}).keys() - known
+    assert not deciding.leaves({k: v for k, v in file.items() if k not in ("defaults", "hydra")}).keys() - known
     swept = file.get("hydra", {}).get("sweeper", {}).get("params", {})
     assert all(setting in known or (CONF / setting).is_dir() for setting in swept)
 

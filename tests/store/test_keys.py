@@ -38,7 +38,7 @@ from stasc.models.config import ModelConfig
 from stasc.records import Question
 from stasc.runs.execute import run
 from stasc.runs.prepare import Prepared, prepare
-from stasc.settings import table
+from stasc.settings import deciding
 from stasc.settings.names import leaves
 from stasc.store import cached, keys, plan
 from stasc.tasks.datasets import Countries, Nq
@@ -141,12 +141,12 @@ def test_every_setting_decides_results_or_is_known_not_to() -> None:
 
 @pytest.mark.parametrize("leaf", sorted({*DECIDING, *INERT}))
 def test_the_stages_of_a_setting_are_those_declared(leaf: str) -> None:
-    assert table.stages_of(leaf) == DECIDING.get(leaf, set())
-    assert table.is_inert(leaf) == (leaf in INERT)
+    assert deciding.stages_of(leaf) == DECIDING.get(leaf, set())
+    assert deciding.is_inert(leaf) == (leaf in INERT)
 
 
 def test_all_that_stages_declare_are_settings_or_groups() -> None:
-    declared = {*table.INERT}.union(*(stage.values | stage.content for stage in table.STAGES.values()))
+    declared = {*deciding.INERT}.union(*(stage.values | stage.content for stage in deciding.STAGES.values()))
     assert declared <= settings_in_conf() | {name.partition(".")[0] for name in settings_in_conf()}
 
 
@@ -167,8 +167,8 @@ def test_all_that_stages_declare_are_settings_or_groups() -> None:
     ],
 )
 def test_a_setting_of_an_option_of_ones_own_decides_the_stages_of_its_group(leaf: str, stages: set[str]) -> None:
-    assert table.stages_of(leaf) == stages
-    assert not table.is_inert(leaf)
+    assert deciding.stages_of(leaf) == stages
+    assert not deciding.is_inert(leaf)
 
 
 # Each setting is changed
@@ -468,7 +468,7 @@ def test_a_setting_changes_the_stages_it_describes_and_what_follows_from_them(
     one, other = prepared_once(*choices), prepare(build_experiment(after))
     assert [step.kind for step in one.steps] == [kind for kind, _ in chain]
 
-    same_folder = table.settings_digest(settings(before)) == table.settings_digest(settings(after))
+    same_folder = deciding.settings_digest(settings(before)) == deciding.settings_digest(settings(after))
     assert same_folder == (leaf in INERT)
     if DECIDING.get(leaf) == {"run"}:
         assert one.key != other.key
@@ -818,7 +818,7 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
         "stasc.tasks.rewards.normalisation": SCORED,
         "stasc.tasks.rewards.errors": SCORED,
         "stasc.tasks.rewards.interface": SCORED,
-        "stasc.settings.signature": SCORED,
+        "stasc.settings.calls": SCORED,
         "stasc.choices.filter": {"filter"},
         "stasc.choices.target": {"finetune"},
         "stasc.training.methods": {"finetune"},
@@ -840,7 +840,7 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
 # What stages import beside the modules in keys.CODE, and why each of these changes none of their numbers.
 HARMLESS = {
     "stasc.settings.check": "refuses settings",
-    "stasc.settings.signature": "reads how an option is called, which its code decides",
+    "stasc.settings.calls": "reads how an option is called, which its code decides",
     "stasc.tracking.fallback": "records that something is computed another way",
     "stasc.errors": "ends a run",
     "stasc.machine.durable": "writes bytes as they are",
@@ -942,7 +942,7 @@ def test_every_module_that_a_stage_imports_is_in_its_key_or_known_to_be_harmless
 
 
 def test_stages_of_one_kind_count_the_same_code() -> None:
-    assert keys.CODE.keys() == table.STAGES.keys() - {"run"}
+    assert keys.CODE.keys() == deciding.STAGES.keys() - {"run"}
     assert keys.CODE["initial"] == keys.CODE["correction"]
     assert keys.CODE["filter"] == keys.CODE["evaluation"]
 

@@ -31,7 +31,7 @@ NOTES = f"""\
   are sampled or trained; in training, each distinct prompt once an epoch. A forward pass costs two FLOPs per parameter,
   training three times as much. Attention, sampling and optimizer are not counted. Redundant work lowers the share.
 - **trl** is `SFTTrainer` with its defaults, which is what a user gets. **trl_tuned** adds the process settings of this
-  project (`processor.py`), which anyone could set: float32 products by oneDNN, freed memory kept.
+  project (`machine/processor.py`), which anyone could set: float32 products by oneDNN, freed memory kept.
 - Every contender trains on the same examples, in batches of 8 at the same learning rate, and samples from the same
   prompts with the same temperature and top-p. Corrections are sampled for the same initial answers. Each contender
   warms up on a part of the work before the first repetition.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stasc.records import Pair
+from stasc.settings.calls import parameters
 from stasc.settings.check import expect, expect_correct_at
-from stasc.settings.signature import parameters
 
 
 class Filter(Protocol):

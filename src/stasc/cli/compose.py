@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from stasc.cli.messages import message
 from stasc.machine.paths import CONF
+from stasc.settings.deciding import settings_digest
 from stasc.settings.names import NAMING, check_name, variant_part
-from stasc.settings.table import settings_digest
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def belonging(
         return None
     options = []
     for option in loader.get_group_options(group, overrides=[*search_path]):
-        with suppress(HydraException, OmegaConfBaseException):  # of a broken file, which was not chosen
+        with suppress(HydraException, OmegaConfBaseException):  # a broken file that was not chosen
             cfg = loader.load_configuration("config", [*search_path, f"{group}={option}"], RunMode.RUN)
             part = OmegaConf.select(cfg, group)
             if isinstance(part, DictConfig) and name.partition(".")[0] in map(str, part):

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from stasc.cli.messages import belonging, reason_of
+from stasc.settings.calls import accepts, signature_of
 from stasc.settings.names import NAMING, SYNONYMS, nearest
-from stasc.settings.signature import accepts, signature_of
 
 # How each part is called that may be any function. Where there are two ways, the first parameter's name tells them
 # apart: a function of any other names is called in the first way.

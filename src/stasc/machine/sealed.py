@@ -24,7 +24,7 @@ def write_sealed(path: Path, body: Mapping[str, Any]) -> None:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """Returns what `write_sealed` wrote. Raises: Damaged if the file differs from it or cannot be read."""
-    with _missing_is_damage():
+    with missing_is_damage():
         data = path.read_bytes()
     try:
         body: dict[str, Any] = json.loads(data)
@@ -36,7 +36,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _missing_is_damage() -> Iterator[None]:
+def missing_is_damage() -> Iterator[None]:
     """Turns missing files and disk errors into Damaged; a file without permission to read it stays an OSError."""
     try:
         yield

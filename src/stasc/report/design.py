@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stasc.report.records import Run
+from stasc.settings.deciding import deciding
 from stasc.settings.names import NAMING, chosen_options, variant_part
-from stasc.settings.table import deciding
 
 Levels = tuple[str, ...]
 

@@ -13,7 +13,7 @@ from stasc.machine import durable
 from stasc.report.data.files import is_run
 from stasc.report.records import Analysis, Run, Sweep
 
-SCHEMA = 1  # of report.json
+SCHEMA = 1  # schema version of report.json
 
 
 def as_json(analysis: Analysis) -> dict[str, Any]:

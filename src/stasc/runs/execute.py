@@ -22,8 +22,8 @@ from stasc.runs.folder import SCHEMA, RunFolder, earlier
 from stasc.runs.prepare import Prepared, loop, open_store, prepare
 from stasc.runs.vote import NO_KEY, key_of
 from stasc.runs.watch import Watch
+from stasc.settings.deciding import deciding
 from stasc.settings.names import leaves
-from stasc.settings.table import deciding
 from stasc.stages import Stages
 from stasc.store import keys, leases
 from stasc.store.artifacts import Store

@@ -181,4 +181,4 @@ def quieten_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    enable_progress_bars()  # of downloads: those take minutes
+    enable_progress_bars()  # keeps the bars of downloads, which take minutes

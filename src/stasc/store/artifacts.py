@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from stasc.machine import durable
 from stasc.machine.paths import naming_setting
-from stasc.machine.sealed import Damaged, _missing_is_damage, digest, file_sha256, read_sealed, write_sealed
+from stasc.machine.sealed import Damaged, digest, file_sha256, missing_is_damage, read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file. Raises: Damaged if it does not match its checksum."""
-        with _missing_is_damage():
+        with missing_is_damage():
             data = (self.folder / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != self.files.get(name, {}).get("sha256"):
             raise Damaged(f"{name} does not match its checksum")
@@ -81,7 +81,7 @@ class Artifact:
     def verify(self) -> None:
         """Checks every file. Raises: Damaged if one does not match its checksum."""
         for name, file in self.files.items():
-            with _missing_is_damage():
+            with missing_is_damage():
                 actual = file_sha256(self.folder / name)
             if actual != file["sha256"]:
                 raise Damaged(f"{name} does not match its checksum")

@@ -53,7 +53,7 @@ class Derivation:
         self.unusable = stages.unusable
         self._stages, self._store, self._recipes, self._keep = stages, store, recipes, keep
         self._progress = progress
-        self._pairs: Keyed[Pair] = Keyed("", [])  # of the training split, from the last scoring
+        self._pairs: Keyed[Pair] = Keyed("", [])  # training pairs of the last scoring
         self._content: dict[str, str] = {}  # digests of the artifacts read, by key
         self._weights: dict[str, Callable[[], None]] = {}  # by model: checks its weights, or derives missing ones again
         self._made: dict[str, int] = {}  # the iteration that trained a model, by key

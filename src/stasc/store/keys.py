@@ -25,7 +25,7 @@ from typing import Any
 from stasc.machine import durable, provenance
 from stasc.machine.sealed import Damaged, digest, file_sha256, read_sealed, write_sealed
 from stasc.records import Split
-from stasc.settings import table
+from stasc.settings import deciding
 from stasc.settings.names import leaves
 from stasc.settings.sections import Sampling
 
@@ -40,7 +40,7 @@ _MODEL = (
 )
 _SAMPLING = (*_MODEL, "stasc.engines")
 _SCORING = (
-    *("stasc.choices.pairing", "stasc.records", "stasc.tasks.rewards", "stasc.tasks.text", "stasc.settings.signature"),
+    *("stasc.choices.pairing", "stasc.records", "stasc.tasks.rewards", "stasc.tasks.text", "stasc.settings.calls"),
 )
 CODE = {
     "initial": _SAMPLING,
@@ -53,7 +53,7 @@ CODE = {
 
 @dataclass(frozen=True)
 class Recipes:
-    """Describes the stages of one run. `table.STAGES` declares the settings that a stage reads as values or content."""
+    """Describes the stages of one run by the settings that `deciding.STAGES` declares, and by their inputs and code."""
 
     settings: Mapping[str, Any]  # as composed
     base: str  # content digest of M_0's files
@@ -102,13 +102,13 @@ class Recipes:
 
     def _read(self, stage: str, settings: Mapping[str, Any]) -> Description:
         """Returns the settings that a stage reads as values, the code of the options among them, and its own code."""
-        names = table.STAGES[stage].values
+        names = deciding.STAGES[stage].values
         kinds = {group: _kind(part) for group, part in self.parts.items() if group in names}
         own = {group for group, kind in kinds.items() if not kind.__module__.startswith("stasc.")}
         values = {
             name: value
             for name, value in leaves(settings).items()
-            if table.reads(names, name, own=name.partition(".")[0] in own)
+            if deciding.reads(names, name, own=name.partition(".")[0] in own)
         }
         options = {f"{group} code": _option_code(kind, settings[group]) for group, kind in kinds.items()}
         return {**values, **options, "code": code(*CODE[stage])}

@@ -20,7 +20,7 @@ from stasc.report.records import Interval, Run
 from stasc.report.statistics import intervals
 from stasc.report.statistics.intervals import Array, pass_at_k
 from stasc.runs.vote import Key, majority
-from stasc.settings.table import stages_of
+from stasc.settings.deciding import stages_of
 from stasc.tasks import rewards
 
 _OF_TRAINING = ("seed", "dataset.n_train", "dataset.train_path", "sampling.n_init", "sampling.n_corr")

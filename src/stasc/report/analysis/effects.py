@@ -139,6 +139,8 @@ def estimate(
 ) -> Estimates:
     """Estimates the contrasts' effects on an outcome, with p-values adjusted within each family (Holm).
 
+    `statistics/crossing.py` computes the intervals over questions and seeds, `statistics/resampling.py` the others.
+
     Args:
         tables: the outcome in %, (cells, questions, seeds).
         groups: the group of each question, if questions come in groups.

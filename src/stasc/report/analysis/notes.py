@@ -9,7 +9,7 @@ from stasc.report.design import Complete
 from stasc.report.records import Cell, Effect, Run, Sweep
 from stasc.report.statistics.intervals import MIN_CLUSTERS
 from stasc.report.wording import OUTCOMES, listed, number
-from stasc.settings.table import deciding
+from stasc.settings.deciding import deciding
 from stasc.units import counted
 
 _OF_BASELINES = ("init", "filter", "start", "target", "pairing", "seed")  # groups that define a baseline or a variant

@@ -15,8 +15,8 @@ from stasc.report.data.files import OUTCOMES, PAIRS, empty, is_run, read_run
 from stasc.report.design import Design, Levels
 from stasc.report.provenance import read_last, swept
 from stasc.report.records import Run, Sweep
+from stasc.settings.deciding import deciding
 from stasc.settings.names import DECLARED
-from stasc.settings.table import deciding
 
 
 def read(folder: Path) -> Sweep:

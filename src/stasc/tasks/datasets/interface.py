@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from stasc.records import Question, Split
-from stasc.settings.signature import parameters
+from stasc.settings.calls import parameters
 from stasc.tasks.datasets.split import Problem, check_disjoint
 from stasc.units import counted
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
-from stasc.settings.signature import parameters
+from stasc.settings.calls import parameters
 
 log = logging.getLogger(__name__)
 

@@ -58,7 +58,7 @@ def is_inert(setting: str) -> bool:
 
 
 def stages_of(setting: str) -> frozenset[str]:
-    """Returns the stages that a setting decides. What replaces another setting, such as `evaluation.top_p`, as that."""
+    """Returns the stages that a setting decides. `evaluation.*` counts as the sampling settings that it overrides."""
     group, _, name = setting.partition(".")
     if group == "evaluation" and name != "split":
         setting = "engine.batch_size" if name == "batch" else f"sampling.{name}"
