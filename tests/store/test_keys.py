@@ -816,7 +816,6 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
         "stasc.choices.pairing": SCORED,
         "stasc.tasks.rewards.words": SCORED,
         "stasc.tasks.rewards.normalisation": SCORED,
-        "stasc.tasks.rewards.errors": SCORED,
         "stasc.tasks.rewards.interface": SCORED,
         "stasc.settings.calls": SCORED,
         "stasc.choices.filter": {"filter"},
@@ -840,7 +839,6 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
 # What stages import beside the modules in keys.CODE, and why each of these changes none of their numbers.
 HARMLESS = {
     "stasc.settings.check": "refuses settings",
-    "stasc.settings.calls": "reads how an option is called, which its code decides",
     "stasc.tracking.fallback": "records that something is computed another way",
     "stasc.errors": "ends a run",
     "stasc.machine.durable": "writes bytes as they are",
@@ -857,14 +855,12 @@ BY_STAGE = {
         "stasc.training.loop": "trains",
         "stasc.choices.target": "says what is trained",
         "stasc.choices.pairing": "scores",
-        "stasc.tasks.rewards.interface": "scores",
     },
     "finetune": {
         "stasc.choices.target": OF_OPTIONS,
         "stasc.engines.engine": "samples",
         "stasc.engines.stop": "samples",
         "stasc.choices.pairing": "scores",
-        "stasc.tasks.rewards.interface": "scores",
     },
     "filter": {"stasc.choices.filter": OF_OPTIONS},
 }
