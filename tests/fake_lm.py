@@ -15,7 +15,7 @@ import pytest
 import torch
 from test_run import experiment
 
-from stasc.engines.engine import Completion, Decoding, Request, Row
+from stasc.engines.engine import Completion, Decoding, Request, SampleIndex
 from stasc.engines.hf.engine import HF
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
@@ -111,14 +111,14 @@ class FakeEngine:
     def load(self, model: Model, live: Any) -> None:
         self.weights = live.load(model)
 
-    def batches(self, requests: Sequence[Request], size: int | None) -> list[list[Row]]:
+    def batches(self, requests: Sequence[Request], size: int | None) -> list[list[SampleIndex]]:
         return HF(self.batch_size).batches(requests, size)
 
     def release(self) -> None:
         pass
 
     def sample(
-        self, requests: Sequence[Request], batch: Sequence[Row], decoding: Decoding, advance: Advance
+        self, requests: Sequence[Request], batch: Sequence[SampleIndex], decoding: Decoding, advance: Advance
     ) -> list[Completion]:
         advance(len(batch))
         texts = [sha256(ROUNDING, self.weights, requests[r].prompt, requests[r].keys[s]) for r, s in batch]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from stasc.choices import pairing
 from stasc.choices.target import Target
 from stasc.engines import noise
-from stasc.engines.engine import Completion, Decoding, Engine, Request, Row
+from stasc.engines.engine import Completion, Decoding, Engine, Request, SampleIndex
 from stasc.engines.stop import StopStrings
 from stasc.models.chat import Chat, Refused
 from stasc.models.live import LiveModel
@@ -76,12 +76,12 @@ class Stages:
                 requests.append(Request(prompt, keys, f"{question.name}, the correction of initial answer {i}"))
         return requests
 
-    def batches(self, split: Split, requests: Sequence[Request]) -> list[list[Row]]:
+    def batches(self, split: Split, requests: Sequence[Request]) -> list[list[SampleIndex]]:
         """Splits the samples of all requests into batches."""
         return self.engine.batches(requests, self.batch[split.name])
 
     def answer(
-        self, model: Model, split: Split, requests: Sequence[Request], batch: Sequence[Row], advance: Advance
+        self, model: Model, split: Split, requests: Sequence[Request], batch: Sequence[SampleIndex], advance: Advance
     ) -> list[Answer]:
         """Samples the answers of a batch."""
         sampling = self.sampling[split.name]

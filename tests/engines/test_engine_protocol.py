@@ -10,7 +10,7 @@ import pytest
 from test_run import experiment, lines
 from transformers import AutoTokenizer
 
-from stasc.engines.engine import Completion, Decoding, Engine, Request, Row
+from stasc.engines.engine import Completion, Decoding, Engine, Request, SampleIndex
 from stasc.models.live import LiveModel
 from stasc.models.model import Model
 from stasc.records import Advance
@@ -40,13 +40,13 @@ class Listed:
         self.folders.append(live.folders(model))
         self.tokenizer = AutoTokenizer.from_pretrained(self.folders[0][0])
 
-    def batches(self, requests: Sequence[Request], size: int | None) -> list[list[Row]]:
+    def batches(self, requests: Sequence[Request], size: int | None) -> list[list[SampleIndex]]:
         rows = [(r, sample) for r, request in enumerate(requests) for sample in range(len(request.keys))]
         size = size or self.most
         return [rows[first : first + size] for first in range(0, len(rows), size)]
 
     def sample(
-        self, requests: Sequence[Request], batch: Sequence[Row], decoding: Decoding, advance: Advance
+        self, requests: Sequence[Request], batch: Sequence[SampleIndex], decoding: Decoding, advance: Advance
     ) -> list[Completion]:
         self.calls.append("sample")
         self.sizes.append(len(batch))

@@ -20,7 +20,7 @@ from test_run import composed, lines
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from stasc.cli.build import build_experiment
-from stasc.engines.engine import Completion, Decoding, Request, Row
+from stasc.engines.engine import Completion, Decoding, Request, SampleIndex
 from stasc.engines.hf.engine import HF
 from stasc.models.chat import Chat
 from stasc.models.live import LiveModel
@@ -106,7 +106,7 @@ class Scripted(HF):
         self.context = live.load(model).config.max_position_embeddings
 
     def sample(
-        self, requests: Sequence[Request], batch: Sequence[Row], decoding: Decoding, advance: Advance
+        self, requests: Sequence[Request], batch: Sequence[SampleIndex], decoding: Decoding, advance: Advance
     ) -> list[Completion]:
         assert all(requests[r].prompt for r, _ in batch)
         assert max(len(requests[r].prompt) for r, _ in batch) + LIMIT <= self.context

@@ -49,7 +49,7 @@ def test_a_whole_one_is_left_as_it_is(finished: Path, caplog: pytest.LogCaptureF
 
 @pytest.mark.parametrize("damage", [flip, truncate, zero])
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_damaged_file_is_set_aside_and_written_anew(
+def test_a_damaged_file_is_quarantine_and_written_anew(
     name: str, damage: Callable[[Path], None], finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, victim = results(finished), finished / name
@@ -61,7 +61,7 @@ def test_a_damaged_file_is_set_aside_and_written_anew(
     assert results(finished) == expected
     (warning,) = told(caplog)
     aside = f"{name.partition('/')[0]}.corrupt-1"
-    assert str(finished) in warning and warning.endswith(f"set aside as {aside}")
+    assert str(finished) in warning and warning.endswith(f"quarantined as {aside}")
     assert (finished / aside).exists()
     assert computed(finished) == set()
     assert starts(finished) == 2
@@ -93,7 +93,7 @@ def test_a_damaged_journal_does_not_let_another_run_in(
     assert len(told(caplog)) == 1
     run_fake(composed("iterations=1", "store.resume=must"), finished)
     assert results(finished) == expected
-    assert starts(finished) == 1, "the other was set aside"
+    assert starts(finished) == 1, "the other was quarantined"
 
 
 def test_a_folder_of_another_version_is_refused_by_name(finished: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_summary_that_is_not_what_the_journal_tells_is_written_anew(
     run_fake(composed("iterations=1"), finished)
     assert results(finished) == expected
     (warning,) = told(caplog)
-    assert "summary.json does not match the journal; set aside as summary.json.corrupt-1" in warning
+    assert "summary.json does not match the journal; quarantined as summary.json.corrupt-1" in warning
 
 
 def test_a_folder_of_before_keys_is_refused(finished: Path) -> None:

@@ -58,11 +58,11 @@ def test_list_counts_and_adds_up(shared: Path, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     rows = re.findall(r"^ +(\w[\w ]*?) +(\d+) +([\d.]+) KiB", out, re.MULTILINE)
     listed = {name: (int(count), float(size)) for name, count, size in rows}
-    assert list(listed) == [*KINDS, "set aside", "unfinished", "total"]
+    assert list(listed) == [*KINDS, "quarantined", "unfinished", "total"]
     for kind in KINDS:
         whole = [path for path in (shared / "store" / kind).iterdir() if "." not in path.name]
         assert listed[kind] == (len(whole), pytest.approx(sum(map(size_of, whole)) / 1024, abs=0.06))
-    assert listed["set aside"][0] == listed["unfinished"][0] == 1
+    assert listed["quarantined"][0] == listed["unfinished"][0] == 1
     places = [shared / "store" / place for place in (*KINDS, "unfinished")]
     everything = [path for place in places for path in place.iterdir()]
     assert listed["total"] == (len(everything), pytest.approx(sum(map(size_of, everything)) / 1024, abs=0.06))
@@ -113,7 +113,7 @@ def test_verify_sets_aside_what_is_damaged_and_says_so_by_its_status(
     for victim in victims:
         flip(files(victim)[0])
     assert command(shared, "verify") == 1
-    assert capsys.readouterr().out == f"{before - 6} artifacts whole, 6 damaged and set aside\n"
+    assert capsys.readouterr().out == f"{before - 6} artifacts whole, 6 damaged and quarantined\n"
     assert all(victim.with_name(f"{victim.name}.corrupt-1").is_dir() for victim in victims)
     assert command(shared, "verify") == 0
     (shared / "other" / "summary.json").unlink()
@@ -152,7 +152,7 @@ def test_clean_removes_what_only_a_deleted_run_folder_referred_to(
     assert computed(shared / "other") == set()
 
 
-def test_clean_removes_what_is_set_aside_orphaned_or_half_removed(shared: Path) -> None:
+def test_clean_removes_what_is_quarantine_orphaned_or_half_removed(shared: Path) -> None:
     store, before = shared / "store", artifacts(shared)
     key = "0" * 64
     for left in (f"model/{key}.corrupt-1", f"filter/.tmp-7-{key}", f"unfinished/initial-{key}", f"initial/{key}"):

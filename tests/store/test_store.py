@@ -105,7 +105,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 def run_again_and_check(
     run: Path, expected: dict[str, str], damaged: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A new run on the same store finds all that is damaged, sets it aside with a warning each, and gives the same."""
+    """A new run on the same store finds all that is damaged, quarantines it with a warning each, and gives the same."""
     again = run.with_name("again")
     assert run_fake(composed("store.keep_models=all"), again) == expected
     names = sorted(f"{artifact.parent.name}/{artifact.name}" for artifact in damaged)
@@ -113,7 +113,7 @@ def run_again_and_check(
     assert len(warnings) == len(names)
     for name, warning in zip(names, warnings, strict=True):
         assert warning.startswith(f"store: {name} is damaged (")
-        assert warning.endswith(f"; set aside as {name.partition('/')[2]}.corrupt-1")
+        assert warning.endswith(f"; quarantined as {name.partition('/')[2]}.corrupt-1")
     store = run.parent / "store"
     assert sorted(str(path.relative_to(store)) for path in store.glob("*/*.corrupt-*")) == [
         f"{name}.corrupt-1" for name in names
@@ -276,7 +276,7 @@ def test_what_others_put_into_the_store_is_left_alone(run: Path, caplog: pytest.
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, zero, lambda path: path.write_text("[]")])
-def test_a_damaged_lease_is_set_aside_and_written_again(
+def test_a_damaged_lease_is_quarantine_and_written_again(
     damage: Callable[[Path], None], run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (lease,) = (run.parent / "store" / "leases").iterdir()
@@ -284,7 +284,7 @@ def test_a_damaged_lease_is_set_aside_and_written_again(
     damage(lease)
     assert run_fake(composed("iterations=1"), run.with_name("other"))
     (warning,) = told(caplog)
-    assert f"the lease {lease.name} is damaged" in warning and f"set aside as {lease.name}.corrupt-1" in warning
+    assert f"the lease {lease.name} is damaged" in warning and f"quarantined as {lease.name}.corrupt-1" in warning
     (run / "summary.json").unlink()
     run_fake(composed("store.keep_models=all"), run)
     assert lease.read_bytes() == before
@@ -297,7 +297,7 @@ def test_a_lease_that_is_being_written_is_not_read(run: Path, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, zero])
-def test_damaged_digests_are_set_aside_and_the_model_is_read_again(
+def test_damaged_digests_are_quarantine_and_the_model_is_read_again(
     damage: Callable[[Path], None], run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Else it would be taken for another model, and this for another run."""
@@ -307,13 +307,13 @@ def test_damaged_digests_are_set_aside_and_the_model_is_read_again(
     assert run_fake(composed("store.keep_models=all"), run.with_name("again")) == results(run)
     assert computed(run.with_name("again")) == set()
     (warning,) = told(caplog)
-    assert "digests.json" in warning and "set aside as digests.json.corrupt-1" in warning
+    assert "digests.json" in warning and "quarantined as digests.json.corrupt-1" in warning
     assert set(read_sealed(digests).values()) == before
 
 
 @pytest.mark.parametrize("line", [0, 5, -1])
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_damaged_journal_is_set_aside_and_the_run_gone_through_again(
+def test_a_damaged_journal_is_quarantine_and_the_run_gone_through_again(
     line: int, complete: bool, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, journal = results(run), run / "journal.jsonl"
@@ -324,7 +324,7 @@ def test_a_damaged_journal_is_set_aside_and_the_run_gone_through_again(
         (run / "summary.json").unlink()
     assert run_fake(composed("store.keep_models=all"), run) == expected
     (warning,) = told(caplog)
-    assert "does not match its checksum" in warning and "set aside as journal.jsonl.corrupt-1" in warning
+    assert "does not match its checksum" in warning and "quarantined as journal.jsonl.corrupt-1" in warning
     assert (run / "journal.jsonl.corrupt-1").exists()
     assert stages(run) and computed(run) == set()
     caplog.clear()
@@ -496,7 +496,7 @@ def test_who_waited_reads_what_the_other_computed(store: Store, caplog: pytest.L
     assert [message for message in caplog.messages if "waiting for it" in message]
 
 
-def test_damage_that_another_process_has_mended_meanwhile_is_not_set_aside(
+def test_damage_that_another_process_has_mended_meanwhile_is_not_quarantine(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two find the same damage; the second must not rename what the first has derived again."""

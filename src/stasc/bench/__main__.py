@@ -20,7 +20,7 @@ from stasc.machine.stdio import outlive_readers
 
 WORKS = ("S1", "S2", "L", "T1", "T2", "growth")
 REPETITIONS = 3
-WIDTH = 140  # of the table where there is no terminal
+WIDTH = 140  # table width without a terminal
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

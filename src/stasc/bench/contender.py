@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-WARM_UP_PROMPTS = 32  # of each stage
+WARM_UP_PROMPTS = 32  # prompts per stage
 WARM_UP_EXAMPLES = 16
 STILL = 1e-12  # a learning rate that leaves float32 weights unchanged: a warm-up must not train
 
@@ -78,9 +78,9 @@ class Done:
     """The result of one repetition: each sample's length in useful tokens, or the mean loss of the trained tokens."""
 
     lengths: list[int] = field(default_factory=list)
-    followed: list[int] = field(default_factory=list)  # of ours alone: distinct answer prefixes per stage that grew
+    followed: list[int] = field(default_factory=list)  # for ours alone: distinct answer prefixes per stage that grew
     loss: float | None = None
-    rates: dict[str, float] = field(default_factory=dict)  # of the machine's limit alone
+    rates: dict[str, float] = field(default_factory=dict)  # for the machine's limit alone
     seconds: float = 0.0  # 0: those of the whole call
     peak_bytes: int = 0  # set by `serve`
 

@@ -35,10 +35,10 @@ class Figures:
     speed: Spread  # tokens per second
     peak_bytes: float
     loading_s: float
-    loss: float | None  # of the first repetition
+    loss: float | None  # loss of the first repetition
     ratio: Spread | None = None
     memory_ratio: float | None = None
-    share: Spread | None = None  # of the machine's limit, for ours alone
+    share: Spread | None = None  # share of the machine's limit, for ours alone
 
 
 def figures(outcome: Outcome, ours: str) -> list[Figures]:

@@ -16,7 +16,7 @@ from stasc.bench.contender import Done, Work, serve
 from stasc.machine import processor
 
 ROWS = 512
-PASSES = 5  # of which the median counts
+PASSES = 5  # timed passes; their median counts
 
 
 class Limit:

@@ -75,7 +75,7 @@ class Outcome:
     work: Work
     hellos: dict[str, Hello] = field(default_factory=dict)
     matches: list[Match] = field(default_factory=list)
-    limits: list[Done] = field(default_factory=list)  # of the machine, by round
+    limits: list[Done] = field(default_factory=list)  # the machine's limit, by round
     left_out: dict[str, str] = field(default_factory=dict)  # peers, and why
 
 
@@ -85,7 +85,7 @@ class Arena:
 
     folder: Path
     threads: int
-    options: Mapping[str, Mapping[str, str]]  # of contenders, by name
+    options: Mapping[str, Mapping[str, str]]  # by contender
 
     @contextmanager
     def contender(self, peer: Peer, work: Work) -> Iterator[Contender]:

@@ -22,7 +22,7 @@ class Filter(Protocol):
     """
 
     def __call__(self, pair: Pair) -> bool:
-        """Returns whether to keep the pair; its `question`, `y1`, `y2`, `r1` and `r2` are what to decide on."""
+        """Returns whether to keep the pair, given its `question`, `y1`, `y2`, `r1` and `r2`."""
 
 
 Option = Filter | Callable[[float, float], bool]

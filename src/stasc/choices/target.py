@@ -19,7 +19,7 @@ Correct = Callable[[Any, Split, Any, int], Keyed[list[list[Answer]]]]  # (model,
 
 
 class Target(Protocol):
-    """What is trained, and which answers are sampled for it."""
+    """Chooses the answer that is trained, and the answers that are sampled for it."""
 
     @property
     def trains(self) -> bool:

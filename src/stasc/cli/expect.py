@@ -60,7 +60,7 @@ class Expect(Callback):
                     log.warning("%s could not be foreseen: %s", folder.name, scrub(str(error)))
                 self._jobs.append(stages)
             self._declared = declaration(config, seeds)
-        except Exception as error:  # of the composition: Hydra reports it
+        except Exception as error:  # Hydra reports composition errors
             log.debug("the sweep's jobs could not be foreseen: %s", error)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:

@@ -80,7 +80,9 @@ def _exit(error: BaseException) -> NoReturn:
     """Ends the command: with one line where the message says it all, else with a traceback."""
     if isinstance(error, SystemExit):
         raise error
-    if isinstance(error, ValueError | OSError | FloatingPointError):  # of a setting, the data, the disk, the loss
+    if isinstance(
+        error, ValueError | OSError | FloatingPointError
+    ):  # errors in a setting, the data, the disk or the loss
         print(f"error: {scrub(message(error))}", file=sys.stderr)
         sys.exit(os.EX_IOERR if durable.is_full(error) else 1)
     traceback.print_exception(error)

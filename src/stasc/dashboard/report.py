@@ -19,7 +19,7 @@ RESULTS = ("n", "init_acc", "corr_acc", "gain", "over_initial", "over_correction
 VARIANT = "JobType"
 BAND: Literal["minmax"] = "minmax"  # with a few seeds, the range is more honest than a standard error
 MOST = 100  # lines or bars; W&B's default is 10
-WIDTH = 24  # of a row, in W&B's grid units
+WIDTH = 24  # width of a row in W&B's grid units
 
 
 def report(project: str, entity: str, group: str | None) -> wr.Report:

@@ -11,7 +11,7 @@ from stasc.models.live import LiveModel
 from stasc.models.model import Model
 from stasc.records import Advance
 
-Row = tuple[int, int]  # the index of a request, and of one of its samples
+SampleIndex = tuple[int, int]  # the index of a request, and of one of its samples
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Engine(Protocol):
         Raises: OSError or ValueError if the weights cannot be read.
         """
 
-    def batches(self, requests: Sequence[Request], size: int | None) -> list[list[Row]]:
+    def batches(self, requests: Sequence[Request], size: int | None) -> list[list[SampleIndex]]:
         """Splits the samples of all requests into batches, each of which is sampled and committed together.
 
         Depends on its arguments alone: a resumed stage skips the batches that were committed.
@@ -79,7 +79,7 @@ class Engine(Protocol):
         """
 
     def sample(
-        self, requests: Sequence[Request], batch: Sequence[Row], decoding: Decoding, advance: Advance
+        self, requests: Sequence[Request], batch: Sequence[SampleIndex], decoding: Decoding, advance: Advance
     ) -> list[Completion]:
         """Returns the completion of each sample of a batch, in order.
 
@@ -100,7 +100,7 @@ def complete(
     engine: Engine, requests: Sequence[Request], decoding: Decoding, advance: Advance = lambda k=1, /: None
 ) -> list[list[Completion]]:
     """Returns the completions of each request, one per key, from the model that the engine has loaded."""
-    found: dict[Row, Completion] = {}
+    found: dict[SampleIndex, Completion] = {}
     for batch in engine.batches(requests, None):
         found |= zip(batch, engine.sample(requests, batch, decoding, advance), strict=True)
     return [[found[r, s] for s in range(len(request.keys))] for r, request in enumerate(requests)]

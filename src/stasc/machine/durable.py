@@ -55,7 +55,7 @@ def replace(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def set_aside(path: Path, reason: str) -> bool:
+def quarantine(path: Path, reason: str) -> bool:
     """Renames a damaged file or folder to `<name>.corrupt-<n>`, where nothing reads it, and logs a warning.
 
     Returns: False if another process has done so.
@@ -66,7 +66,7 @@ def set_aside(path: Path, reason: str) -> bool:
         path.rename(aside)
     except FileNotFoundError:
         return False
-    log.warning("%s; set aside as %s", reason, aside.name)
+    log.warning("%s; quarantined as %s", reason, aside.name)
     return True
 
 

@@ -81,7 +81,7 @@ class Trie:
         depths, sizes, children = self.depths(), self.sizes(), Counter(self.parents)
         longest = max(depths, default=0) + 1
         found: list[list[int]] = []
-        segment: list[int] = []  # of each token
+        segment: list[int] = []  # the segment of each token
         for token, parent in enumerate(self.parents):
             fits = parent >= 0 and depths[parent] + sizes[parent] <= longest
             if fits or (parent >= 0 and children[parent] == 1):

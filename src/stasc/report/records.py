@@ -35,8 +35,8 @@ class Run:
     iterations: Sequence[Mapping[str, Any]]
     outcomes: pd.DataFrame  # n, question (id), sample, y1, y2, r1, r2, vote, vote_all (rewards of majorities, or NaN)
     pairs: Callable[[], pd.DataFrame]  # n, question (id), i, seen, k, y1, y2, r1, r2, kept, dropped
-    events: Sequence[Mapping[str, Any]]  # of the journal
-    overrides: Sequence[str] | None = None  # of this job; None if Hydra left none
+    events: Sequence[Mapping[str, Any]]  # the journal's events
+    overrides: Sequence[str] | None = None  # the job's command-line overrides; None if Hydra left none
     params: Mapping[str, str] = field(default_factory=dict)  # what its experiment sweeps by default
     choices: Mapping[str, str] = field(default_factory=dict)  # the options of its config groups
 
@@ -170,7 +170,7 @@ class Cell:
     kept: float
     steps: float
     tokens: float
-    seconds: float  # of computation, including what was reused
+    seconds: float  # compute time, cache hits included
     reused: float  # stages that were cache hits
     trains: str = "correction"  # or `initial`: the answers that training targets
 
@@ -188,7 +188,7 @@ class Analysis:
     declared: str  # the iteration and the tests that were chosen in advance
     n: int
     headline: str
-    certainty: str  # of the largest effect; empty with fewer than two choices
+    certainty: str  # how certain the largest effect is; empty with fewer than two choices
     power: str  # which effects the design detects; empty without choices
     effects: tuple[Effect, ...]
     trajectories: tuple[Effect, ...]  # main effects on correction at every n, exploratory
@@ -198,6 +198,6 @@ class Analysis:
     curves: Mapping[str, tuple[Cell, ...]]  # by variant and baseline, n = 0 first
     optimistic: Mapping[str, Interval]  # by variant: the best iteration on the test questions, of correction accuracy
     ceilings: Mapping[str, Interval]  # majority votes and pass@k of a self-consistency baseline
-    noise_floor: Mapping[str, Interval]  # of M_0 under other sampling noise; by M_0 if there are several
+    noise_floor: Mapping[str, Interval]  # differences of M_0 under other sampling noise; by M_0 if there are several
     notes: tuple[str, ...]  # incomplete and missing runs, exclusions, caveats
     provenance: Mapping[str, Any]  # versions, hardware, commit, commands

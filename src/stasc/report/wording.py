@@ -13,7 +13,7 @@ from stasc.report.records import Cell, Effect, Interval
 from stasc.units import counted
 
 FEW_SEEDS = 5  # fewer are too few to estimate how much training runs differ
-LEVEL = 0.05  # of adjusted p-values
+LEVEL = 0.05  # significance level of adjusted p-values
 OUTCOMES = {"correction": "final correction accuracy", "gain": "correction gain"}
 MINUS = "−"
 _ESCAPES = re.compile(

@@ -27,7 +27,7 @@ from stasc.settings.names import leaves
 from stasc.stages import Stages
 from stasc.store import keys, leases
 from stasc.store.artifacts import Store
-from stasc.store.cached import Derivation
+from stasc.store.cached import CachedStages
 from stasc.store.leases import Lease
 from stasc.tasks.rewards import attribute
 from stasc.tracking import Journal, RunInfo, Wandb, fallback, scrub
@@ -174,14 +174,14 @@ def stages(prepared: Prepared) -> Stages:
         live=prepared.live,
         chat=prepared.chat,
         engine=experiment.engine,
-        batch=prepared.recipes.batch,
+        batch=prepared.descriptions.batch,
         prompt=experiment.prompt,
         reward=experiment.reward,
         pairing=experiment.pairing,
         target=experiment.target,
         tune=experiment.finetune,
         loss=experiment.loss,
-        sampling=prepared.recipes.sampling,
+        sampling=prepared.descriptions.sampling,
         seed=experiment.loop.seed,
     )
 
@@ -196,7 +196,9 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
     def progress(label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
         return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
 
-    steps = Derivation(stages(prepared), replace(store, watch=watch), prepared.recipes, experiment.keep, progress)
+    steps = CachedStages(
+        stages(prepared), replace(store, watch=watch), prepared.descriptions, experiment.keep, progress
+    )
     model, lease, empty = prepared.m_0, prepared.lease(folder.path, "running"), []
     for iteration in loop(experiment, prepared.m_0, steps):
         model = iteration.model

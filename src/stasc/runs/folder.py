@@ -23,9 +23,9 @@ from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 2  # of summary.json and the files beside it
+SCHEMA = 2  # schema version of summary.json and the files beside it
 READABLE = (1, SCHEMA)  # schema 1 had the id of a question under `question`, without its text or the reason of drops
-QUESTION_CHARACTERS = 2_000  # of a question in pairs and outcomes; questions.jsonl has the whole text
+QUESTION_CHARACTERS = 2_000  # limit for question texts in pairs and outcomes; questions.jsonl has them whole
 RESULTS = ("outcomes.jsonl", "pairs.jsonl")
 QUESTIONS = "questions.jsonl"  # the questions by id
 
@@ -159,7 +159,7 @@ class Earlier:
 
 
 def earlier(path: Path) -> Earlier:
-    """Reads a run's folder. Sets files aside that were changed after they were written: resuming writes them anew.
+    """Reads a run's folder. Quarantines files that were changed after they were written: resuming writes them anew.
 
     Raises: ValueError if another version of stasc wrote the folder.
     """
@@ -171,7 +171,7 @@ def earlier(path: Path) -> Earlier:
     try:
         events = list(tracking.read(journal))
     except ValueError as error:
-        durable.set_aside(journal, str(error))
+        durable.quarantine(journal, str(error))
         return Earlier(key, None, None)
     for event in events:
         if event["event"] == "run_started":
@@ -183,7 +183,7 @@ def earlier(path: Path) -> Earlier:
     if not _whole(path, ended.get("files") or {}):
         return Earlier(key, started, None)
     if [_timeless(entry) for entry in summary["iterations"]] != list(_entries(events).values()):
-        durable.set_aside(path / "summary.json", f"{path}/summary.json does not match the journal")
+        durable.quarantine(path / "summary.json", f"{path}/summary.json does not match the journal")
         return Earlier(key, started, None)
     return Earlier(key, started, summary)
 
@@ -206,7 +206,7 @@ def _read_summary(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        durable.set_aside(path, f"{path} is damaged ({error!r})")
+        durable.quarantine(path, f"{path} is damaged ({error!r})")
         return None
     if schema[0] not in READABLE:
         known = " and ".join(map(str, READABLE))
@@ -221,7 +221,7 @@ def _whole(path: Path, files: Mapping[str, str]) -> bool:
     """Whether the results of a run are complete and match the checksums `files`; earlier releases recorded none."""
     damaged = [name for name, sha256 in files.items() if (path / name).exists() and file_sha256(path / name) != sha256]
     for name in {name.partition("/")[0] for name in damaged}:  # the whole model, if one of its files
-        durable.set_aside(path / name, f"{path / name} does not match its checksums, so the run is resumed")
+        durable.quarantine(path / name, f"{path / name} does not match its checksums, so the run is resumed")
     return not damaged and all((path / name).exists() for name in {"outcomes.jsonl", "model", *files})
 
 

@@ -23,7 +23,7 @@ from stasc.records import Iteration
 from stasc.runs.experiment import Experiment
 from stasc.store import keys
 from stasc.store.artifacts import Store
-from stasc.store.cached import Derivation
+from stasc.store.cached import CachedStages
 from stasc.store.leases import Lease
 from stasc.store.plan import Plan, Step
 from stasc.tasks.rewards.interface import inner
@@ -37,7 +37,7 @@ class Prepared:
     chat: Chat
     live: LiveModel
     m_0: Model
-    recipes: keys.Recipes
+    descriptions: keys.StageDescriptions
     steps: tuple[Step, ...]
 
     @property
@@ -48,7 +48,7 @@ class Prepared:
 
     def lease(self, path: Path, status: str, empty: Collection[int] = ()) -> Lease:
         """Returns the lease of the run in folder `path`, if all iterations but the `empty` keep something."""
-        steps = _plan(self.experiment, self.recipes, self.m_0, empty) if empty else self.steps
+        steps = _plan(self.experiment, self.descriptions, self.m_0, empty) if empty else self.steps
         final = [self.m_0.key, *(step.key for step in steps if step.kind == "finetune")][-1]
         return Lease(str(path.absolute()), self.key, status, self.experiment.store.keep_models, steps, final)
 
@@ -59,9 +59,9 @@ def prepare(experiment: Experiment) -> Prepared:
     root = _root(experiment)
     with naming_setting("store.dir", root):
         root.mkdir(parents=True, exist_ok=True)
-    recipes = _recipes(experiment, chat, live, keys.folder_digest(Path(live.base), root / "digests.json"))
-    m_0 = replace(M_0, key=digest(recipes.m_0()))
-    return Prepared(experiment, chat, live, m_0, recipes, _plan(experiment, recipes, m_0))
+    descriptions = _descriptions(experiment, chat, live, keys.folder_digest(Path(live.base), root / "digests.json"))
+    m_0 = replace(M_0, key=digest(descriptions.m_0()))
+    return Prepared(experiment, chat, live, m_0, descriptions, _plan(experiment, descriptions, m_0))
 
 
 def open_store(prepared: Prepared) -> Store:
@@ -73,13 +73,13 @@ def _root(experiment: Experiment) -> Path:
     return path_of("store.dir", experiment.store.dir).absolute()
 
 
-def _recipes(experiment: Experiment, chat: Chat, live: LiveModel, base: str) -> keys.Recipes:
+def _descriptions(experiment: Experiment, chat: Chat, live: LiveModel, base: str) -> keys.StageDescriptions:
     """Returns what describes the run's stages; `base` is the digest of M_0's files."""
     test, train = experiment.test.name, experiment.train.name
     sampling = experiment.sampling
     if sampling.stop is None:
         sampling = replace(sampling, stop=list(chat.stop_strings))
-    return keys.Recipes(
+    return keys.StageDescriptions(
         settings=experiment.settings,
         base=base,
         four_bit=live.four_bit,
@@ -142,10 +142,10 @@ def _check_single_process() -> None:
             raise ValueError(f"{name}={processes}: a run is one process on one device; {advice}")
 
 
-def loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterator[Iteration[Any]]:
+def loop(experiment: Experiment, m_0: Any, steps: CachedStages | Plan) -> Iterator[Iteration[Any]]:
     """Yields the iterations of Algorithm 1 with the experiment's choices.
 
-    `steps` computes the stages; a plan of them notes their keys only.
+    `steps` computes the stages, or a `Plan` records their keys only.
     """
     sample, correct = experiment.target.stages(steps.sample, steps.correct)
     return stasc(
@@ -165,9 +165,11 @@ def loop(experiment: Experiment, m_0: Any, steps: Derivation | Plan) -> Iterator
     )
 
 
-def _plan(experiment: Experiment, recipes: keys.Recipes, m_0: Model, empty: Collection[int] = ()) -> tuple[Step, ...]:
+def _plan(
+    experiment: Experiment, descriptions: keys.StageDescriptions, m_0: Model, empty: Collection[int] = ()
+) -> tuple[Step, ...]:
     """Returns the stages of a run in order, if all iterations but the `empty` keep something."""
-    plan = Plan(recipes, empty)
+    plan = Plan(descriptions, empty)
     for _ in loop(replace(experiment, keep=lambda pair: True), m_0.key, plan):
         pass
     return tuple(plan.steps)

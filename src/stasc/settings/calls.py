@@ -1,4 +1,4 @@
-"""How an option that may be any function is called."""
+"""Reads how an option is called from its signature: options may be any functions."""
 
 from __future__ import annotations
 

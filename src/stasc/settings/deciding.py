@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from stasc.machine.sealed import digest
-from stasc.settings.names import leaves
+from stasc.settings.names import NAMING, leaves
 
 
 class Reads(NamedTuple):
@@ -34,14 +34,16 @@ STAGES = {
     "correction": _reads("seed prompt prompt.correction sampling sampling.n_corr engine", _SAMPLED),
     "filter": _reads("reward reward_errors pairing filter", f"{_SCORED} {_TRAIN} target.marker"),
     "evaluation": _reads("reward reward_errors correct_at", f"{_SCORED} {_HELD_OUT}"),
-    "finetune": _reads("seed prompt target target.marker finetune loss", "model"),  # prompt: references are not sampled
+    "finetune": _reads(
+        "seed prompt target target.marker finetune loss", "model"
+    ),  # gold answers depend on the prompt here only
     "run": _reads("", "iterations patience init start"),  # no stage of its own: decides which stages a run has
 }
 INERT = frozenset(  # settings and groups that decide no result
     (
-        *("variant", "baseline", "init.letter", "filter.letter", "start.letter"),
-        *("target.suffix", "loss.suffix", "finetune.suffix"),
-        *("dataset.on_bad_row", "model.cache_dir", "store", "sweep", "tracking"),  # rows left out show in the questions
+        *(f"{group}.{key}" for group, key in NAMING.items()),
+        *("variant", "baseline", "model.cache_dir", "store", "sweep", "tracking"),
+        "dataset.on_bad_row",  # skipped rows show in the questions
     )
 )
 _NAMED = frozenset[str]().union(*(stage.values | stage.content for stage in STAGES.values()))

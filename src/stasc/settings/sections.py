@@ -26,7 +26,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the answers to training questions are sampled. Temperature 0 is greedy, top_p 1 the whole distribution.
+    """Sampling settings for training questions. Temperature 0 is greedy, top_p 1 the whole distribution.
 
     `stop` strings end an answer and are cut off it; null: those of the chat template.
     """
@@ -61,7 +61,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How the answers to held-out questions are sampled, with one correction each. Null inherits from `sampling`."""
+    """Sampling settings for held-out questions, with one correction per answer. Null inherits from `sampling`."""
 
     split: str
     n_init: int

@@ -2,7 +2,7 @@
 
 An artifact is an immutable folder, `<kind>/<key>`. Its COMMIT.json holds the sizes and sha256 of its files, and the
 digests of the inputs that it was computed from. One rename creates it, under a lock that the kernel frees when its
-holder dies. Every read verifies it; a damaged artifact is set aside and derived again. If that gives other content, as
+holder dies. Every read verifies it; a damaged artifact is quarantined and recomputed. If that gives other content, as
 on another machine, the artifacts computed from the former content are invalidated. joblib, diskcache and datasets'
 cache unpickle what they read or check nothing, and DVC needs a repository, so this store is our own; `filelock` locks.
 """
@@ -31,7 +31,7 @@ from stasc.machine.sealed import Damaged, digest, file_sha256, missing_is_damage
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 2  # of COMMIT.json, of the files beside it, and of leases
+SCHEMA = 2  # schema version of COMMIT.json, of the files beside it, and of leases
 COMMIT = "COMMIT.json"
 KEY = re.compile("[0-9a-f]{64}")
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # flock's errors on file systems without locks
@@ -142,9 +142,9 @@ class Store:
             if KEY.fullmatch(path.name) and (artifact := self.find(kind, path.name)):
                 yield artifact
 
-    def set_aside(self, kind: str, key: str, reason: object) -> bool:
+    def quarantine(self, kind: str, key: str, reason: object) -> bool:
         """Renames a damaged artifact, so that it can be inspected but is never read. Returns: False if it is gone."""
-        return durable.set_aside(self.root / kind / key, f"store: {kind}/{key} is damaged ({reason})")
+        return durable.quarantine(self.root / kind / key, f"store: {kind}/{key} is damaged ({reason})")
 
     def remove(self, kind: str, key: str) -> int:
         """Deletes an artifact if it exists. Returns: the bytes freed."""
@@ -206,7 +206,7 @@ class Store:
                 return artifact, read(artifact)
         except Damaged as damage:
             if locked:
-                self.set_aside(kind, key, damage)
+                self.quarantine(kind, key, damage)
             return None
         if locked:
             names = ", ".join(name for name in inputs if artifact.inputs.get(name) != inputs[name])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stasc.choices.filter import Filter
-from stasc.engines.engine import Request, Row
+from stasc.engines.engine import Request, SampleIndex
 from stasc.errors import NonFiniteError
 from stasc.machine import durable
 from stasc.machine.sealed import digest, jsonl
@@ -27,7 +27,7 @@ from stasc.models.model import Model
 from stasc.records import NOT_ASKED, Advance, Answer, Keyed, Pair, Split
 from stasc.stages import Stages
 from stasc.store.artifacts import Artifact, InputsChanged, Store
-from stasc.store.keys import Description, Recipes
+from stasc.store.keys import Description, StageDescriptions
 from stasc.tasks.rewards import ZeroOnError
 from stasc.tracking import redact
 from stasc.tracking.answer_warnings import AnswerWarnings
@@ -38,20 +38,22 @@ T = TypeVar("T")
 INPUTS = ("model", "start", "y1", "y2", "pairs")  # the names in descriptions that hold the keys of other stages
 ERRORS = "errors.json"  # beside pairs.jsonl: the errors of a reward, for which answers counted 0
 LABELS = {"initial": "initial answers", "correction": "corrections"}
-Progress = Callable[[str, int, str], AbstractContextManager[Advance]]  # shows a stage's: its label, total and unit
+Progress = Callable[[str, int, str], AbstractContextManager[Advance]]  # takes a stage's label, total and unit
 
 
-class Derivation:
+class CachedStages:
     """The stages of a run, each read from the store or computed into it.
 
     Weights may be evicted or damaged while the stages computed from them are in the store. They are derived again when
     a stage has to be computed with them. `training` holds the figures of fine-tunings, by iteration.
     """
 
-    def __init__(self, stages: Stages, store: Store, recipes: Recipes, keep: Filter, progress: Progress) -> None:
+    def __init__(
+        self, stages: Stages, store: Store, descriptions: StageDescriptions, keep: Filter, progress: Progress
+    ) -> None:
         self.training: dict[int, Mapping[str, float]] = {}
         self.unusable = stages.unusable
-        self._stages, self._store, self._recipes, self._keep = stages, store, recipes, keep
+        self._stages, self._store, self._descriptions, self._keep = stages, store, descriptions, keep
         self._progress = progress
         self._pairs: Keyed[Pair] = Keyed("", [])  # training pairs of the last scoring
         self._content: dict[str, str] = {}  # digests of the artifacts read, by key
@@ -64,7 +66,7 @@ class Derivation:
     def sample(self, model: Model, split: Split, n: int) -> Keyed[list[Answer]]:
         """Returns the initial answers, y1[question][i]."""
         self._n = max(self._n, n)  # an evaluation samples with the noise of iteration 0
-        description = self._recipes.sampled("initial", model.key, split, n)
+        description = self._descriptions.sampled("initial", model.key, split, n)
         key, rows = self._sampled("initial", description, model, split, partial(self._stages.ask, split, n))
         n_init = self._stages.sampling[split.name].n_init
         return Keyed(key, [[rows[q, i] for i in range(n_init)] for q in range(len(split.questions))])
@@ -72,7 +74,7 @@ class Derivation:
     def correct(self, model: Model, split: Split, y1: Keyed[list[Answer]], n: int) -> Keyed[list[list[Answer]]]:
         """Returns the corrections, y2[question][i][k]."""
         self._n = max(self._n, n)
-        description = self._recipes.sampled("correction", model.key, split, n, y1=y1.key)
+        description = self._descriptions.sampled("correction", model.key, split, n, y1=y1.key)
         ask = partial(self._stages.ask_to_correct, split, y1, n)
         key, rows = self._sampled("correction", description, model, split, ask)
         request = count()
@@ -91,7 +93,7 @@ class Derivation:
         """Returns the pairs with their rewards. The artifact of the training split holds the filter's verdicts too."""
         training = split.name == "train"
         stage = "filter" if training else "evaluation"
-        description = self._recipes.scored(stage, split, y1.key, y2.key)
+        description = self._descriptions.scored(stage, split, y1.key, y2.key)
 
         def compute(work: Path) -> None:
             scored = self._stages.score(split, y1, y2)
@@ -122,7 +124,7 @@ class Derivation:
     def finetune(self, start: Model, kept: Sequence[Pair], n: int) -> Model:
         """Returns M_n: `start` trained on the kept corrections."""
         assert kept == [pair for pair in self._pairs if self._keep(pair) and not self.unusable(pair)]
-        description = self._recipes.finetune(start.key, self._pairs.key, n)
+        description = self._descriptions.finetune(start.key, self._pairs.key, n)
         key = digest(description)
         made = replace(self._stages.tune.model(start, self._store.root / "model" / key / "weights"), key=key)
         inputs = partial(self._inputs, description)
@@ -181,7 +183,7 @@ class Derivation:
 
     def _sampled(
         self, kind: str, description: Description, model: Model, split: Split, ask: Callable[[], list[Request]]
-    ) -> tuple[str, dict[Row, Answer]]:
+    ) -> tuple[str, dict[SampleIndex, Answer]]:
         """Returns the answers of a sampling stage by (request, sample). They are committed batch by batch."""
         label = _label(kind, split)
 
@@ -202,8 +204,8 @@ class Derivation:
                         answers = self._stages.answer(model, split, requests, batch, advance)
                     _write_answers(work, f"{number:05d}", zip(batch, answers, strict=True))
 
-        def read(artifact: Artifact) -> dict[Row, Answer]:
-            rows: dict[Row, Answer] = {}
+        def read(artifact: Artifact) -> dict[SampleIndex, Answer]:
+            rows: dict[SampleIndex, Answer] = {}
             for name in sorted(artifact.files):
                 for line in map(json.loads, artifact.read(name).splitlines()):
                     row = (line.pop("request"), line.pop("sample"))
@@ -250,6 +252,6 @@ def _whole_chunk(work: Path, number: int) -> bool:
     return False
 
 
-def _write_answers(work: Path, name: str, answers: Iterable[tuple[Row, Answer]]) -> None:
+def _write_answers(work: Path, name: str, answers: Iterable[tuple[SampleIndex, Answer]]) -> None:
     data = jsonl({"request": r, "sample": s, **vars(answer)} for (r, s), answer in answers)
     durable.write(work / f"{name}-{hashlib.sha256(data).hexdigest()}.jsonl", data)

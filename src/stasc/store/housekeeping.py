@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, help="the store's folder (default: store.dir of the settings)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="sizes by kind of stage, and the run folders that use the store")
-    commands.add_parser("verify", help="check every file against its checksum; set damaged artifacts aside")
+    commands.add_parser("verify", help="check every file against its checksum; quarantine damaged artifacts")
     clean = commands.add_parser("clean", help="remove artifacts that no run folder refers to")
     clean.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     given = parser.parse_args(arguments)
@@ -55,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Item(NamedTuple):
-    """A folder of the store: an artifact, or one that is set aside, unfinished or half removed."""
+    """A folder of the store: an artifact, or one that is quarantined, unfinished or half removed."""
 
     kind: str
     key: str
-    state: str  # the kind of an artifact, or "set aside", "unfinished", "half removed"
+    state: str  # the kind of an artifact, or "quarantined", "unfinished", "half removed"
     folder: Path
 
     @property
@@ -73,7 +73,7 @@ def _items(store: Store) -> Iterator[Item]:
         kind = folder.parent.name
         for state, pattern in (
             (kind, f"({KEY.pattern})"),
-            ("set aside", rf"({KEY.pattern})\.corrupt-\d+"),
+            ("quarantined", rf"({KEY.pattern})\.corrupt-\d+"),
             ("half removed", rf"{re.escape(SCRATCH)}[0-9a-f]+-({KEY.pattern})"),
         ):
             if found := re.fullmatch(pattern, folder.name):
@@ -85,7 +85,7 @@ def _items(store: Store) -> Iterator[Item]:
 
 def _list(store: Store) -> None:
     table = Table("kind", *(Column(name, justify="right") for name in ("artifacts", "size")), box=box.SIMPLE_HEAD)
-    sizes: dict[str, list[int]] = {state: [] for state in (*KINDS, "set aside", "unfinished", "half removed")}
+    sizes: dict[str, list[int]] = {state: [] for state in (*KINDS, "quarantined", "unfinished", "half removed")}
     for item in _items(store):
         sizes[item.state].append(item.size)
     for state, each in sizes.items():
@@ -129,11 +129,11 @@ def _verify(store: Store) -> int:
                 committed(item.folder).verify()
                 whole += 1
             except Damaged as damage:
-                damaged += store.set_aside(item.kind, item.key, damage)
+                damaged += store.quarantine(item.kind, item.key, damage)
             except OtherVersion as error:
                 print(error)
                 other += 1
-    print(f"{counted(whole, 'artifact')} whole, {damaged} damaged{' and set aside' if damaged else ''}", end="")
+    print(f"{counted(whole, 'artifact')} whole, {damaged} damaged{' and quarantined' if damaged else ''}", end="")
     print(f", {other} not checked" if other else "")
     return 1 if damaged or other else 0
 

@@ -45,21 +45,21 @@ _SCORING = (
 CODE = {
     "initial": _SAMPLING,
     "correction": _SAMPLING,
-    "filter": _SCORING,
+    "filter": (*_SCORING, "stasc.choices.filter"),  # adapts any filter to pairs
     "evaluation": _SCORING,
     "finetune": (*_MODEL, "stasc.training"),
 }
 
 
 @dataclass(frozen=True)
-class Recipes:
+class StageDescriptions:
     """Describes the stages of one run by the settings that `deciding.STAGES` declares, and by their inputs and code."""
 
     settings: Mapping[str, Any]  # as composed
     base: str  # content digest of M_0's files
     four_bit: bool
     numerics: Mapping[str, Any]  # device, dtype, library versions
-    template: Mapping[str, Any]  # of the chat, with its stop tokens
+    template: Mapping[str, Any]  # chat template and its stop tokens
     rendered: Mapping[str, str]  # digests of the prompts of initial answers and corrections, with "?" for each text
     sampling: Mapping[str, Sampling]  # by split name, with evaluation.* in place of sampling.* where set
     batch: Mapping[str, int | None]  # evaluation.batch, by split name
@@ -155,7 +155,7 @@ def folder_digest(folder: Path, cache: Path) -> str:
         try:
             before = read_sealed(cache)
         except Damaged as damage:
-            durable.set_aside(cache, f"store: {damage}")
+            durable.quarantine(cache, f"store: {damage}")
     known, digests = dict(before), {}
     for path in sorted(folder.iterdir()):
         if path.suffix in _MODEL_FILES and path.is_file():

@@ -20,7 +20,7 @@ from stasc.store.plan import Step
 
 @dataclass(frozen=True)
 class Lease:
-    """What a run needs from the store. `key` is the run's, `status` is expected, running or done.
+    """The artifacts and weights that a run needs. `key` is the run's, `status` is expected, running or done.
 
     `steps` are its stages if every iteration to come keeps something; `final` is the key of its last model.
     """
@@ -42,7 +42,7 @@ def write(store: Store, lease: Lease) -> None:
 
 
 def every(store: Store) -> Iterator[Lease]:
-    """Yields all leases. Sets damaged ones aside: the run writes its lease again on resume. Raises: OtherVersion."""
+    """Yields all leases. Quarantines damaged ones: the run writes its lease again on resume. Raises: OtherVersion."""
     for path in sorted((store.root / "leases").glob("*.json")):
         if path.name.startswith(durable.SCRATCH):
             continue
@@ -53,7 +53,7 @@ def every(store: Store) -> Iterator[Lease]:
                 raise OtherVersion(f"{found}: set store.dir to another folder")
             yield Lease(**{**lease, "steps": tuple(Step(*step) for step in lease["steps"])})
         except (Damaged, TypeError, KeyError) as damage:
-            durable.set_aside(path, f"store: the lease {path.name} is damaged ({damage})")
+            durable.quarantine(path, f"store: the lease {path.name} is damaged ({damage})")
 
 
 def remove(store: Store, folder: str) -> None:

@@ -11,7 +11,7 @@ from stasc.runs.prepare import Prepared, open_store
 from stasc.store import leases
 from stasc.store.artifacts import Store
 
-Stages = list[tuple[Store, str, str]]  # of a job, by kind and key
+Stages = list[tuple[Store, str, str]]  # a job's stages: store, kind, key
 
 
 def expect(prepared: Prepared, path: Path) -> None:

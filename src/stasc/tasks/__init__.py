@@ -1,1 +1,1 @@
-"""What is asked and how answers are judged: datasets, prompts, rewards."""
+"""Datasets, prompts and rewards: the questions, and how answers are judged."""

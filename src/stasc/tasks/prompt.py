@@ -10,7 +10,7 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 
 class Conversations(Protocol):
-    """What a prompt option provides: the conversations of steps 1 and 2, which a chat template then renders.
+    """The interface of prompts: the conversations of steps 1 and 2, which a chat template then renders.
 
     An answer must appear in them as it is, as often as need be: how long a prompt can become is computed from that.
     """

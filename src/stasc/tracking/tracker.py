@@ -12,7 +12,7 @@ from stasc.records import Pair
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker knows of a run: names, its folder, its redacted settings, and the options of config groups."""
+    """The facts about a run that its tracker gets: names, folder, redacted settings, and options of config groups."""
 
     name: str
     group: str

@@ -210,7 +210,7 @@ class _Mirror:
 
 
 def call_with_timeout(seconds: float, action: Callable[[], T]) -> T:
-    """Returns what an action returns. Raises: TimeoutError after so many seconds; the action then runs on in a thread.
+    """Calls an action and returns its result. Raises: TimeoutError after `seconds`; the action continues in a thread.
 
     W&B limits the time of network calls, but not of its own service.
     """

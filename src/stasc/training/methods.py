@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method(Optimization, ABC):
-    """What of a model is trained and saved; one object with the settings of its optimization, as YAML has them.
+    """Chooses what of a model is trained and saved. YAML gives it together with the settings of its optimization.
 
     `four_bit`: base weights are held in NF4. `adapter`: base weights are frozen.
     """

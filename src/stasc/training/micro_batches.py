@@ -67,7 +67,7 @@ class MicroBatches:
             yield
 
     def backward(self, step: Sequence[Example]) -> list[MicroBatch]:
-        """Computes the gradient of a step's loss. Starts over with smaller micro-batches when memory runs out."""
+        """Computes the gradient of a step's loss. Retries with smaller micro-batches after OOM."""
         while True:
             try:
                 return [self._backward(some, step) for some in self._split(step)]

@@ -22,7 +22,7 @@ _FIRST_CANDIDATES = 128
 _CHUNK = 2**21  # logits: drawing takes several times their memory
 _COLDEST = torch.finfo(torch.float32).tiny  # lower temperatures are greedy
 _COLD = 1e-20  # logits divided by lower temperatures may overflow
-_DROP_FROM = 1 / 8  # of the sequences: dropping some costs an operation or more per layer
+_DROP_FROM = 1 / 8  # share of ended sequences from which they are dropped, which costs an operation per layer
 
 
 class NonFiniteLogits(NonFiniteError):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from stasc.engines.engine import Completion, Decoding, Request, Row
+from stasc.engines.engine import Completion, Decoding, Request, SampleIndex
 from stasc.engines.hf import compiled, decode, prefill
 from stasc.engines.hf.memory import Limit
 from stasc.errors import NonFiniteError
@@ -57,7 +57,7 @@ class HF:
         self._network = None  # frees the network before the next is loaded: two may not fit into memory
         self._network = live.load(model)
 
-    def batches(self, requests: Sequence[Request], size: int | None) -> list[list[Row]]:
+    def batches(self, requests: Sequence[Request], size: int | None) -> list[list[SampleIndex]]:
         """Sorts the samples by prompt, shortest first, and splits them into batches of nearly equal size."""
         order = sorted(range(len(requests)), key=lambda r: (len(requests[r].prompt), requests[r].prompt))
         rows = [(r, sample) for r in order for sample in range(len(requests[r].keys))]
@@ -68,7 +68,7 @@ class HF:
 
     @torch.inference_mode()
     def sample(
-        self, requests: Sequence[Request], batch: Sequence[Row], decoding: Decoding, advance: Advance
+        self, requests: Sequence[Request], batch: Sequence[SampleIndex], decoding: Decoding, advance: Advance
     ) -> list[Completion]:
         """Returns the completion of each sample of a batch, see `Engine.sample`.
 
@@ -148,7 +148,7 @@ class HF:
         return done
 
 
-def _sample(requests: Sequence[Request], row: Row, ids: tuple[int, ...]) -> _Sample:
+def _sample(requests: Sequence[Request], row: SampleIndex, ids: tuple[int, ...]) -> _Sample:
     request = requests[row[0]]
     return _Sample(request.prompt + ids, request.keys[row[1]], ids, request.name or f"request {row[0]}")
 

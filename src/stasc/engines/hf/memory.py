@@ -15,7 +15,7 @@ from stasc.machine import memory, processor
 from stasc.models.model import Network
 from stasc.tracking import fallback
 
-_SHARE = 0.8  # of the free memory; a forward pass needs some beside the KV cache
+_SHARE = 0.8  # share of free memory for the KV cache; a forward pass needs some more
 
 
 @dataclass

@@ -134,7 +134,7 @@ def _forward(
 
 
 def _padded(model: Network, distinct: Sequence[tuple[int, ...]]) -> tuple[Tensor, Batch]:
-    """Returns the same for a model that cannot share prompts: one left-padded row per distinct prompt."""
+    """Returns logits and batch of distinct prompts, one left-padded row each, for models that cannot share."""
     rows = [torch.tensor(prompt, device=model.device) for prompt in distinct]
     ids_PL = pad_sequence(rows, batch_first=True, padding_side="left")
     mask_PL = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")

@@ -24,9 +24,9 @@ from stasc.engines.hf.cache import PreallocatedCache, compact
 from stasc.models.model import Network
 from stasc.prefix_tree import attention
 
-_NAME = "stasc_shared_prompts"  # of this attention, in transformers' registry
+_NAME = "stasc_shared_prompts"  # names this attention in transformers' registry
 _SPARE = 32  # answer tokens that are allocated at once
-_PROMPT_COST = 3  # reading the keys and values of a prompt costs as much as so many sequences
+_PROMPT_COST = 3  # sequences whose attention costs as much as reading a prompt's keys and values once
 _WORTHWHILE = 3 / 4  # copies are made if they lower the cost to this fraction, as making them takes time
 
 
@@ -41,7 +41,7 @@ def copies(sequences_P: Sequence[int]) -> tuple[list[int], int]:
 
 
 def cost(prompts: int, slots: int) -> int:
-    """Returns the cost of attention to so many prompts of so many slots, in sequences."""
+    """Returns the cost of attention, in sequences, for some prompts with as many slots each."""
     return prompts * (slots + _PROMPT_COST)
 
 

@@ -1,1 +1,1 @@
-"""What a sweep's runs show: accuracies of variants and baselines, effects of choices, notes on what is missing."""
+"""Analyses a sweep: accuracies of variants and baselines, effects of choices, notes on missing runs."""

@@ -102,7 +102,7 @@ def _effects(effects: Iterable[Effect]) -> alt.FacetChart | None:
     effects = list(effects)
     if not effects:
         return None
-    sizes = dict.fromkeys(map(_choice, effects), 0.0)  # of effects on correction accuracy, by which choices are ordered
+    sizes = dict.fromkeys(map(_choice, effects), 0.0)  # effects on correction accuracy, which order the choices
     for one in effects:
         if one.outcome == "correction":
             sizes[_choice(one)] = max(sizes[_choice(one)], abs(one.interval.value))

@@ -19,9 +19,9 @@ from stasc.report.wording import listed
 
 Kind = Literal["test", "train"]
 
-PAGE_BYTES = 16_000_000  # of all packed blocks
-TEST_SHARE = 0.8  # of these bytes, at most, for test answers; training pairs get the remainder
-BLOCK_CHARACTERS = 8_000_000  # of the answers in a block, which a browser unpacks at once
+PAGE_BYTES = 16_000_000  # limit for all packed blocks
+TEST_SHARE = 0.8  # maximum share of these bytes for test answers; training pairs get the remainder
+BLOCK_CHARACTERS = 8_000_000  # limit for a block, which a browser unpacks at once
 
 
 @dataclass

@@ -24,7 +24,7 @@ from stasc.units import counted
 
 SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
-Problem = Callable[[Sequence[str]], str | None]  # of references: why no answer can be right, None if one can
+Problem = Callable[[Sequence[str]], str | None]  # says why no answer can match the references; None if one can
 
 
 def no_problem(references: Sequence[str]) -> str | None:
@@ -39,7 +39,7 @@ class Sizes:
     n_train: int | None
     n_validation: int | None
     n_test: int | None
-    seed: int  # of the division; runs with different seeds share its questions
+    seed: int  # divides the data; runs with different run seeds share the questions
 
     def __post_init__(self) -> None:
         for name, least in (("n_train", 1), ("n_validation", 0), ("n_test", 1)):
