@@ -382,6 +382,19 @@ def test_help_and_the_composed_config_come_at_once(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
+def test_all_settings_are_checked_before_torch_is_imported() -> None:
+    """So a wrong setting costs a second, as `build_experiment` finds it."""
+    script = """
+import sys
+from stasc.cli.build import build_experiment
+from stasc.cli.compose import compose
+for overrides in [], ["finetune=lora", "tracking=wandb"], ["finetune=qlora", "baseline=gold"]:
+    build_experiment(compose(overrides))
+sys.exit(bool({'torch', 'transformers', 'peft', 'wandb', 'datasets'} & set(sys.modules)))
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
 def test_the_version_is_ours_and_then_hydras(command: Zygote, tmp_path: Path) -> None:
     answer = command.run(tmp_path, "--version")
     assert (answer.returncode, answer.stderr) == (0, "")

@@ -790,6 +790,7 @@ def test_the_code_of_every_stage_counts(told: Told, monkeypatch: pytest.MonkeyPa
         "stasc.engines.engine": sampled,
         "stasc.engines.stop": sampled,
         "stasc.engines.hf.engine": sampled,
+        "stasc.engines.hf.sampler": sampled,
         "stasc.engines.hf.decode": sampled,
         "stasc.engines.hf.compiled": sampled,
         "stasc.engines.noise": {*sampled, "finetune"},

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,11 +19,12 @@ from omegaconf import DictConfig, open_dict
 
 from stasc.cli.build import build_experiment
 from stasc.machine import durable
-from stasc.runs import prepare
 from stasc.settings.names import DECLARED
-from stasc.sweeps.foresee import Stages, expect, seconds_left
 from stasc.tracking import redact, scrub
 from stasc.units import counted, duration_text
+
+if TYPE_CHECKING:  # every run builds this callback, and a wrong setting need not wait for torch
+    from stasc.sweeps.foresee import Stages
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ class Expect(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Announces the jobs of the sweep to the store."""
+        from stasc.runs import prepare
+        from stasc.sweeps.foresee import expect
+
         seeds: list[int] = []
         try:
             swept = [one for one in _given(config) if one.is_sweep_override()]
@@ -67,6 +71,8 @@ class Expect(Callback):
         """Logs the sweep's progress."""
         if not self._jobs:  # no sweep
             return
+        from stasc.sweeps.foresee import seconds_left
+
         if self._declared:
             durable.write(*self._declared)
             self._declared = None

@@ -59,9 +59,6 @@ def run_job(cfg: DictConfig, job: HydraConf) -> float:
 
 def _execute(cfg: DictConfig, job: HydraConf, folder: Path) -> Mapping[str, Any]:
     """Builds the experiment, executes it, and returns the run's summary."""
-    from stasc.runs import execute
-    from stasc.tracking.console import Console
-
     sweeping = job.mode == RunMode.MULTIRUN
     if sweeping:
         _check_folder(job)
@@ -70,6 +67,9 @@ def _execute(cfg: DictConfig, job: HydraConf, folder: Path) -> Mapping[str, Any]
         built = own_wandb_run(built)
     if built.sampling.warning:
         warn_once(built.sampling.warning)
+    from stasc.runs import execute  # imports torch, for which a wrong setting need not wait
+    from stasc.tracking.console import Console
+
     summary = execute.run(built, folder, cfg.sweep.name, Console(split=built.test.name, brief=sweeping))
     if not sweeping:  # a sweep prints its folder below its table
         log.info("results: %s", os.path.relpath(folder, paths.start()))
@@ -80,9 +80,7 @@ def _exit(error: BaseException) -> NoReturn:
     """Ends the command: with one line where the message says it all, else with a traceback."""
     if isinstance(error, SystemExit):
         raise error
-    if isinstance(
-        error, ValueError | OSError | FloatingPointError
-    ):  # errors in a setting, the data, the disk or the loss
+    if isinstance(error, ValueError | OSError | FloatingPointError):  # a setting, the data, the disk or the loss
         print(f"error: {scrub(message(error))}", file=sys.stderr)
         sys.exit(os.EX_IOERR if durable.is_full(error) else 1)
     traceback.print_exception(error)

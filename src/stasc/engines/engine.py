@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from stasc.models.live import LiveModel
 from stasc.models.model import Model
 from stasc.records import Advance
+
+if TYPE_CHECKING:
+    from stasc.models.live import LiveModel
 
 SampleIndex = tuple[int, int]  # the index of a request, and of one of its samples
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
-
-from stasc.prefix_tree.batch import Example, Logprobs
 from stasc.settings.check import expect
+
+if TYPE_CHECKING:  # torch is not imported before all settings are checked
+    from torch import Tensor
+
+    from stasc.prefix_tree.batch import Example, Logprobs
 
 _PER = ("token", "example")
 

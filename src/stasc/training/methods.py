@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
-import torch
-from torch import nn
-from transformers import PreTrainedModel, set_seed
-
-from stasc.models.live import LiveModel
 from stasc.models.model import Model, Network
 from stasc.settings.check import expect
 from stasc.training.optimization import Optimization
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is not imported before all settings are checked
+    import torch
     from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from stasc.models.live import LiveModel
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,7 @@ class Lora(Method):
 
     def _with_new_adapter(self, network: Network, seed: int) -> Network:
         from peft import LoraConfig, get_peft_model
+        from transformers import set_seed
 
         self._check_target_modules(network)
         set_seed(seed)
@@ -142,6 +142,8 @@ class Lora(Method):
 
     def _check_target_modules(self, network: Network) -> None:
         """Raises: ValueError if a target module does not exist; peft raises only if none does."""
+        from torch import nn
+
         known = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
         names = [name for name, _ in network.named_modules()]
         for target in [] if self.target_modules == ["all-linear"] else self.target_modules:
