@@ -19,7 +19,7 @@ from stasc.engines.engine import Completion, Decoding, Request, SampleIndex
 from stasc.engines.hf.engine import HF
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
-from stasc.records import Advance
+from stasc.records import Advance, OptimizerStep
 from stasc.runs import execute as runner
 from stasc.runs import prepare
 from stasc.runs.experiment import Experiment
@@ -133,7 +133,7 @@ def fake_finetune(
     examples: Sequence[Example],
     folder: Path,
     seed: int,
-    advance: Callable[[], None],
+    on_step: Callable[[OptimizerStep], None],
 ) -> tuple[Model, Training]:
     network = live.load(start)
     folder.mkdir(parents=True)
@@ -141,6 +141,7 @@ def fake_finetune(
     (folder / "config.json").write_text("{}")
     model = method.model(start, folder)
     live.adopt(model)
+    on_step(OptimizerStep(1.0, 1e-4, 0.5, len(examples), 3 * len(examples), 1.0, seconds=seed % 997))
     return model, Training(1.0, 1, len(examples), len(examples), 0, 64)
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
+from stasc.records import OptimizerStep
 from stasc.training.loop import Training, finetune
 from stasc.training.losses import NLL, Loss
 from stasc.training.methods import Full, Lora, Method, QLora
@@ -101,7 +102,7 @@ def nll(network: nn.Module, example: Example) -> Tensor:
     return -sum(log_probs[t - 1, ids[t]] for t in range(len(example.prompt), len(ids)))
 
 
-def nothing() -> None:
+def nothing(step: OptimizerStep) -> None:
     pass
 
 
@@ -112,11 +113,11 @@ def train(
     start: Model = M_0,
     examples: Sequence[Example] = EXAMPLES,
     seed: int = 0,
-    advance: Callable[[], None] = nothing,
+    on_step: Callable[[OptimizerStep], None] = nothing,
     per: str = "token",
     loss: Loss | None = None,
 ) -> tuple[Model, Training]:
-    return finetune(settings, loss or NLL(per), live, start, examples, folder, seed, advance)
+    return finetune(settings, loss or NLL(per), live, start, examples, folder, seed, on_step)
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) -> None:

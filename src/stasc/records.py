@@ -115,6 +115,24 @@ REASONS = {  # why a pair that passed the filter is left out
 
 
 @dataclass(frozen=True)
+class OptimizerStep:
+    """The figures of one optimizer step of a fine-tuning.
+
+    `loss` is the mean negative log-likelihood per trained token, and `grad_norm` the norm before clipping; None if not
+    finite. `tokens` are those trained, `input_tokens` those of prompts and completions, `epoch` the passes over the
+    examples since the fine-tuning began.
+    """
+
+    loss: float | None
+    learning_rate: float
+    grad_norm: float | None
+    tokens: int
+    input_tokens: int
+    epoch: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Iteration(Generic[Model]):
     """The results of iteration n: the model M_n, all training pairs, those trained on, and the test pairs.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from stasc.models.chat import Chat, Refused
 from stasc.models.live import LiveModel
 from stasc.models.model import Model
 from stasc.prefix_tree.batch import Example
-from stasc.records import NOT_ASKED, Advance, Answer, Pair, Question, Split
+from stasc.records import NOT_ASKED, Advance, Answer, OptimizerStep, Pair, Question, Split
 from stasc.settings.sections import Sampling
 from stasc.tasks.prompt import Conversations
 from stasc.training.losses import Loss
@@ -101,7 +101,7 @@ class Stages:
         return pairing.score(split, y1, y2, self.reward, pair)
 
     def finetune(
-        self, start: Model, kept: Sequence[Pair], n: int, folder: Path, advance: Advance
+        self, start: Model, kept: Sequence[Pair], n: int, folder: Path, on_step: Callable[[OptimizerStep], None]
     ) -> tuple[Model, Training]:
         """Returns M_n: `start` fine-tuned on the kept pairs and written to `folder`."""
         from stasc.training.loop import finetune  # imported here: a run whose fine-tunings are stored needs none of it
@@ -109,7 +109,7 @@ class Stages:
         self.engine.release()
         examples = [self.example(pair) for pair in kept]
         seed = noise.noise_key(self.seed, "finetune", n) % 2**32
-        return finetune(self.tune, self.loss, self.live, start, examples, folder, seed, advance)
+        return finetune(self.tune, self.loss, self.live, start, examples, folder, seed, on_step)
 
     def steps(self, kept: Sequence[Pair]) -> int:
         """Returns the number of optimizer steps of `finetune`."""

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0, Model
+from stasc.records import OptimizerStep
 from stasc.training.methods import Full, Method
 
 # The trained model.
@@ -203,12 +204,12 @@ def test_on_cuda_in_bfloat16_weights_are_trained_in_float32_on_that_device(base:
     live = LiveModel(base, None, device, torch.bfloat16, four_bit=False)
     seen: set[tuple[torch.device, torch.dtype]] = set()
 
-    def look() -> None:
+    def look(step: OptimizerStep) -> None:
         network = live.load(M_0, live.training_dtype)
         seen.update((parameter.device, parameter.dtype) for parameter in network.parameters())
 
     model, training = train(
-        make("full", optimizer="adamw_torch", learning_rate=1e-5), live, tmp_path / "1", advance=look
+        make("full", optimizer="adamw_torch", learning_rate=1e-5), live, tmp_path / "1", on_step=look
     )
 
     assert seen == {(device, torch.float32)}

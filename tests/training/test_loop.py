@@ -29,6 +29,7 @@ from torch import Tensor
 
 from stasc.models.model import M_0, Model
 from stasc.prefix_tree.batch import Example
+from stasc.records import OptimizerStep
 from stasc.training import micro_batches
 from stasc.training.loop import Training
 from stasc.training.methods import Full, Lora
@@ -223,22 +224,49 @@ def test_matched_steps_give_the_same_weights_each_time(base: str, tmp_path: Path
 
 
 def test_each_step_is_told(base: str, tmp_path: Path):
-    told: list[None] = []
+    told: list[OptimizerStep] = []
     settings = make("full", batch_size=4, micro_batch_size=1, epochs=2)
-    _, training = train(settings, make_live(base), tmp_path / "1", advance=lambda: told.append(None))
+    _, training = train(settings, make_live(base), tmp_path / "1", on_step=told.append)
     assert len(told) == training.steps == settings.steps(len(EXAMPLES)) == 4
+
+
+def test_the_figures_of_a_step_are_those_of_its_examples_and_of_the_gradient_before_clipping(base: str, tmp_path: Path):
+    steps: list[OptimizerStep] = []
+    settings = make(
+        "full", batch_size=4, micro_batch_size=2, epochs=2, learning_rate=1e-12, schedule="linear", max_grad_norm=1e-3
+    )
+    _, training = train(settings, make_live(base), tmp_path / "1", on_step=steps.append, examples=EXAMPLES[:4])
+    network = read(base)
+    loss = sum(nll(network, example) for example in EXAMPLES[:4]) / (tokens := 4 + 2 + 1 + 8)
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).norm().item()
+
+    assert [step.loss for step in steps] == pytest.approx([loss.item()] * 2, rel=1e-9)
+    assert [step.grad_norm for step in steps] == pytest.approx([norm] * 2, rel=1e-6)
+    assert norm > settings.max_grad_norm
+    assert [step.learning_rate for step in steps] == [1e-12, 0.5e-12]
+    assert [(step.tokens, step.input_tokens) for step in steps] == [(tokens, tokens + 4 + 2 + 8 + 1)] * 2
+    assert [step.epoch for step in steps] == [1.0, 2.0]
+    assert all(step.seconds > 0 for step in steps)
+    assert training.loss == pytest.approx(loss.item(), rel=1e-9)
+
+
+def test_the_epoch_of_a_step_is_the_share_of_examples_seen(base: str, tmp_path: Path):
+    steps: list[OptimizerStep] = []
+    train(make("full", batch_size=4, epochs=2), make_live(base), tmp_path / "1", on_step=steps.append)
+    assert [step.epoch for step in steps] == pytest.approx([4 / 6, 1, 10 / 6, 2])
 
 
 def step_sizes(base: str, folder: Path, settings: Full | Lora, examples: Sequence[Example]) -> list[float]:
     """The length of each step in the space of weights."""
     live, seen = make_live(base), []
 
-    def snapshot() -> None:
+    def snapshot(step: OptimizerStep | None = None) -> None:
         network = live.load(M_0, live.training_dtype)  # in memory, it is the one that is being trained
         seen.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
 
     snapshot()
-    train(settings, live, folder, examples=examples, advance=snapshot)
+    train(settings, live, folder, examples=examples, on_step=snapshot)
     return [(after - before).norm().item() for before, after in pairwise(seen)]
 
 
@@ -351,10 +379,10 @@ def test_gradient_checkpointing_gives_the_same_weights_and_ends_with_the_trainin
 def test_gradient_checkpointing_is_on_while_training(base: str, tmp_path: Path):
     live, seen = make_live(base), set()
 
-    def look() -> None:
+    def look(step: OptimizerStep) -> None:
         seen.update(getattr(module, "gradient_checkpointing", None) for module in live.load(M_0).modules())
 
-    train(make("full", gradient_checkpointing=True), live, tmp_path / "1", advance=look)
+    train(make("full", gradient_checkpointing=True), live, tmp_path / "1", on_step=look)
     assert True in seen and False not in seen
 
 

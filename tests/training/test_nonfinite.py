@@ -23,6 +23,7 @@ from stasc.errors import NonFiniteError
 from stasc.models.live import LiveModel
 from stasc.models.model import M_0
 from stasc.prefix_tree.batch import Batch, Example, Logprobs, logprobs
+from stasc.records import OptimizerStep
 from stasc.training import loop, micro_batches
 from stasc.training.loop import Training
 
@@ -121,7 +122,7 @@ def test_a_step_is_skipped_with_all_its_micro_batches_and_no_loss_of_them_is_rep
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
 ):
     poison(monkeypatch, what, math.nan)
-    told: list[None] = []
+    told: list[OptimizerStep] = []
     seen: list[str] = []
     backward = micro_batches.MicroBatches.backward
 
@@ -132,7 +133,7 @@ def test_a_step_is_skipped_with_all_its_micro_batches_and_no_loss_of_them_is_rep
     monkeypatch.setattr(micro_batches.MicroBatches, "backward", watched)
     live = make_live(base)
     settings = make("full", batch_size=3, micro_batch_size=1, on_nonfinite="skip_step")
-    _, training = train(settings, live, tmp_path / "1", advance=lambda: told.append(None))
+    _, training = train(settings, live, tmp_path / "1", on_step=told.append)
 
     counted = seen[:3] if "d" in seen[3:] else seen[3:]
     taken = [example for example in EXAMPLES if example.id in counted]
@@ -189,11 +190,11 @@ def test_what_is_not_finite_at_any_scale_is_stopped(
 
 def test_more_skipped_steps_than_allowed_abort(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     poison(monkeypatch, "gradient", math.nan)
-    told: list[None] = []
+    told: list[OptimizerStep] = []
     settings = make("full", batch_size=1, epochs=3, on_nonfinite="skip_step", max_skipped_steps=2)
     message = r"at step [56], on d, with 2 steps skipped before: .* or raise finetune\.max_skipped_steps$"
     with pytest.raises(NonFiniteError, match=message):
-        train(settings, make_live(base), tmp_path / "1", examples=[GOOD, BAD], advance=lambda: told.append(None))
+        train(settings, make_live(base), tmp_path / "1", examples=[GOOD, BAD], on_step=told.append)
     assert len(told) in (4, 5)
     assert not (tmp_path / "1").exists()
 

@@ -72,7 +72,7 @@ class Ours:
         )
         rows = [Example(str(row), tuple(prompt), tuple(answer)) for row, (prompt, answer) in enumerate(work.examples)]
         network = self.live.load(M_0, self.live.training_dtype)
-        training = loop.train(network, rows, settings, self.loss, self.live, work.seed, lambda k=1: None)
+        training = loop.train(network, rows, settings, self.loss, self.live, work.seed, lambda step: None)
         return Done(loss=training.loss)
 
 

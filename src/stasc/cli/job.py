@@ -8,7 +8,6 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,11 +22,10 @@ from stasc.cli.compose import plain
 from stasc.cli.messages import message
 from stasc.machine import durable, paths, signals
 from stasc.settings.names import check_inside
-from stasc.tracking import Wandb, redact, scrub
+from stasc.tracking import redact, scrub
 from stasc.tracking.redaction import register_secrets
 
 if TYPE_CHECKING:
-    from stasc.runs.experiment import Experiment
     from stasc.tracking.console import Ended
 
 log = logging.getLogger("stasc.run")
@@ -63,14 +61,16 @@ def _execute(cfg: DictConfig, job: HydraConf, folder: Path) -> Mapping[str, Any]
     if sweeping:
         _check_folder(job)
     built = build_experiment(cfg, job.runtime.choices)
-    if sweeping:
-        built = own_wandb_run(built)
+    if sweeping and os.environ.pop("WANDB_RUN_ID", None):
+        warn_once("WANDB_RUN_ID is the id of one run: each job of the sweep gets one of its own")
     if built.sampling.warning:
         warn_once(built.sampling.warning)
     from stasc.runs import execute  # imports torch, for which a wrong setting need not wait
     from stasc.tracking.console import Console
 
-    summary = execute.run(built, folder, cfg.sweep.name, Console(split=built.test.name, brief=sweeping))
+    summary = execute.run(
+        built, folder, cfg.sweep.name if sweeping else None, Console(split=built.test.name, brief=sweeping)
+    )
     if not sweeping:  # a sweep prints its folder below its table
         log.info("results: %s", os.path.relpath(folder, paths.start()))
     return summary
@@ -85,19 +85,6 @@ def _exit(error: BaseException) -> NoReturn:
         sys.exit(os.EX_IOERR if durable.is_full(error) else 1)
     traceback.print_exception(error)
     sys.exit(1)
-
-
-def own_wandb_run(built: Experiment) -> Experiment:
-    """Returns a sweep's job with its own W&B name and id: those that a user gives are for all jobs."""
-    tracking = built.tracking
-    if not isinstance(tracking, Wandb):
-        return built
-    if os.environ.pop("WANDB_RUN_ID", None):
-        warn_once("WANDB_RUN_ID is the id of one run: each job of the sweep gets one of its own")
-    if not tracking.name:
-        return built
-    name = f"{tracking.name}-{built.variant}-seed{built.loop.seed}"
-    return replace(built, tracking=replace(tracking, name=name))
 
 
 @cache

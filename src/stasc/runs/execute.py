@@ -23,7 +23,7 @@ from stasc.runs.prepare import Prepared, loop, open_store, prepare
 from stasc.runs.vote import NO_KEY, key_of
 from stasc.runs.watch import Watch
 from stasc.settings.deciding import deciding
-from stasc.settings.names import leaves
+from stasc.settings.names import leaves, model_name
 from stasc.stages import Stages
 from stasc.store import keys, leases
 from stasc.store.artifacts import Store
@@ -37,10 +37,11 @@ from stasc.units import counted
 log = logging.getLogger(__name__)
 
 
-def run(experiment: Experiment, path: Path, group: str, console: Console) -> dict[str, Any]:
+def run(experiment: Experiment, path: Path, sweep: str | None, console: Console) -> dict[str, Any]:
     """Runs an experiment in the folder `path`, and returns its summary, as in summary.json.
 
-    An interrupted run resumes from its stages in the store; a complete one is left as it is.
+    An interrupted run resumes from its stages in the store; a complete one is left as it is. `sweep` is the name of the
+    sweep that the run is a job of.
 
     Raises: ValueError for a setting that does not fit the machine or the model, or a folder that holds another run.
     """
@@ -52,7 +53,7 @@ def run(experiment: Experiment, path: Path, group: str, console: Console) -> dic
         summary = _complete(prepared, path)
         if summary is None:
             disk.check(store.root, experiment.finetune, prepared.live, prepared.lease(path, "expected"))
-            summary = _execute(prepared, store, path, group, console)
+            summary = _execute(prepared, store, path, sweep, console)
         else:
             log.info("this run is complete; nothing to do")
     console.final(summary)
@@ -87,17 +88,17 @@ def _drift(started: Mapping[str, Any] | None, experiment: Experiment) -> list[st
     return keys.differences(here, [there]) or []
 
 
-def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: Console) -> dict[str, Any]:
+def _execute(prepared: Prepared, store: Store, path: Path, sweep: str | None, console: Console) -> dict[str, Any]:
     """Runs Algorithm 1, publishes its last model, and records everything in the run's folder."""
     experiment, live = prepared.experiment, prepared.live
-    info = _info(experiment, path, group)
+    info = _info(prepared, path, sweep)
     summary: dict[str, Any] = {
         "schema": SCHEMA,
         "key": prepared.key,
         "status": "running",
         "variant": info.variant,
         "seed": info.seed,
-        "device": str(live.device),
+        "device": info.device,
         "iterations": [],
     }
     with Journal(path / "journal.jsonl") as journal:
@@ -121,11 +122,28 @@ def _execute(prepared: Prepared, store: Store, path: Path, group: str, console: 
     return summary
 
 
-def _info(experiment: Experiment, path: Path, group: str) -> RunInfo:
-    name, seed = f"{experiment.variant}-seed{experiment.loop.seed}", experiment.loop.seed
-    if isinstance(experiment.tracking, Wandb):
-        name, group = experiment.tracking.name or name, experiment.tracking.group or group
-    return RunInfo(name, group, experiment.variant, seed, path, experiment.config, dict(experiment.choices))
+def _info(prepared: Prepared, path: Path, sweep: str | None) -> RunInfo:
+    experiment = prepared.experiment
+    model = model_name(experiment.settings, experiment.choices)
+    name = f"{experiment.variant}-{model}-seed{experiment.loop.seed}"
+    if isinstance(experiment.tracking, Wandb) and experiment.tracking.name:  # in a sweep, it is given for all jobs
+        name = experiment.tracking.name if sweep is None else f"{experiment.tracking.name}-{name}"
+    split = [] if experiment.test.name == "test" else [experiment.test.name]
+    return RunInfo(
+        name=name,
+        group=sweep,
+        variant=experiment.variant,
+        seed=experiment.loop.seed,
+        folder=path,
+        config=experiment.config,
+        choices=dict(experiment.choices),
+        tags=[model, experiment.choices["dataset"], *split],
+        references={x.id: x.references for part in (experiment.train, experiment.test) for x in part.questions},
+        correct_at=experiment.loop.correct_at,
+        commit=provenance.commit(),
+        device=str(prepared.live.device),
+        versions=provenance.versions(),
+    )
 
 
 def _provenance(prepared: Prepared, info: RunInfo) -> dict[str, object]:
@@ -137,9 +155,11 @@ def _provenance(prepared: Prepared, info: RunInfo) -> dict[str, object]:
         "key": prepared.key,
         "config": info.config,
         "choices": info.choices,
-        "versions": provenance.versions(),
+        "tags": info.tags,
+        "versions": info.versions,
         "machine": provenance.machine(prepared.live.device),
-        "commit": provenance.commit(),
+        "device": info.device,
+        "commit": info.commit,
         "data": {split.name: provenance.data_digest(split.questions, split.skipped) for split in splits},
         "rows": {
             split.name: {name: len(getattr(split, name)) for name in ("questions", "skipped", "repeated")}
@@ -197,13 +217,13 @@ def _iterate(prepared: Prepared, store: Store, folder: RunFolder, console: Conso
         return console.stage(f"n={len(folder.summary['iterations'])}  {label}", total, unit)
 
     steps = CachedStages(
-        stages(prepared), replace(store, watch=watch), prepared.descriptions, experiment.keep, progress
+        stages(prepared), replace(store, watch=watch), prepared.descriptions, experiment.keep, progress, folder.step
     )
     model, lease, empty = prepared.m_0, prepared.lease(folder.path, "running"), []
     for iteration in loop(experiment, prepared.m_0, steps):
         model = iteration.model
         seconds = {**watch.pop_seconds(), "loading": prepared.live.pop_loading_s()}
-        folder.iteration(iteration, steps.training.get(iteration.n), seconds)
+        folder.iteration(iteration, steps.training.get(iteration.n), seconds, watch.pop_reused())
         console.iteration(folder.summary["iterations"][-1])
         if odd := [one for one in iteration.left_out if one.reason != "truncated"]:
             (pair, reason), left_out = odd[0], counted(len(odd), "pair")

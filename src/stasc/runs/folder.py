@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from stasc import tracking
 from stasc.choices.filter import Option
 from stasc.machine import durable
 from stasc.machine.sealed import file_sha256, jsonl
-from stasc.records import REASONS, Iteration, Pair, Split
+from stasc.records import REASONS, Iteration, OptimizerStep, Pair, Split
 from stasc.runs import vote
 from stasc.runs.advice import not_kept
 from stasc.runs.metrics import describe
 from stasc.tasks.rewards import attribute
-from stasc.tracking import COMPLETE, Journal, Tracker, mirrored
+from stasc.tracking import COMPLETE, Journal, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ QUESTIONS = "questions.jsonl"  # the questions by id
 class RunFolder:
     """Records the iterations of a run. `summary` is the content of summary.json, rewritten after every iteration.
 
-    A resumed run writes its files anew. The journal and the tracker get only what they do not have yet.
+    A resumed run writes its files anew. The journal gets only what it does not have yet, the tracker everything again.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class RunFolder:
         self._began = time.perf_counter()
         events = list(tracking.read(path / "journal.jsonl"))
         self._recorded = _entries(events)
-        self._mirrored = mirrored(path / "journal.jsonl")
+        self._trained = {event["n"]: _timeless(event) for event in events if event["event"] == "training"}
+        self._steps: dict[int, list[OptimizerStep]] = {}  # by iteration
         durable.sweep(path)
         for name in RESULTS:
             durable.write(path / name, b"")
@@ -72,10 +73,26 @@ class RunFolder:
         """Records a stage that was computed or, if `reused`, a cache hit."""
         self._journal.write("stage", kind=kind, key=key, reused=reused, **facts)
 
+    def step(self, n: int, number: int, step: OptimizerStep) -> None:
+        """Records an optimizer step of iteration n; `number` counts from 1. Steps that are told again are ignored."""
+        steps = self._steps.setdefault(n, [])
+        if number > len(steps):
+            steps.append(step)
+            self._tracker.step(n, step)
+
     def iteration(
-        self, iteration: Iteration[Any], training: Mapping[str, float] | None, seconds: Mapping[str, float]
+        self,
+        iteration: Iteration[Any],
+        training: Mapping[str, float] | None,
+        seconds: Mapping[str, float],
+        reused: int = 0,
     ) -> None:
-        """Records an iteration: its summary, its pairs and its test outcomes."""
+        """Records an iteration: its summary, its pairs and its test outcomes.
+
+        Args:
+            seconds: by kind of stage, as measured when it was computed, by this run or another.
+            reused: the number of stages that were cache hits.
+        """
         now = time.perf_counter()
         votes = vote.describe(iteration.test, self._correct_at, self._key)
         entry = {
@@ -84,33 +101,46 @@ class RunFolder:
             "train": self._describe_train(iteration),
             "finetune": training,
             "seconds": {**seconds, "total": now - self._began},
+            "reused": reused,
         }
         self._began = now
-        durable.append(self.path / "pairs.jsonl", jsonl(self._pairs(iteration)))
-        durable.append(self.path / "outcomes.jsonl", jsonl(self._outcomes(iteration, votes.get("vote_k"))))
+        pairs, outcomes = list(self._pairs(iteration)), list(self._outcomes(iteration, votes.get("vote_k")))
+        durable.append(self.path / "pairs.jsonl", jsonl(pairs))
+        durable.append(self.path / "outcomes.jsonl", jsonl(outcomes))
+        self._record_training(iteration.n)
         self.summary["iterations"].append(entry)
         if self._recorded.get(iteration.n) != _timeless(entry):
             self._journal.write("iteration", **entry)
-            if iteration.n in self._mirrored:  # which W&B cannot take back
+            if iteration.n in self._recorded:  # a tracker cannot take back what it was sent
                 log.warning(
-                    "iteration %d differs from what W&B was sent; when the run has ended: "
-                    "python -m stasc.tracking sync %s",
+                    "iteration %d differs from its record of an earlier start, and from what W&B was sent; when the "
+                    "run has ended: python -m stasc.tracking sync %s",
                     iteration.n,
                     self.path,
                 )
         self._write_summary()
-        if iteration.n not in self._mirrored and self._tracker.iteration(entry, iteration.pairs, iteration.kept):
-            self._journal.write("mirrored", n=iteration.n)
+        self._tracker.iteration(entry, pairs, outcomes)
 
     def end(self, status: str, error: str | None = None) -> None:
         """Records how the run ended."""
         self.summary["status"] = status
         try:
+            for n in self._steps:
+                self._record_training(n)  # of an iteration that did not end
             files = _checksums(self.path) if status in COMPLETE else None
             self._journal.write("run_ended", status=status, error=error, files=files)
             self._write_summary()
         finally:
-            self._tracker.finish(status, failed=error is not None, entries=self.summary["iterations"])
+            self._tracker.finish(status, error)
+
+    def _record_training(self, n: int) -> None:
+        """Records the optimizer steps of an iteration as columns, unless an earlier start recorded the same."""
+        if steps := self._steps.get(n):
+            rows = [asdict(step) for step in steps]
+            columns = {name: [row[name] for row in rows] for name in rows[0]}
+            if self._trained.get(n) != _timeless({"n": n, **columns}):
+                self._journal.write("training", n=n, **columns)
+                self._trained[n] = _timeless({"n": n, **columns})
 
     def _describe(self, pairs: Sequence[Pair]) -> dict[str, float]:
         return describe(pairs, self._correct_at, attribute(self._reward, "unmarked"))
@@ -195,7 +225,7 @@ def _entries(events: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def _timeless(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name not in ("time", "event", "seconds")}
+    return {name: value for name, value in entry.items() if name not in ("time", "event", "seconds", "reused")}
 
 
 def _read_summary(path: Path) -> dict[str, Any] | None:

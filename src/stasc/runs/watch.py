@@ -22,6 +22,7 @@ class Watch:
         self._store, self._folder, self._explain = store, folder, explain
         self._seconds: dict[str, float] = {}
         self._count = {True: 0, False: 0}
+        self._reused = 0  # in the current iteration
         self._warned = False
         self._errors: dict[str, tuple[Artifact, dict[str, Any]]] = {}
 
@@ -37,6 +38,7 @@ class Watch:
         if ERRORS in artifact.files:
             self._errors[artifact.key] = artifact, json.loads(artifact.read(ERRORS))
         self._count[hit] += 1
+        self._reused += hit
         name = artifact.kind if split == "train" else "evaluation"
         self._seconds[name] = self._seconds.get(name, 0.0) + artifact.seconds
         ours = self._store.machine
@@ -49,6 +51,11 @@ class Watch:
         """Returns the computing time of each kind of stage since the last call; that of cache hits as of their miss."""
         seconds, self._seconds = self._seconds, {}
         return seconds
+
+    def pop_reused(self) -> int:
+        """Returns the number of cache hits since the last call."""
+        reused, self._reused = self._reused, 0
+        return reused
 
     def report(self) -> None:
         """Logs how many stages were cache hits, and the answers that count 0 because the reward failed."""

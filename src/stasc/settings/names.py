@@ -137,6 +137,12 @@ def chosen_options(settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> di
     }
 
 
+def model_name(settings: Mapping[str, Any], chosen: Mapping[str, str]) -> str:
+    """Returns the model's name in run names: its option, or for model=custom the last part of its path."""
+    path = str(settings["model"].get("path") or "")
+    return path.rstrip("/").rpartition("/")[2] if chosen["model"] == "custom" and path else chosen["model"]
+
+
 def variant_part(settings: Mapping[str, Any], group: str) -> str:
     """Returns an option's part of the variant's name: its letter or suffix, or else its class or function's name."""
     option, key = settings.get(group) or {}, NAMING[group]

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 2  # schema version of COMMIT.json, of the files beside it, and of leases
 COMMIT = "COMMIT.json"
+TIMES = "times.json"  # how long parts of a computation took, which its content does not depend on
 KEY = re.compile("[0-9a-f]{64}")
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # flock's errors on file systems without locks
 KINDS = ("initial", "correction", "filter", "finetune", "model", "evaluation")
@@ -67,8 +68,8 @@ class Artifact:
 
     @property
     def content(self) -> str:
-        """The digest of its files."""
-        return digest({name: file["sha256"] for name, file in self.files.items()})
+        """The digest of its files but those of times."""
+        return digest({name: file["sha256"] for name, file in self.files.items() if name != TIMES})
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file. Raises: Damaged if it does not match its checksum."""

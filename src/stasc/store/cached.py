@@ -24,9 +24,9 @@ from stasc.errors import NonFiniteError
 from stasc.machine import durable
 from stasc.machine.sealed import digest, jsonl
 from stasc.models.model import Model
-from stasc.records import NOT_ASKED, Advance, Answer, Keyed, Pair, Split
+from stasc.records import NOT_ASKED, Advance, Answer, Keyed, OptimizerStep, Pair, Split
 from stasc.stages import Stages
-from stasc.store.artifacts import Artifact, InputsChanged, Store
+from stasc.store.artifacts import TIMES, Artifact, InputsChanged, Store
 from stasc.store.keys import Description, StageDescriptions
 from stasc.tasks.rewards import ZeroOnError
 from stasc.tracking import redact
@@ -39,22 +39,30 @@ INPUTS = ("model", "start", "y1", "y2", "pairs")  # the names in descriptions th
 ERRORS = "errors.json"  # beside pairs.jsonl: the errors of a reward, for which answers counted 0
 LABELS = {"initial": "initial answers", "correction": "corrections"}
 Progress = Callable[[str, int, str], AbstractContextManager[Advance]]  # takes a stage's label, total and unit
+OnStep = Callable[[int, int, OptimizerStep], None]  # takes n, the number of the step from 1 on, and its figures
 
 
 class CachedStages:
     """The stages of a run, each read from the store or computed into it.
 
     Weights may be evicted or damaged while the stages computed from them are in the store. They are derived again when
-    a stage has to be computed with them. `training` holds the figures of fine-tunings, by iteration.
+    a stage has to be computed with them. `training` holds the figures of fine-tunings, by iteration. `on_step` is
+    called for each optimizer step when it is computed, and again when the fine-tuning is read from the store.
     """
 
     def __init__(
-        self, stages: Stages, store: Store, descriptions: StageDescriptions, keep: Filter, progress: Progress
+        self,
+        stages: Stages,
+        store: Store,
+        descriptions: StageDescriptions,
+        keep: Filter,
+        progress: Progress,
+        on_step: OnStep = lambda n, number, step: None,
     ) -> None:
         self.training: dict[int, Mapping[str, float]] = {}
         self.unusable = stages.unusable
         self._stages, self._store, self._descriptions, self._keep = stages, store, descriptions, keep
-        self._progress = progress
+        self._progress, self._on_step = progress, on_step
         self._pairs: Keyed[Pair] = Keyed("", [])  # training pairs of the last scoring
         self._content: dict[str, str] = {}  # digests of the artifacts read, by key
         self._weights: dict[str, Callable[[], None]] = {}  # by model: checks its weights, or derives missing ones again
@@ -131,24 +139,17 @@ class CachedStages:
 
         def train(work: Path) -> None:
             self._require_weights(start, description)
-            shutil.rmtree(work / "weights", ignore_errors=True)  # left by an interrupted try
-            with self._progress("fine-tuning", self._stages.steps(kept), "steps") as advance:
-                model, training = self._stages.finetune(start, kept, n, work / "weights", advance)
-            self._stages.live.renamed(model, made)
-            durable.write(work / "training.json", json.dumps(asdict(training)).encode())
-
-        def figures(artifact: Artifact) -> dict[str, Any]:
-            return dict(json.loads(artifact.read("training.json")))
+            self._train(start, kept, n, made, work)
 
         def derive_weights(read: Callable[[Artifact], T]) -> tuple[Artifact, T]:
             return self._store.derive("model", key, redact(description), inputs, train, read)
 
         def compute(work: Path) -> None:
-            artifact, training = derive_weights(figures)
-            durable.write(work / "training.json", json.dumps({**training, "weights": artifact.content}).encode())
+            artifact, training = derive_weights(_read_training)
+            _write_training(work, {**training, "weights": artifact.content})
 
         def derive_training() -> dict[str, Any]:
-            return self._derive("finetune", description, compute, figures)[1]
+            return self._derive("finetune", description, compute, _read_training)[1]
 
         def restore() -> None:
             artifact, _ = derive_weights(Artifact.verify)
@@ -164,9 +165,26 @@ class CachedStages:
 
         recorded = derive_training()
         self._made[key] = n
-        self.training[n] = {name: value for name, value in recorded.items() if name != "weights"}
+        for number, step in enumerate(recorded["history"], start=1):
+            self._on_step(n, number, OptimizerStep(**step))
+        self.training[n] = {name: value for name, value in recorded.items() if name not in ("weights", "history")}
         self._weights[key] = restore
         return made
+
+    def _train(self, start: Model, kept: Sequence[Pair], n: int, made: Model, work: Path) -> None:
+        """Fine-tunes `start` into a folder of the store. The network in memory is then that of `made`."""
+        shutil.rmtree(work / "weights", ignore_errors=True)  # left by an interrupted try
+        steps: list[OptimizerStep] = []
+        with self._progress("fine-tuning", self._stages.steps(kept), "steps") as advance:
+
+            def on_step(step: OptimizerStep) -> None:
+                steps.append(step)
+                self._on_step(n, len(steps), step)
+                advance()
+
+            model, training = self._stages.finetune(start, kept, n, work / "weights", on_step)
+        self._stages.live.renamed(model, made)
+        _write_training(work, {**asdict(training), "history": [asdict(step) for step in steps]})
 
     def _require_weights(self, model: Model, description: Description) -> None:
         """Makes sure that a model's weights are in the store. Raises: InputsChanged if they were derived otherwise."""
@@ -237,6 +255,21 @@ class CachedStages:
         )
         self._content[key] = artifact.content
         return key, value
+
+
+def _write_training(work: Path, training: Mapping[str, Any]) -> None:
+    """Writes the figures of a fine-tuning and those of its steps, whose times are kept apart."""
+    steps = [{name: value for name, value in step.items() if name != "seconds"} for step in training["history"]]
+    durable.write(work / "training.json", json.dumps({**training, "history": steps}).encode())
+    durable.write(work / TIMES, json.dumps([step["seconds"] for step in training["history"]]).encode())
+
+
+def _read_training(artifact: Artifact) -> dict[str, Any]:
+    """Returns what `_write_training` wrote."""
+    training = json.loads(artifact.read("training.json"))
+    seconds = json.loads(artifact.read(TIMES))
+    steps = [{**step, "seconds": s} for step, s in zip(training["history"], seconds, strict=True)]
+    return {**training, "history": steps}
 
 
 def _label(kind: str, split: Split) -> str:

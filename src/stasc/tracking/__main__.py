@@ -7,13 +7,13 @@ import json
 import logging
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from stasc.machine.stdio import outlive_readers
-from stasc.records import Answer, Pair, Question
+from stasc.records import OptimizerStep
 from stasc.settings.names import chosen_options
 from stasc.tracking.journal import COMPLETE, read
 from stasc.tracking.redaction import scrub
@@ -21,22 +21,27 @@ from stasc.tracking.tracker import RunInfo
 from stasc.tracking.wandb import MODES, Wandb
 
 NEEDED = ("name", "group", "variant", "seed", "config")  # fields of a run_started event
+LINE = ("n", "question", "y1", "y2", "r1", "r2")  # fields of a line in pairs.jsonl and outcomes.jsonl
 UPLOAD_S = 600  # long, as nothing waits for it
 DEFAULTS: Mapping[str, Any] = {
     **{"project": "stasc", "entity": None, "group": None, "name": None, "job_type": None},
-    **{"mode": "auto", "tags": [], "sample_pairs": 32},
+    **{"mode": "auto", "tags": [], "table_rows": 32},
 }
+Lines = Mapping[int, Sequence[Mapping[str, Any]]]  # lines of a file, by iteration
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run as its folder records it; `pairs` are by iteration, each with whether it was kept."""
+    """A run as its folder records it. `steps` are optimizer steps, by iteration."""
 
     info: RunInfo
     tracking: Mapping[str, Any]
     status: str
+    error: str | None
     entries: Sequence[Mapping[str, Any]]
-    pairs: Mapping[int, Sequence[tuple[Pair, bool]]]
+    steps: Mapping[int, Sequence[OptimizerStep]]
+    pairs: Lines
+    outcomes: Lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,11 +72,15 @@ def _wandb(args: argparse.Namespace, recorded: RecordedRun) -> Wandb:
 def _send(recorded: RecordedRun, wandb: Wandb, run_id: str | None) -> bool:
     """Sends a whole run. Returns whether all of it arrived."""
     recorded.info.folder.mkdir(exist_ok=True)
-    tracker, arrived = wandb.start(recorded.info, run_id or secrets.token_hex(4), UPLOAD_S), True
-    for entry in recorded.entries:
-        pairs = recorded.pairs.get(entry["n"], ())
-        arrived &= tracker.iteration(entry, [pair for pair, _ in pairs], [pair for pair, kept in pairs if kept])
-    return tracker.finish(recorded.status, recorded.status not in COMPLETE, recorded.entries) and arrived
+    tracker = wandb.start(recorded.info, run_id or secrets.token_hex(4), UPLOAD_S)
+    entries = {entry["n"]: entry for entry in recorded.entries}
+    for n in sorted(entries.keys() | recorded.steps.keys()):
+        for step in recorded.steps.get(n, ()):
+            tracker.step(n, step)
+        if n in entries:
+            tracker.iteration(entries[n], recorded.pairs.get(n, ()), recorded.outcomes.get(n, ()))
+    error = None if recorded.status in COMPLETE else recorded.error or "the run did not end"
+    return tracker.finish(recorded.status, error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,50 +107,73 @@ def load(folder: Path) -> RecordedRun:
     """
     path = folder / "journal.jsonl"
     started: dict[str, Any] | None = None
-    status, entries = "running", {}
+    ended: dict[str, Any] = {}
+    entries, steps = {}, {}
     for number, event in enumerate(read(path), 1):
         if event["event"] == "run_started":
-            started, status = event, "running"
+            started, ended = event, {}
             if missing := [name for name in NEEDED if name not in event]:
                 raise ValueError(f"{path}, line {number}: run_started has no {missing[0]}; an older version wrote it")
+        elif event["event"] == "training":
+            steps[event["n"]] = list(_steps(event))
         elif event["event"] == "iteration":
             entries[event["n"]] = {name: value for name, value in event.items() if name not in ("time", "event")}
         elif event["event"] == "run_ended":
-            status = event["status"]
+            ended = event
     if started is None:
         raise ValueError(f"{path}: no run has started in this folder")
-    # W&B gets a folder of its own, so that the run, if resumed, continues its own W&B run and not this one.
-    choices = started.get("choices") or chosen_options(started["config"], {})  # early versions did not record choices
-    info = RunInfo(**{name: started[name] for name in NEEDED}, folder=folder / "sync", choices=choices)
-    tracking = started["config"].get("tracking", {})
-    return RecordedRun(info, tracking, status, [entries[n] for n in sorted(entries)], _pairs(folder / "pairs.jsonl"))
+    return RecordedRun(
+        info=_info(started, folder),
+        tracking=started["config"].get("tracking", {}),
+        status=ended.get("status", "running"),
+        error=ended.get("error"),
+        entries=[entries[n] for n in sorted(entries)],
+        steps=steps,
+        pairs=_lines(folder / "pairs.jsonl", "a pair", (*LINE, "kept")),
+        outcomes=_lines(folder / "outcomes.jsonl", "an outcome", (*LINE, "sample")),
+    )
 
 
-def _pairs(path: Path) -> dict[int, list[tuple[Pair, bool]]]:
+def _info(started: Mapping[str, Any], folder: Path) -> RunInfo:
+    """Returns what the event run_started tells of a run. Early versions recorded less."""
+    config = started["config"]
+    questions = folder / "questions.jsonl"
+    lines = map(json.loads, questions.read_text(encoding="utf-8").splitlines()) if questions.exists() else ()
+    return RunInfo(
+        **{name: started[name] for name in NEEDED},
+        folder=folder / "sync",  # W&B gets one of its own: a resumed run continues its own W&B run and not this one
+        choices=started.get("choices") or chosen_options(config, {}),
+        tags=started.get("tags", ()),
+        references={line["id"]: line["references"] for line in lines},
+        correct_at=config.get("correct_at", 1.0),
+        commit=started.get("commit"),
+        device=started.get("device", "unknown"),
+        versions=started.get("versions", {}),
+    )
+
+
+def _steps(event: Mapping[str, Any]) -> Iterator[OptimizerStep]:
+    """Yields the optimizer steps of an event, which has a column for each of their figures."""
+    names = [field.name for field in fields(OptimizerStep)]
+    for figures in zip(*(event[name] for name in names), strict=True):
+        yield OptimizerStep(**dict(zip(names, figures, strict=True)))
+
+
+def _lines(path: Path, what: str, needed: Sequence[str]) -> Lines:
+    """Returns the lines of a file by iteration; a last line that a crash cut short is skipped."""
+    lines: dict[int, list[Mapping[str, Any]]] = {}
     if not path.exists():
-        return {}
-    found = {}
+        return lines
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):  # a crash cut it short
+            if not line.endswith(b"\n"):
                 break
             try:
                 given = json.loads(line)
-                pair = _pair(given)
-                found[given["n"], pair.question.id, pair.i, pair.seen, pair.k] = pair, bool(given["kept"])
+                lines.setdefault(given["n"], []).append({**given, **{name: given[name] for name in needed}})
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: not a pair ({type(error).__name__}: {error})") from error
-    pairs: dict[int, list[tuple[Pair, bool]]] = {}
-    for (n, *_), pair_and_kept in found.items():
-        pairs.setdefault(n, []).append(pair_and_kept)
-    return pairs
-
-
-def _pair(given: Mapping[str, Any]) -> Pair:
-    # In schema 1, `question` is the id, and the text is not recorded.
-    question = Question(given.get("question_id", given["question"]), given["question"], ())
-    y1, y2 = Answer(given["y1"], 0), Answer(given["y2"], 0)
-    return Pair(question, given["i"], given["seen"], given["k"], y1, y2, given["r1"], given["r2"])
+                raise ValueError(f"{path}, line {number}: not {what} ({type(error).__name__}: {error})") from error
+    return lines
 
 
 if __name__ == "__main__":

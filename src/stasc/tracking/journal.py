@@ -79,11 +79,6 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(body)
 
 
-def mirrored(path: Path) -> frozenset[int]:
-    """Returns the iterations that earlier starts of a run sent to its tracker, by its journal."""
-    return frozenset(event["n"] for event in read(path) if event["event"] == "mirrored")
-
-
 def _plain(value: object, name: str) -> object:
     if value is None or isinstance(value, bool | int | str):
         return value

@@ -7,31 +7,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from stasc.records import Pair
+from stasc.records import OptimizerStep
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The facts about a run that its tracker gets: names, folder, redacted settings, and options of config groups."""
+    """The facts about a run that its tracker gets.
+
+    `group` is the sweep's name, None for a single run. `config` are the settings without secrets, `choices` the options
+    of config groups, `references` the right answers by question id, and `versions` those of libraries.
+    """
 
     name: str
-    group: str
+    group: str | None
     variant: str
     seed: int
     folder: Path
-    config: dict[str, object]
+    config: Mapping[str, Any]
     choices: Mapping[str, str]
+    tags: Sequence[str]
+    references: Mapping[str, Sequence[str]]
+    correct_at: float
+    commit: str | None
+    device: str
+    versions: Mapping[str, str]
 
 
 class Tracker(Protocol):
-    """Mirrors one run. Both methods return whether everything arrived."""
+    """Mirrors one run. A resumed run gives it all steps and iterations again, in order, and it sends the missing ones."""
 
-    def iteration(self, entry: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> bool:
-        """Sends an iteration: its entry in summary.json and its pairs. One that arrived is never sent again."""
+    def step(self, n: int, step: OptimizerStep) -> None:
+        """Sends an optimizer step of iteration n."""
         ...
 
-    def finish(self, status: str, failed: bool, entries: Sequence[Mapping[str, Any]]) -> bool:
-        """Sends the end of the run; `entries` are all its iterations, including those of earlier starts."""
+    def iteration(
+        self, entry: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], outcomes: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Sends an iteration: its entry in summary.json, and its lines in pairs.jsonl and outcomes.jsonl."""
+        ...
+
+    def finish(self, status: str, error: str | None) -> bool:
+        """Sends the end of the run. Returns whether all of it arrived, on the server or in local files."""
         ...
 
 
@@ -47,8 +63,13 @@ class Off:
 class Nothing:
     """A tracker that does nothing."""
 
-    def iteration(self, entry: Mapping[str, Any], pairs: Sequence[Pair], kept: Sequence[Pair]) -> bool:
-        return False
+    def step(self, n: int, step: OptimizerStep) -> None:
+        pass
 
-    def finish(self, status: str, failed: bool, entries: Sequence[Mapping[str, Any]]) -> bool:
+    def iteration(
+        self, entry: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], outcomes: Sequence[Mapping[str, Any]]
+    ) -> None:
+        pass
+
+    def finish(self, status: str, error: str | None) -> bool:
         return False

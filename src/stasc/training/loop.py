@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
@@ -24,7 +25,7 @@ from stasc.models.lengths import grouped
 from stasc.models.live import LiveModel
 from stasc.models.model import Model, Network
 from stasc.prefix_tree.batch import Example
-from stasc.records import Advance
+from stasc.records import OptimizerStep
 from stasc.training.losses import Loss
 from stasc.training.methods import Method
 from stasc.training.micro_batches import MicroBatch, MicroBatches
@@ -59,11 +60,11 @@ def finetune(
     examples: Sequence[Example],
     folder: Path,
     seed: int,
-    advance: Advance,
+    on_step: Callable[[OptimizerStep], None],
 ) -> tuple[Model, Training]:
     """Returns M_n: `start` trained on some examples and written to `folder`. The trained network stays in memory."""
     network = method.network(live, start, seed)
-    training = train(network, examples, method, loss, live, seed, advance)
+    training = train(network, examples, method, loss, live, seed, on_step)
     with durable.naming(folder):
         method.save(network, folder)
     model = method.model(start, folder)
@@ -78,9 +79,9 @@ def train(
     loss: Loss,
     live: LiveModel,
     seed: int,
-    advance: Advance,
+    on_step: Callable[[OptimizerStep], None],
 ) -> Training:
-    """Trains `network` in place. Calls `advance` after each optimizer step.
+    """Trains `network` in place. Calls `on_step` after each optimizer step, skipped ones included.
 
     Raises: NonFiniteError before a step whose loss or gradient is not finite, by `finetune.on_nonfinite`; ValueError
     naming an example without prompt or completion.
@@ -93,7 +94,7 @@ def train(
     micro_batches = MicroBatches(network, loss, settings, live, examples, scaler)
     optimizer, number = _optimizer(network, settings), settings.steps(len(examples))
     scheduler = get_scheduler(settings.schedule, optimizer, math.ceil(number * settings.warmup_ratio), number)
-    tally = _Tally(settings)
+    tally = _Tally(settings, len(examples))
     network.train()
     network.zero_grad()
     with micro_batches.running(), _checkpointing(network, settings.gradient_checkpointing):
@@ -101,7 +102,7 @@ def train(
             computed = micro_batches.backward(batch)
             scaler.unscale_(optimizer)
             norm = clip_grad_norm_(list(network.parameters()), settings.max_grad_norm or math.inf)
-            scale = scaler.get_scale()
+            scale, learning_rate = scaler.get_scale(), optimizer.param_groups[0]["lr"]
             if not tally.may_step(step, computed, float(norm), scale):
                 network.zero_grad()  # optimizers leave a weight without a gradient as it is
             scaler.step(optimizer)
@@ -109,9 +110,9 @@ def train(
             if scaler.get_scale() >= scale:  # else the scaler left out the step
                 scheduler.step()
             network.zero_grad()
-            advance()
+            on_step(tally.figures(computed, float(norm), learning_rate))
     optimizer.state.clear()  # the scheduler makes the optimizer part of a reference cycle, which outlives this function
-    return tally.result(len(examples), micro_batches.most_tokens)
+    return tally.result(micro_batches.most_tokens)
 
 
 def _optimizer(network: nn.Module, settings: Optimization) -> optim.Optimizer:
@@ -194,11 +195,14 @@ class _Tally:
     """Counts the steps that were taken, and decides on those whose loss or gradient is not finite."""
 
     settings: Optimization
+    examples: int  # in one epoch
     nll: list[Tensor] = field(default_factory=list)  # one per micro-batch of the steps that were taken
     steps: int = 0
     tokens: int = 0
     skipped: int = 0  # by `on_nonfinite`
     overflows: int = 0  # skipped by the gradient scaler that float16 needs
+    seen: int = 0  # examples of all steps
+    since: float = field(default_factory=time.perf_counter)  # the end of the last step
 
     def may_step(self, step: int, computed: Sequence[MicroBatch], norm: float, scale: float) -> bool:
         """Checks that loss and gradient are finite. A norm that overflows is not: Adam squares gradients as well.
@@ -220,6 +224,23 @@ class _Tally:
         self._skip(f"{what} at step {step}, on {ids}")
         return False
 
+    def figures(self, computed: Sequence[MicroBatch], norm: float, learning_rate: float) -> OptimizerStep:
+        """Returns the figures of the step that has just ended."""
+        examples = [example for part in computed for example in part.examples]
+        tokens = sum(len(example.completion) for example in examples)
+        loss = torch.stack([part.nll for part in computed]).sum().item() / tokens
+        self.seen += len(examples)
+        began, self.since = self.since, time.perf_counter()
+        return OptimizerStep(
+            loss=loss if math.isfinite(loss) else None,
+            learning_rate=learning_rate,
+            grad_norm=norm if math.isfinite(norm) else None,
+            tokens=tokens,
+            input_tokens=tokens + sum(len(example.prompt) for example in examples),
+            epoch=self.seen / self.examples,
+            seconds=self.since - began,
+        )
+
     def _skip(self, fault: str) -> None:
         bound, way = self.settings.max_skipped_steps, ""
         if self.settings.on_nonfinite == "abort":
@@ -234,10 +255,10 @@ class _Tally:
     def _advice(self) -> str:
         return f"lower finetune.learning_rate ({self.settings.learning_rate}) or set model.dtype=float32"
 
-    def result(self, examples: int, micro_batch_tokens: int) -> Training:
+    def result(self, micro_batch_tokens: int) -> Training:
         """Returns what the training did. Raises: NonFiniteError if all its steps were skipped."""
         skipped = self.skipped + self.overflows
         if not self.steps:
             raise NonFiniteError(f"none of {skipped} steps had a finite loss and gradient: {self._advice()}")
         loss = torch.stack(self.nll).sum().item() / self.tokens
-        return Training(loss, self.steps, self.tokens, examples, skipped, micro_batch_tokens)
+        return Training(loss, self.steps, self.tokens, self.examples, skipped, micro_batch_tokens)

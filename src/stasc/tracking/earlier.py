@@ -1,0 +1,64 @@
+"""What earlier starts of a run left in its W&B folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+INSPECT_S = 60
+
+
+@dataclass(frozen=True)
+class EarlierStarts:
+    """The W&B files of earlier starts of a run, oldest first."""
+
+    files: tuple[Path, ...]
+
+    @property
+    def id(self) -> str | None:
+        """The id of the last start's W&B run, which a resumed run continues."""
+        return self.files[-1].stem.removeprefix("run-") if self.files else None
+
+    @property
+    def online(self) -> bool:
+        """Whether one of them was online. `wandb sync` leaves its file out unless told otherwise."""
+        return any(not path.parent.name.startswith("offline-") for path in self.files)
+
+    def next_step(self) -> int:
+        """Returns the step after the last row in the files. W&B renumbers rows that a later file repeats.
+
+        Raises: subprocess.SubprocessError or ValueError if W&B's own reader fails.
+        """
+        return max((_last_step(path) for path in self.files), default=-1) + 1
+
+    def mark_synced(self) -> None:
+        """Makes `wandb sync` leave the offline files out, because the server has all that they hold."""
+        for path in self.files:
+            path.with_name(f"{path.name}.synced").touch()
+
+
+def earlier_starts(folder: Path, run_id: str | None) -> EarlierStarts:
+    """Returns the earlier starts in a run's folder that had this id; None: that of the last one."""
+    files = sorted(folder.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    name = f"run-{run_id}.wandb" if run_id else files[-1].name if files else ""
+    return EarlierStarts(tuple(path for path in files if path.name == name))
+
+
+def _last_step(path: Path) -> int:
+    """Returns the step of the last whole row in a file; -1 if it has none."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path.parent)]
+    found = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=INSPECT_S,
+        check=True,
+    )
+    records = map(json.loads, found.stdout.splitlines())
+    return max(
+        (int(record["history"]["item"]["_step"]) for record in records if record["type"] == "history"), default=-1
+    )
