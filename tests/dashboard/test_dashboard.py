@@ -17,7 +17,7 @@ import pytest
 from tracked import help_of, only, records_of
 
 from stasc.dashboard import __main__ as dashboard
-from stasc.dashboard.report import check
+from stasc.dashboard.specification import check
 
 pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 

@@ -62,7 +62,8 @@ def _save(path: Path, args: argparse.Namespace) -> None:
 
 
 def _write(path: Path, args: argparse.Namespace) -> None:
-    from stasc.dashboard.report import check, report, specification
+    from stasc.dashboard.report import report
+    from stasc.dashboard.specification import check, specification
 
     data = specification(report(args.project, args.entity or "", args.group))
     check(data)
@@ -72,7 +73,7 @@ def _write(path: Path, args: argparse.Namespace) -> None:
 
 def _check_file(path: Path) -> None:
     """Checks that the file is new or an earlier specification. Raises: ValueError, OSError."""
-    from stasc.dashboard.report import check
+    from stasc.dashboard.specification import check
 
     try:
         check(path.read_bytes())
