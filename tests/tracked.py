@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from stasc.records import Answer, Pair, Question
-from stasc.tracking import RunInfo, Wandb
+from stasc.tracking import Journal, RunInfo, Wandb
 
 CANARY = "canary-7c1f9e"
 
@@ -139,6 +139,14 @@ def help_of(module: str, *arguments: str, without: set[str]) -> str:
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def record(folder: Path, config: dict[str, Any], choices: dict[str, str], status: str = "finished") -> None:
+    """Writes the journal of a run that has ended."""
+    folder.mkdir(parents=True)
+    with Journal(folder / "journal.jsonl") as journal:
+        journal.write("run_started", config=config, choices=choices)
+        journal.write("run_ended", status=status)
 
 
 def only(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The dashboard: it shows metrics that runs log, and goes to W&B or to a file."""
+"""The command: it makes a W&B report, or writes its specification to a file."""
 
 from __future__ import annotations
 
@@ -14,108 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import help_of, only, records_of
+from specified import bars, without_ids, written
+from tracked import help_of, record
 
 from stasc.dashboard import __main__ as dashboard
-from stasc.dashboard.report import check
+from stasc.dashboard.specification import check
 
 pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
-
-
-def written(folder: Path, *options: str) -> dict[str, Any]:
-    """Runs the command. Returns: the specification that it writes."""
-    file = folder / "dashboard.json"
-    dashboard.main(["stasc", "--output", str(file), *options])
-    spec: dict[str, Any] = json.loads(file.read_text())
-    return spec
-
-
-def grids(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    return [block["metadata"] for block in spec["spec"]["blocks"] if block["type"] == "panel-grid"]
-
-
-def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    return [panel for grid in grids(spec) for panel in grid["panelBankSectionConfig"]["panels"]]
-
-
-def shown(spec: dict[str, Any]) -> dict[str, set[str]]:
-    """Returns all metric names in a specification, by where W&B looks them up."""
-    names: dict[str, set[str]] = {"history": set(), "summary": set(), "config": set(), "table": set()}
-    accessors = [name for grid in grids(spec) for one in grid["runSets"] for name in one["runFeed"]["columnOrder"]]
-    for panel in panels(spec):
-        config = panel["config"]
-        accessors += [column["accessor"] for column in config.get("columns", ())]
-        names["history" if "xAxis" in config else "summary"].update(config.get("metrics", ()))
-        names["history"].update([config["xAxis"]] if "xAxis" in config else ())
-        accessors += [f"config:{config['groupBy']}"] if config.get("groupBy", "jobType") != "jobType" else []
-        names["table"].update(re.findall(r"'key': {[^}]*'val': '(\w+)'", str(config)))
-    for accessor in accessors:
-        kind, _, name = accessor.partition(":")
-        if kind != "run":
-            names[kind].add(name.removesuffix(".value"))
-    return names
-
-
-def test_every_name_that_it_shows_is_one_that_runs_log(mirrored: Path, tmp_path: Path) -> None:
-    logged: dict[str, set[str]] = {"history": set(), "summary": set(), "config": set()}
-    for files in [*mirrored.glob("multirun/mirrored/*/wandb/offline-run-*"), *mirrored.glob("baseline/wandb/off*")]:
-        records = records_of(files)
-        logged["config"].update(*(part["config"]["update"] for part in only(records, "run")))
-        logged["history"].update(*(part["item"] for part in only(records, "history")))
-        logged["summary"].update(*(part["update"] for part in only(records, "summary")))
-    names = shown(written(tmp_path))
-    assert not set().union(*(names[kind] - logged[kind] for kind in logged))
-    assert {f"{name}.path" for name in names["table"]} == {"pairs.path"} <= logged["history"]
-    assert {"test/init_acc", "test/corr_acc", "iteration", "train/kept", "finetune/loss"} <= names["history"]
-    assert {"final/corr_acc", "final/gain"} <= names["summary"]
-    assert {f"choice/{name}" for name in ("init", "filter", "start", "finetune")} <= names["config"]
-
-
-def test_curves_are_means_by_variant_with_bands_over_its_runs(tmp_path: Path) -> None:
-    curves = [panel["config"] for panel in panels(written(tmp_path)) if "xAxis" in panel["config"]]
-    assert len(curves) >= 2
-    for curve in curves:
-        assert (curve["xAxis"], curve["groupBy"], curve["groupAgg"], curve["groupArea"]) == (
-            "iteration",
-            "jobType",
-            "mean",
-            "minmax",
-        )
-        assert curve["limit"] > 16, "W&B shows 10 lines unless told otherwise; the ablation has 16 variants"
-
-
-def test_both_outcomes_are_shown_by_each_choice(tmp_path: Path) -> None:
-    bars = {
-        (panel["config"]["groupBy"], *panel["config"]["metrics"])
-        for panel in panels(written(tmp_path))
-        if panel["viewType"] == "Bar Chart"
-    }
-    choices = ("init", "filter", "start", "finetune")
-    assert {(f"choice/{c}.value", f"final/{o}") for c in choices for o in ("corr_acc", "gain")} <= bars
-
-
-def test_no_two_plots_lie_on_each_other_and_none_is_wider_than_the_report(tmp_path: Path) -> None:
-    for grid in grids(written(tmp_path)):
-        places = [panel["layout"] for panel in grid["panelBankSectionConfig"]["panels"]]
-        cells = [
-            (place["x"] + x, place["y"] + y) for place in places for x in range(place["w"]) for y in range(place["h"])
-        ]
-        assert len({*cells}) == len(cells) and max(x for x, _ in cells) < 24
-
-
-@pytest.mark.parametrize(
-    ("options", "filters"),
-    [
-        ([], []),
-        (["--group", "2026-11-23_01-02-03"], [({"section": "run", "name": "group"}, "=", "2026-11-23_01-02-03")]),
-    ],
-)
-def test_a_group_is_what_all_of_it_is_filtered_to(options: list[str], filters: list[Any], tmp_path: Path) -> None:
-    spec = written(tmp_path, *options)
-    runsets = [one for grid in grids(spec) for one in grid["runSets"]]
-    found = [[(part["key"], part["op"], part["value"]) for part in one["filters"]["filters"]] for one in runsets]
-    assert found == [filters] * len(runsets) and runsets
-    assert spec["displayName"] == ("STaSC 2026-11-23_01-02-03" if options else "STaSC all runs")
 
 
 @pytest.mark.parametrize(
@@ -196,10 +101,18 @@ def test_a_wandb_that_can_t_be_reached_leaves_the_file(
     check((tmp_path / "dashboard-stasc.json").read_bytes())
 
 
+def run_node(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run as W&B answers it."""
+    stored = {name: {"value": value} for name, value in {"_wandb": {}, **config}.items()}
+    return {"id": "1", "name": "1", "tags": [], "state": "finished", "config": json.dumps(stored)}
+
+
 class Asked(BaseHTTPRequestHandler):
-    """A fake W&B server whose user has no project yet. It keeps the reports that it receives."""
+    """A fake W&B server that has runs of these configs; without any, there is no project yet. It keeps reports."""
 
     reports: list[dict[str, Any]]
+    configs: list[dict[str, Any]]
+    filters: dict[str, Any]
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -212,6 +125,10 @@ class Asked(BaseHTTPRequestHandler):
             "result": {"project": project, "model": project, "inserted": True},
             "upsertView": {"view": {**given, **view}, "inserted": True},
         }
+        if "query Runs(" in query["query"]:
+            Asked.filters = json.loads(given["filters"])
+            edges = [{"node": run_node(config), "cursor": ""} for config in self.configs]
+            answer["project"] = {"runs": {"edges": edges, "pageInfo": {}}} if edges else None
         if "upsertView" in query["query"]:
             self.reports.append(given)
         data = json.dumps({"data": answer}).encode()
@@ -227,36 +144,69 @@ class Asked(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    Asked.reports = []
+    Asked.reports, Asked.configs = [], []
     with ThreadingHTTPServer(("127.0.0.1", 0), Asked) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
         running.shutdown()
 
 
-@pytest.mark.slow
-def test_who_is_logged_in_gets_a_report_of_the_same_specification(server: ThreadingHTTPServer, tmp_path: Path) -> None:
-    """Runs the whole command against a fake W&B server."""
+def against(server: ThreadingHTTPServer, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs the whole command, logged in at the server."""
     environment = {**os.environ, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}", "WANDB_API_KEY": "k" * 40}
-    ran = subprocess.run(
-        [sys.executable, "-m", "stasc.dashboard", "stasc", "--group", "ablation"],
+    return subprocess.run(
+        [sys.executable, "-m", "stasc.dashboard", "stasc", *options],
         env={**environment, "PYTHONPATH": ":".join(sys.path)},
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.slow
+def test_who_is_logged_in_gets_a_report_of_the_same_specification(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    ran = against(server, tmp_path, "--group", "ablation")
     assert ran.returncode == 0, ran.stderr
-    assert re.fullmatch(r"W&B report: http://127\.0\.0\.1:\d+/me/stasc/reports/STaSC-ablation--Vmlldzox\n", ran.stdout)
+    hint, url = ran.stdout.splitlines()
+    assert hint == "W&B has no finished runs in the group ablation yet: the report shows them once they finish"
+    assert re.fullmatch(r"W&B report: http://127\.0\.0\.1:\d+/me/stasc/reports/STaSC-ablation--Vmlldzox", url)
     (sent,) = Asked.reports
     assert (sent["entityName"], sent["projectName"], sent["type"]) == ("me", "stasc", "runs")
     assert without_ids(json.loads(sent["spec"])) == without_ids(written(tmp_path, "--group", "ablation")["spec"])
 
 
-def without_ids(spec: Any) -> Any:
-    """Returns a part of a specification without the random ids of the library."""
-    if isinstance(spec, dict):
-        return {name: without_ids(part) for name, part in spec.items() if name not in ("id", "__id__")}
-    return [without_ids(part) for part in spec] if isinstance(spec, list) else spec
+@pytest.mark.slow
+def test_who_is_logged_in_gets_bars_for_what_varies_in_w_and_b(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    config = {"choice/init": "fixed", "seed": 0, "sampling": {"n_corr": 1}}
+    Asked.configs = [config, {**config, "seed": 1}, {**config, "sampling": {"n_corr": 2}}]
+    ran = against(server, tmp_path, "--group", "ablation")
+    assert ran.returncode == 0 and ran.stdout.startswith("W&B report: "), ran.stderr
+    assert Asked.filters == {"state": "finished", "group": "ablation"}
+    (sent,) = Asked.reports
+    assert {key for _, key in bars({"spec": json.loads(sent["spec"])})} == {"sampling.value.n_corr"}
+    ran = against(server, tmp_path, "--by", "n_corr")
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "error: --by n_corr: no such setting; did you mean sampling.n_corr?\n",
+    )
+
+
+@pytest.mark.slow
+def test_folders_come_before_w_and_b_only_if_they_are_given(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    for seed, start in enumerate(("fixed", "evolving")):
+        record(tmp_path / "multirun" / "ablation" / start, {"seed": seed}, {"start": start})
+    for configs, options, key in (
+        ([], [], "choice/start.value"),
+        ([{"choice/init": "fixed"}, {"choice/init": "evolving"}], [], "choice/init.value"),
+        (
+            [{"choice/init": "fixed"}, {"choice/init": "evolving"}],
+            ["--runs", "multirun/ablation"],
+            "choice/start.value",
+        ),
+    ):
+        Asked.configs = configs
+        assert against(server, tmp_path, "--group", "ablation", *options).returncode == 0
+        assert {by for _, by in bars({"spec": json.loads(Asked.reports[-1]["spec"])})} == {key}
 
 
 def test_the_help_imports_nothing_that_takes_long() -> None:
