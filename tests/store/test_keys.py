@@ -109,7 +109,7 @@ INERT = {
     "dataset.on_bad_row",  # decides whether there is a run; what is left out shows in the questions
     *("sweep.name", "store.dir", "store.explain", "store.keep_models", "store.resume", "model.cache_dir"),
     *(f"tracking.{name}" for name in ("_target_", "project", "entity", "group", "name", "job_type")),
-    *("tracking.mode", "tracking.tags", "tracking.sample_pairs"),
+    *("tracking.mode", "tracking.tags", "tracking.table_rows"),
 }
 
 
@@ -352,7 +352,7 @@ CHANGES: dict[str, tuple[Sequence[str], object]] = {
     **{f"tracking.{name}": (["tracking=wandb"], "mine") for name in ("group", "name", "job_type")},
     "tracking.mode": (["tracking=wandb"], "offline"),
     "tracking.tags": (["tracking=wandb"], ["one"]),
-    "tracking.sample_pairs": (["tracking=wandb"], 0),
+    "tracking.table_rows": (["tracking=wandb"], 0),
 }
 
 

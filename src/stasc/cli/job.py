@@ -61,16 +61,15 @@ def _execute(cfg: DictConfig, job: HydraConf, folder: Path) -> Mapping[str, Any]
     if sweeping:
         _check_folder(job)
     built = build_experiment(cfg, job.runtime.choices)
-    if sweeping and os.environ.pop("WANDB_RUN_ID", None):
+    if sweeping and os.environ.pop("WANDB_RUN_ID", ""):
         warn_once("WANDB_RUN_ID is the id of one run: each job of the sweep gets one of its own")
     if built.sampling.warning:
         warn_once(built.sampling.warning)
     from stasc.runs import execute  # imports torch, for which a wrong setting need not wait
     from stasc.tracking.console import Console
 
-    summary = execute.run(
-        built, folder, cfg.sweep.name if sweeping else None, Console(split=built.test.name, brief=sweeping)
-    )
+    sweep = cfg.sweep.name if sweeping else None
+    summary = execute.run(built, folder, sweep, Console(split=built.test.name, brief=sweeping))
     if not sweeping:  # a sweep prints its folder below its table
         log.info("results: %s", os.path.relpath(folder, paths.start()))
     return summary

@@ -14,7 +14,8 @@ from stasc.machine import durable
 from stasc.machine.stdio import outlive_readers
 from stasc.settings.names import check_name
 from stasc.tracking.redaction import scrub
-from stasc.tracking.wandb import call_with_timeout, check_project, reason, shut_down
+from stasc.tracking.service import call_with_timeout, reason, shut_down
+from stasc.tracking.wandb import check_project
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr

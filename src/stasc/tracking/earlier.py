@@ -50,15 +50,7 @@ def earlier_starts(folder: Path, run_id: str | None) -> EarlierStarts:
 def _last_step(path: Path) -> int:
     """Returns the step of the last whole row in a file; -1 if it has none."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path.parent)]
-    found = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        timeout=INSPECT_S,
-        check=True,
-    )
+    found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=INSPECT_S, check=True)
     records = map(json.loads, found.stdout.splitlines())
-    return max(
-        (int(record["history"]["item"]["_step"]) for record in records if record["type"] == "history"), default=-1
-    )
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    return max((int(row["_step"]) for row in rows), default=-1)

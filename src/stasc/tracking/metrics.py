@@ -194,15 +194,10 @@ def pair_rows(info: RunInfo, pairs: Sequence[Mapping[str, Any]], count: int) -> 
 
 def _row(info: RunInfo, line: Mapping[str, Any]) -> list[Any]:
     identity = line.get("question_id", line["question"])  # in schema 1, `question` is the id
-    right = ["right" if line[name] >= info.correct_at else "wrong" for name in ("r1", "r2")]
     reference = " | ".join(info.references.get(identity, ()))
-    return [
-        line["n"],
-        line["question"],
-        reference,
-        *(line[name] for name in ("y1", "y2", "r1", "r2")),
-        " → ".join(right),
-    ]
+    right = ["right" if line[name] >= info.correct_at else "wrong" for name in ("r1", "r2")]
+    answers = [line[name] for name in ("y1", "y2", "r1", "r2")]
+    return [line["n"], line["question"], reference, *answers, " → ".join(right)]
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

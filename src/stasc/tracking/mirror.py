@@ -114,8 +114,8 @@ class Mirror:
             self._first.setdefault(name, row[name])
             chart = self._charts.get(name, False) or metrics.informative(name, row, self._first)
             if first or chart != self._charts[name]:
-                axis = {} if name == x else {"step_metric": x}
-                self._run.define_metric(name, **axis, hidden=not chart, overwrite=True)
+                axis = None if name == x else x
+                self._run.define_metric(name, step_metric=axis, hidden=not chart, overwrite=True)
             self._charts[name] = chart
 
     def _begin(self) -> None:
@@ -125,8 +125,10 @@ class Mirror:
             self._summarise({**self._latest, "status": "running"})
 
     def _summarise(self, summary: Row) -> None:
-        for name in [name for name in self._run.summary.keys() if name.startswith(OF_THE_END) and name not in summary]:
-            del self._run.summary[name]
+        names = [*self._run.summary.keys()]
+        for name in names:
+            if name.startswith(OF_THE_END) and name not in summary:
+                del self._run.summary[name]
         self._run.summary.update(summary)
 
     def _send_tables(self, action: Callable[[], None]) -> None:
@@ -152,10 +154,11 @@ class Mirror:
         import wandb
 
         columns = {"test": metrics.TEST_COLUMNS, "pairs": metrics.PAIR_COLUMNS}
-        tables = {
-            name: wandb.Table(columns=list(columns[name]), data=[*rows]) for name, rows in self._tables.items() if rows
+        return {
+            f"tables/{name}": wandb.Table(columns=[*columns[name]], data=[*rows])
+            for name, rows in self._tables.items()
+            if rows
         }
-        return {f"tables/{name}": table for name, table in tables.items()}
 
     def _end(self, code: int, summary: Row) -> None:
         try:

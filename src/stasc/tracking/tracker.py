@@ -34,7 +34,7 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """Mirrors one run. A resumed run gives it all steps and iterations again, in order, and it sends the missing ones."""
+    """Mirrors one run. A resumed run gives it all steps and iterations again, in order; it sends the missing ones."""
 
     def step(self, n: int, step: OptimizerStep) -> None:
         """Sends an optimizer step of iteration n."""
