@@ -1,4 +1,4 @@
-"""The W&B report: its panels, on the metrics that `stasc.tracking.wandb` logs."""
+"""The W&B report: its panels, on the metrics that `stasc.tracking.metrics` names."""
 
 from __future__ import annotations
 
