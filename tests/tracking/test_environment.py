@@ -31,7 +31,7 @@ GIVEN = ("tracking.project=p", "tracking.entity=e", "tracking.group=g", "trackin
 
 
 def experiment(*overrides: str) -> Experiment:
-    return build_experiment(compose([*SMALL, *overrides]))
+    return build_experiment(compose([*SMALL, *overrides]), {"model": "tiny", "dataset": "synthetic"})
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,20 @@ def test_the_environment_wins_over_defaults_and_loses_to_settings(
     assert {name: given[name] for name in NAMES} == expected
 
 
-def test_jobs_of_a_sweep_have_its_name_as_group_and_append_theirs_to_a_given_one(
-    fake: FakeWandb, tmp_path: Path
+@pytest.mark.parametrize(
+    ("overrides", "name", "group"),
+    [
+        ((), "EIE-tiny-seed0", "ablation"),
+        (("tracking.name=mine", "seed=1"), "mine-EIE-tiny-seed1", "ablation"),
+        (("tracking.name=mine", "tracking.group=ours"), "mine-EIE-tiny-seed0", "ours"),
+    ],
+)
+def test_a_job_of_a_sweep_has_its_name_as_group_and_appends_its_own_name_to_a_given_one(
+    overrides: tuple[str, ...], name: str, group: str, fake: FakeWandb, tmp_path: Path
 ) -> None:
-    for seed, given in ((0, ()), (0, ("tracking.name=mine",)), (1, ("tracking.name=mine", "tracking.group=ours"))):
-        run(experiment(f"seed={seed}", *given), tmp_path / f"{seed}{len(given)}", "ablation", Console())
-    assert [(given["name"], given["group"]) for name, _, given in fake.calls if name == "init"] == [
-        ("EIE-tiny-seed0", "ablation"),
-        ("mine-EIE-tiny-seed0", "ablation"),
-        ("mine-EIE-tiny-seed1", "ours"),
-    ]
+    run(experiment(*overrides), tmp_path, "ablation", Console())
+    ((_, _, given),) = [call for call in fake.calls if call[0] == "init"]
+    assert (given["name"], given["group"]) == (name, group)
 
 
 def test_a_run_on_validation_questions_is_tagged_so(fake: FakeWandb, tmp_path: Path) -> None:
