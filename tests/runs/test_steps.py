@@ -208,7 +208,6 @@ def test_charts_of_a_run_vary_and_metrics_without_one_are_counts_or_are_shown_un
             values.setdefault(name, []).append(value)
     charts = fake.charts()
     assert charts.keys() == values.keys()
-    constant = {name for name, shown in charts.items() if shown and len(set(values[name])) == 1}
     same_by_construction = {"answers/initial_tokens", "answers/correction_tokens", "train/grad_norm"}
     assert {name for name, shown in charts.items() if shown and len(set(values[name])) == 1} == same_by_construction
     assert {name for name, shown in charts.items() if not shown and len(set(values[name])) > 1} == {
