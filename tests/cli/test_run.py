@@ -183,9 +183,7 @@ def test_the_journal_has_the_run_from_start_to_end(tmp_path: Path) -> None:
     summary = run_tiny(tmp_path / "run", "iterations=1")
     events = list(read(tmp_path / "run" / "journal.jsonl"))
     told = [event for event in events if event["event"] != "stage"]
-    assert [event["event"] for event in told] == [
-        *("run_started", "iteration", "training", "iteration", "run_ended")
-    ]
+    assert [event["event"] for event in told] == [*("run_started", "iteration", "training", "iteration", "run_ended")]
     assert (events[0]["name"], events[0]["group"]) == ("EIE-modelconfig-seed0", "group")
     stages = [(event["kind"], event["n"]) for event in events if event["event"] == "stage"]
     assert stages[:4] == [("initial", 0), ("correction", 0), ("evaluation", 0), ("initial", 1)]

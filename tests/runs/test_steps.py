@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -151,6 +152,23 @@ def test_a_cache_hit_tells_the_same_steps_with_the_seconds_that_were_measured(
         artifact.rename(folder / f"moved-{artifact.name}")
     run_fake(replace(composed(), tracking=recorders[2]), folder / "2")
     assert recorders[2] == recorders[0]
+
+
+def test_a_summary_counts_cache_hits_and_has_the_seconds_of_when_they_were_misses(
+    clock: Callable[[int], None], folder: Path
+) -> None:
+    summaries = []
+    for name in ("first", "again"):
+        run_fake(composed("iterations=1"), folder / name)
+        summaries.append(json.loads((folder / name / "summary.json").read_text())["iterations"])
+    first, again = summaries
+    assert [entry["reused"] for entry in first] == [0, 0]
+    # initial, correction and evaluation of M_0 and M_1, and between them initial, correction, filter and fine-tuning
+    assert [entry["reused"] for entry in again] == [3, 7]
+    for one, other in zip(first, again, strict=True):
+        stages = one["seconds"].keys() - {"total", "loading"}
+        assert {name: one["seconds"][name] for name in stages} == {name: other["seconds"][name] for name in stages}
+        assert stages == {"evaluation", *(("initial", "correction", "filter", "finetune") if one["n"] else ())}
 
 
 def test_how_long_steps_took_is_no_part_of_what_a_fine_tuning_is(clock: Callable[[int], None], folder: Path) -> None:
