@@ -225,9 +225,9 @@ def test_a_baseline_counts_for_no_option_of_a_design_choice(tmp_path: Path) -> N
 
 def test_the_test_table_has_the_same_questions_in_each_iteration(tmp_path: Path) -> None:
     info = info_of(tmp_path, references={"q2": ("two", "2")})
-    asked = {n: [row[1] for row in metrics.test_rows(info, outcomes_of(range(10), n, samples=3), 5)] for n in range(3)}
-    assert asked[0] == asked[1] == asked[2] == [f"Question {q}?" for q in (0, 2, 4, 6, 8)]
-    rows = [*metrics.test_rows(info, outcomes_of(range(10), 7, samples=3), 5)]
+    asked = {n: [row[1] for row in metrics.test_rows(info, outcomes_of(range(10), n, samples=3), 4)] for n in range(3)}
+    assert asked[0] == asked[1] == asked[2] == [f"Question {q}?" for q in (0, 2, 5, 7)]
+    rows = [*metrics.test_rows(info, outcomes_of(range(10), 7, samples=3), 4)]
     assert rows[1] == [7, "Question 2?", "two | 2", "first 0", "second 0", 1.0, 0.5, "right → wrong"]
     assert rows[0][2] == "", "no reference is known"
     assert len(rows[0]) == len(metrics.TEST_COLUMNS)
