@@ -112,6 +112,16 @@ def test_each_rebuilding_is_a_wandb_run_of_its_own_unless_told_otherwise(
     assert earlier_starts(folder, None).id is None
 
 
+@pytest.mark.parametrize(("there", "sent"), [(0, [0, 2, 3, 5, 6]), (3, [3, 5, 6]), (6, [6]), (8, [])])
+def test_a_wandb_run_that_is_continued_gets_the_rows_that_it_lacks(
+    there: int, sent: list[int], fake: FakeWandb, tmp_path: Path
+) -> None:
+    fake.starting_step = there
+    sync_main(["sync", str(recorded(tmp_path / "run")), "--id", "abc"])
+    assert fake.steps() == sent
+    assert fake.summary["final/correction"] == 1.0
+
+
 def test_of_what_a_continued_run_told_twice_the_last_counts(fake: FakeWandb, tmp_path: Path) -> None:
     folder = recorded(tmp_path / "run", last=1)
     line = json.loads((folder / "pairs.jsonl").read_text().splitlines()[0])
