@@ -1,4 +1,4 @@
-"""The optimizer steps of a run: told to its tracker, and recorded in its journal, once."""
+"""Optimizer steps are sent to a run's tracker and recorded in its journal, each once."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ PAIR = pairs_of(1)[0]
 ONE, TWO = step_of(2.0), step_of(None, grad_norm=None, epoch=1.0)
 
 
-def test_steps_that_are_told_again_are_recorded_once(folder: Path) -> None:
+def test_repeated_steps_are_recorded_once(folder: Path) -> None:
     recorder = Recorder()
     start(folder / "run", recorder, ONE, TWO)
     assert recorder.steps == {1: [ONE, TWO]}
@@ -88,7 +88,7 @@ def test_the_steps_of_an_iteration_that_failed_are_in_the_journal(folder: Path) 
     assert [event["event"] for event in read(folder / "run" / "journal.jsonl")][-2:] == ["training", "run_ended"]
 
 
-def test_a_resumed_run_tells_its_tracker_all_steps_and_its_journal_those_that_it_does_not_have(folder: Path) -> None:
+def test_a_resumed_run_sends_its_tracker_all_steps_and_records_the_missing_ones(folder: Path) -> None:
     start(folder / "run", Recorder(), ONE, status="interrupted")
     for _ in range(2):
         recorder = Recorder()
@@ -124,7 +124,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[[int], None
     return set_to
 
 
-def test_a_run_tells_each_step_before_its_iteration(clock: Callable[[int], None], folder: Path) -> None:
+def test_a_run_sends_each_step_before_its_iteration(clock: Callable[[int], None], folder: Path) -> None:
     recorder = Recorder()
     run_fake(replace(composed(), tracking=recorder), folder / "run")
     assert recorder.got == [
@@ -137,7 +137,7 @@ def test_a_run_tells_each_step_before_its_iteration(clock: Callable[[int], None]
     assert trainings(folder / "run") == [columns(n, *recorder.steps[n]) for n in (1, 2)]
 
 
-def test_a_cache_hit_tells_the_same_steps_with_the_seconds_that_were_measured(
+def test_a_cache_hit_sends_the_same_steps_with_the_seconds_that_were_measured(
     clock: Callable[[int], None], folder: Path
 ) -> None:
     recorders = [Recorder(), Recorder(), Recorder()]
@@ -171,7 +171,9 @@ def test_a_summary_counts_cache_hits_and_has_the_seconds_of_when_they_were_misse
         assert stages == {"evaluation", *(("initial", "correction", "filter", "finetune") if one["n"] else ())}
 
 
-def test_how_long_steps_took_is_no_part_of_what_a_fine_tuning_is(clock: Callable[[int], None], folder: Path) -> None:
+def test_the_times_of_steps_do_not_change_the_content_of_a_fine_tuning(
+    clock: Callable[[int], None], folder: Path
+) -> None:
     contents, times = [], []
     for seconds, name in ((1, "one"), (100, "other")):
         clock(seconds)
@@ -195,7 +197,7 @@ def test_a_fine_tuning_without_its_times_is_damaged_and_computed_again(
     assert [step.seconds for step in recorder.steps[1]] == [100, 101]
 
 
-def test_a_step_of_an_iteration_that_fails_is_told_and_recorded(
+def test_a_step_of_an_iteration_that_fails_is_sent_and_recorded(
     clock: Callable[[int], None], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*given: Any) -> None:
