@@ -111,7 +111,7 @@ def write_run(
         run = RunFolder(folder, summary, journal, Nothing(), 1.0, InAccuracy("whole", None), _filter(config))
         run.begin(
             _splits(made),
-            name=f"{variant}-seed{seed}",
+            name=f"{variant}-tiny-seed{seed}",
             group=sweep.name,
             key="0" * 64,
             config=config,

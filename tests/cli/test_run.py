@@ -13,6 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from stasc.cli.compose import compose
 from stasc.errors import NonFiniteError
 from stasc.machine.paths import CONF
 from stasc.models.live import LiveModel
+from stasc.records import OptimizerStep
 from stasc.runs.execute import run
 from stasc.runs.experiment import Experiment
 from stasc.runs.folder import RunFolder
@@ -86,7 +88,7 @@ def stasc(cwd: Path, *arguments: str, **options: Any) -> subprocess.CompletedPro
 
 
 def without_times(summary: dict[str, Any]) -> dict[str, Any]:
-    return {**summary, "iterations": [{**entry, "seconds": None} for entry in summary["iterations"]]}
+    return {**summary, "iterations": [{**entry, "seconds": None, "reused": None} for entry in summary["iterations"]]}
 
 
 @pytest.fixture(scope="module")
@@ -181,13 +183,17 @@ def test_the_journal_has_the_run_from_start_to_end(tmp_path: Path) -> None:
     summary = run_tiny(tmp_path / "run", "iterations=1")
     events = list(read(tmp_path / "run" / "journal.jsonl"))
     told = [event for event in events if event["event"] != "stage"]
-    assert [event["event"] for event in told] == ["run_started", "iteration", "iteration", "run_ended"]
-    assert (events[0]["name"], events[0]["group"]) == ("EIE-seed0", "group")
+    assert [event["event"] for event in told] == [*("run_started", "iteration", "training", "iteration", "run_ended")]
+    assert (events[0]["name"], events[0]["group"]) == ("EIE-modelconfig-seed0", "group")
     stages = [(event["kind"], event["n"]) for event in events if event["event"] == "stage"]
     assert stages[:4] == [("initial", 0), ("correction", 0), ("evaluation", 0), ("initial", 1)]
     assert events[0]["config"]["filter"]["margin"] == 0
     assert events[0]["versions"]["torch"]
-    assert {name: told[2][name] for name in summary["iterations"][1]} == summary["iterations"][1]
+    training, entry = told[2], summary["iterations"][1]
+    assert {name: told[3][name] for name in entry} == entry
+    assert training["n"] == 1 and sum(training["tokens"]) == entry["finetune"]["tokens"]
+    assert [len(training[field.name]) for field in fields(OptimizerStep)] == [entry["finetune"]["steps"]] * 7
+    assert training["epoch"][-1] == 1 and all(seconds > 0 for seconds in training["seconds"])
     assert events[-1]["status"] == "finished"
 
 

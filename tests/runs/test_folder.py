@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,19 @@ def test_the_share_of_answers_without_the_marker_is_in_the_summary(marked: int, 
         line = iteration_line({**entry, "seconds": {"total": 1.0}})
         share = f"without the answer marker {100 * (1 - marked / 2):.1f} % and 0.0 %"
         assert (share in line) is (scope == "final" and marked < 2)
+
+
+def test_an_iteration_that_differs_from_its_record_is_recorded_again_and_told_of(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = Pair(Question("q", "?", ("4",)), 0, 0, 0, Answer("4", 1), Answer("5", 1), 1.0, 0.0)
+    for other, seconds in ((pair, 1.0), (pair, 2.0), (replace(pair, r2=1.0), 1.0)):
+        with Journal(folder / "journal.jsonl") as journal:
+            run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, Nothing(), 1.0)
+            run.iteration(Iteration(0, None, [], [], [other]), None, {"evaluation": seconds}, reused=int(seconds))
+    entries = [event for event in read(folder / "journal.jsonl") if event["event"] == "iteration"]
+    assert [entry["test"]["corr_acc"] for entry in entries] == [0.0, 1.0]
+    assert [entry["reused"] for entry in entries] == [1, 1], "neither times nor cache hits are a difference"
+    (warning,) = told(caplog)
+    assert warning.startswith("iteration 0 differs from its record of an earlier start, and from what W&B was sent; ")
+    assert warning.endswith(f"python -m stasc.tracking sync {folder}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stasc.settings.names import check_inside, check_name
+from stasc.settings.names import check_inside, check_name, model_name
 
 NAMES = ["a", "7", "2026-11-22_10-00-00", "EIE-lora", "v1.0", "a..b", "A_b-c.d", "x" * 64, 7, 1.5]
 NO_NAMES: dict[str, object] = {
@@ -86,3 +86,17 @@ def test_a_folder_is_inside_if_it_is_after_all_links_are_followed(tmp_path: Path
     for folder in (root / "out", root / "out" / "b", root / "loose", root / ".." / "outside", tmp_path / "multirun2"):
         with pytest.raises(ValueError, match=r"leads to .*, which is not in .*multirun: remove the symbolic link"):
             check_inside(folder, root)
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "name"),
+    [
+        ("tiny", "tiny:0", "tiny"),
+        ("smollm2_135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2_135m"),
+        ("custom", "Org/Model-7B", "Model-7B"),
+        ("custom", "/home/me/models/mine/", "mine"),
+        ("custom", "", "custom"),
+    ],
+)
+def test_run_names_have_the_models_option_or_the_last_part_of_its_path(option: str, path: str, name: str) -> None:
+    assert model_name({"model": {"path": path}}, {"model": option}) == name

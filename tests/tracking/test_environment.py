@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import FakeWandb, info_of, only, records_of, settings, summary_of, told
+from tracked import FakeWandb, info_of, only, outcomes_of, records_of, settings, summary_of, told
+from zygote import Zygote
 
 from stasc.cli.build import build_experiment
 from stasc.cli.compose import compose
-from stasc.cli.job import own_wandb_run, warn_once
 from stasc.runs.execute import run
 from stasc.runs.experiment import Experiment
-from stasc.tracking import Wandb
 from stasc.tracking.console import Console
 
 pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 SMALL = ("experiment=debug", "tracking=wandb", "iterations=0", "dataset.n_test=1", "dataset.n_train=1")
 NAMES = ("project", "entity", "group", "name", "job_type", "tags")
-DEFAULTS = dict(zip(NAMES, ("stasc", None, "sweep", "EIE-seed0", "EIE", None), strict=True))
+TAGS = ["tiny", "synthetic"]  # the model and the data set
+DEFAULTS = dict(zip(NAMES, ("stasc", None, None, "EIE-tiny-seed0", "EIE", TAGS), strict=True))
 SET = {
     "WANDB_PROJECT": "my project",
     "WANDB_RUN_GROUP": "my group",
@@ -31,7 +31,7 @@ GIVEN = ("tracking.project=p", "tracking.entity=e", "tracking.group=g", "trackin
 
 
 def experiment(*overrides: str) -> Experiment:
-    return build_experiment(compose([*SMALL, *overrides]))
+    return build_experiment(compose([*SMALL, *overrides]), {"model": "tiny", "dataset": "synthetic"})
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def experiment(*overrides: str) -> Experiment:
         (dict.fromkeys(SET, ""), (), DEFAULTS),
         (SET, (), THEIRS),
         (SET, ("tracking.project=p",), {**THEIRS, "project": "p"}),
-        (SET, (*GIVEN, "tracking.tags=t"), dict(zip(NAMES, (*"pegnj", ["t"]), strict=True))),
+        (SET, (*GIVEN, "tracking.tags=t"), dict(zip(NAMES, (*"pegnj", ["t", *TAGS]), strict=True))),
     ],
     ids=["neither", "empty", "environment", "one setting", "all settings"],
 )
@@ -55,24 +55,42 @@ def test_the_environment_wins_over_defaults_and_loses_to_settings(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    run(experiment(*overrides), tmp_path, "sweep", Console())
+    run(experiment(*overrides), tmp_path, None, Console())
     (given,) = (given for name, _, given in fake.calls if name == "init")
     assert {name: given[name] for name in NAMES} == expected
 
 
-def test_in_a_sweep_a_name_is_what_all_names_begin_with_and_an_id_is_no_runs(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("overrides", "name", "group"),
+    [
+        ((), "EIE-tiny-seed0", "ablation"),
+        (("tracking.name=mine", "seed=1"), "mine-EIE-tiny-seed1", "ablation"),
+        (("tracking.name=mine", "tracking.group=ours"), "mine-EIE-tiny-seed0", "ours"),
+    ],
+)
+def test_a_job_of_a_sweep_has_its_name_as_group_and_appends_its_own_name_to_a_given_one(
+    overrides: tuple[str, ...], name: str, group: str, fake: FakeWandb, tmp_path: Path
 ) -> None:
-    warn_once.cache_clear()
-    monkeypatch.setenv("WANDB_NAME", "mine")
+    run(experiment(*overrides), tmp_path, "ablation", Console())
+    ((_, _, given),) = [call for call in fake.calls if call[0] == "init"]
+    assert (given["name"], given["group"]) == (name, group)
+
+
+def test_a_run_on_validation_questions_is_tagged_so(fake: FakeWandb, tmp_path: Path) -> None:
+    run(experiment("evaluation.split=validation", "tracking.tags=[]"), tmp_path, None, Console())
+    ((_, _, given),) = [call for call in fake.calls if call[0] == "init"]
+    assert given["tags"] == [*TAGS, "validation"]
+
+
+def test_a_sweep_leaves_out_the_id_of_one_run_and_says_so_once(
+    command: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "abc")
-    names = []
-    for seed in (0, 1):
-        tracking = own_wandb_run(experiment(f"seed={seed}")).tracking
-        assert isinstance(tracking, Wandb)
-        names.append(tracking.name)
-    assert names == ["mine-EIE-seed0", "mine-EIE-seed1"]
-    assert [record.getMessage()[:34] for record in caplog.records] == ["WANDB_RUN_ID is the id of one run:"]
+    ran = command.run(tmp_path, "--multirun", *SMALL, "tracking.mode=offline", "seed=0,1", "sweep.name=ids")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.count("WANDB_RUN_ID is the id of one run: each job of the sweep gets one of its own") == 1
+    files = {path.name for path in tmp_path.glob("multirun/ids/*/wandb/offline-run-*/*.wandb")}
+    assert len(files) == 2 and "run-abc.wandb" not in files
 
 
 @pytest.mark.parametrize(
@@ -98,8 +116,8 @@ def test_wandb_itself_reads_what_no_setting_says(tmp_path: Path, monkeypatch: py
     for name, value in (("ENTITY", "us"), ("TAGS", "a,b"), ("NOTES", "a note"), ("MODE", "offline")):
         monkeypatch.setenv(f"WANDB_{name}", value)
     tracker = settings(tags=[]).start(info_of(tmp_path / "run"))
-    tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", False, [])
+    tracker.iteration(summary_of(0, 0.5), [], outcomes_of([1], 0))
+    tracker.finish("finished", None)
     (files,) = (tmp_path / "run").glob("wandb/offline-run-*")
     (written,) = only(records_of(files), "run")
-    assert (written["entity"], written["tags"], written["notes"]) == ("us", ["a", "b"], "a note")
+    assert (written["entity"], written["tags"], written["notes"]) == ("us", ["a", "b", "tiny", "questions"], "a note")

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked import FakeWandb, help_of, only, pairs_of, records_of, summary_of, told
+from tracked import FakeWandb, help_of, info_of, only, pairs_of, records_of, settings, step_of, summary_of, told
 
-import stasc.tracking.wandb as mirror
-from stasc.records import Iteration
+from stasc.records import Iteration, Split
 from stasc.runs.folder import RunFolder
-from stasc.tracking import Journal
-from stasc.tracking.__main__ import load
+from stasc.tracking import Journal, Tracker
 from stasc.tracking.__main__ import main as sync_main
+from stasc.tracking.earlier import earlier_starts
 from stasc.tracking.tracker import Nothing
 
+DATA = Path(__file__).parents[1] / "data"
 MINE = {"filter": "mine"}  # an option of the user's own
+PROVENANCE = {"tags": ["tiny", "questions"], "commit": "0123abc", "device": "cuda", "versions": {"python": "3.11.0"}}
 
 pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 
 
-def recorded(folder: Path, last: int = 2, config: Mapping[str, Any] | None = None) -> Path:
-    """Returns the folder of a run that W&B never saw."""
+def recorded(
+    folder: Path, last: int = 2, config: Mapping[str, Any] | None = None, tracker: Tracker | None = None
+) -> Path:
+    """Returns the folder of a run that W&B never saw, unless it is given a tracker."""
     folder.mkdir(parents=True)
     with Journal(folder / "journal.jsonl") as journal:
-        run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, Nothing(), 1.0)
-        run.begin((), name="EIE-seed3", group="sweep", config=config or {"seed": 3, "tracking": {"_target_": "Off"}})
+        run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, tracker or Nothing(), 1.0)
         pairs = pairs_of(3)
+        config = config or {"seed": 3, "tracking": {"_target_": "Off"}}
+        splits = [Split("test", (pairs[0].question,))]
+        run.begin(splits, name="EIE-tiny-seed3", group="sweep", config=config, **PROVENANCE)
         for n in range(last + 1):
             trained = pairs if n else []
+            if n:
+                run.step(n, 1, step_of(n / 4))
             run.iteration(Iteration(n, None, trained, trained[n:], [replace(pairs[0], r2=n / 2)]), None, {})
         run.end("finished")
     return folder
@@ -42,29 +50,53 @@ def recorded(folder: Path, last: int = 2, config: Mapping[str, Any] | None = Non
 
 def test_a_rebuilt_run_is_the_run_as_it_was(fake: FakeWandb, tmp_path: Path) -> None:
     """A rebuilt run and the run itself give W&B the same, except for id and folder."""
-    tracking = {"_target_": "stasc.tracking.Wandb", "tags": ["a"], "sample_pairs": 2}
-    config = {"seed": 3, "init": {"_target_": "stasc.choices.init.Fixed"}, "tracking": tracking}
+    tracking = {"_target_": "stasc.tracking.Wandb", "tags": ["a"], "table_rows": 2}
+    init = {"_target_": "stasc.choices.init.Fixed", "letter": "F", "x": 1}
+    config = {"seed": 3, "init": init, "tracking": tracking}
     sync_main(["sync", str(recorded(tmp_path / "run", config=config)), "--project", "other", "--entity", "team"])
     (given,) = [kwargs for name, _, kwargs in fake.calls if name == "init"]
     assert {name: given[name] for name in ("name", "group", "job_type", "config", "tags", "project", "entity")} == {
-        "name": "EIE-seed3",
+        "name": "EIE-tiny-seed3",
         "group": "sweep",
         "job_type": "EIE",
-        "config": {**config, "variant": "EIE", "seed": 3, "choice/baseline": "none", "choice/init": "fixed"},
-        "tags": ["a"],
+        "config": {
+            **{"seed": 3, "init": {"x": 1}, "variant": "EIE", "commit": "0123abc", "device": "cuda"},
+            **{"versions": {"python": "3.11.0"}, "choice/baseline": "none", "choice/init": "fixed"},
+        },
+        "tags": ["a", "tiny", "questions"],
         "project": "other",
         "entity": "team",
     }
     rows = fake.rows()
-    assert [(row["iteration"], row["test/corr_acc"]) for row in rows] == [(0, 0.0), (1, 0.0), (2, 1.0)]
-    assert [[line[3:] for line in row["pairs"]["data"]] for row in rows[1:]] == [
-        [["Lima 1", 0.0, 1.0, True], ["Lima 2", 0.0, 1.0, True]],
-        [["Lima 2", 0.0, 1.0, True], ["Lima 0", 0.0, 1.0, False]],
+    assert [(row["iteration"], row["accuracy/correction"]) for row in rows] == [(0, 0.0), (1, 0.0), (2, 1.0)]
+    steps = fake.rows("train/global_step")
+    assert [(row["train/global_step"], row["train/loss"]) for row in steps] == [(1, 0.25), (2, 0.5)]
+    assert fake.steps() == [0, 2, 3, 5, 6]
+    test = ["Capital of Peru?", "Lima", "Quito", "Lima 0", 0.0]
+    assert fake.tables("test")[-1] == [
+        *([n, *test, n / 2, "wrong → wrong"] for n in (0, 1)),
+        [2, *test, 1.0, "wrong → right"],
     ]
-    ((summary,),) = [args for name, args, _ in fake.calls if name == "summary"]
-    final = {"final/init_acc": 0.0, "final/corr_acc": 1.0, "final/gain": 1.0, "final/over_correction": 1.0}
-    assert summary["status"] == "finished" and final.items() <= summary.items()
+    pair = ["Capital of Peru?", "Lima", "Quito"]
+    shown, why = [0.0, 1.0, "wrong → right"], "left out by the filter: r1 0, r2 1"
+    assert fake.tables("pairs")[-1] == [
+        [1, *pair, "Lima 1", *shown, True, ""],
+        [1, *pair, "Lima 0", *shown, False, why],
+        [2, *pair, "Lima 2", *shown, True, ""],
+        [2, *pair, "Lima 0", *shown, False, why],
+    ]
+    final = {"final/initial": 0.0, "final/correction": 1.0, "final/gain": 1.0, "final/over_M0_correction": 1.0}
+    assert fake.summary["status"] == "finished" and final.items() <= fake.summary.items()
     assert fake.calls[-1] == ("finish", (), {"exit_code": 0})
+
+
+def test_a_rebuilt_run_gets_the_rows_that_the_run_itself_got(fake: FakeWandb, tmp_path: Path) -> None:
+    config = {"seed": 3, "tracking": {"_target_": "stasc.tracking.Wandb", "table_rows": 2}}
+    tracker = settings(table_rows=2).start(info_of(tmp_path / "own", group="sweep"))
+    folder = recorded(tmp_path / "run", config=config, tracker=tracker)
+    own, fake.calls = [call for call in fake.calls if call[0].startswith("log")], []
+    sync_main(["sync", str(folder)])
+    assert [call for call in fake.calls if call[0].startswith("log")] == own and len(own) == 8
 
 
 def test_each_rebuilding_is_a_wandb_run_of_its_own_unless_told_otherwise(
@@ -77,7 +109,17 @@ def test_each_rebuilding_is_a_wandb_run_of_its_own_unless_told_otherwise(
     one, two, three = (kwargs["id"] for name, _, kwargs in fake.calls if name == "init")
     assert len({one, two, three}) == 3 and three == "abc"
     assert told(caplog)[0].startswith(f"W&B offline: look with `wandb leet {folder}/sync/wandb/")
-    assert mirror._previous_id(folder) is None
+    assert earlier_starts(folder, None).id is None
+
+
+@pytest.mark.parametrize(("there", "sent"), [(0, [0, 2, 3, 5, 6]), (3, [3, 5, 6]), (6, [6]), (8, [])])
+def test_a_wandb_run_that_is_continued_gets_the_rows_that_it_lacks(
+    there: int, sent: list[int], fake: FakeWandb, tmp_path: Path
+) -> None:
+    fake.starting_step = there
+    sync_main(["sync", str(recorded(tmp_path / "run")), "--id", "abc"])
+    assert fake.steps() == sent
+    assert fake.summary["final/correction"] == 1.0
 
 
 def test_of_what_a_continued_run_told_twice_the_last_counts(fake: FakeWandb, tmp_path: Path) -> None:
@@ -86,15 +128,18 @@ def test_of_what_a_continued_run_told_twice_the_last_counts(fake: FakeWandb, tmp
     with (folder / "pairs.jsonl").open("a") as file:
         file.write(json.dumps({**line, "y2": "Lima again"}) + "\n" + '{"cut sho')
     with Journal(folder / "journal.jsonl") as journal:
-        journal.write("run_started", name="EIE-seed3", group="later", variant="EIE", seed=3, config={}, choices=MINE)
+        journal.write("run_started", name="EIE-tiny-seed3", group=None, variant="EIE", seed=3, config={}, choices=MINE)
+        journal.write("training", n=1, **{name: [value] for name, value in asdict(step_of(0.75)).items()})
         journal.write("iteration", **summary_of(1, 0.75))
     sync_main(["sync", str(folder)])
     ((_, _, given),) = [call for call in fake.calls if call[0] == "init"]
-    assert given["group"] == "later" and given["config"]["choice/filter"] == "mine"
-    assert [(row["iteration"], row["test/corr_acc"]) for row in fake.rows()] == [(0, 0.0), (1, 0.75)]
-    assert sorted(row[3] for row in fake.rows()[1]["pairs"]["data"]) == ["Lima 1", "Lima 2", "Lima again"]
-    ((summary,),) = [args for name, args, _ in fake.calls if name == "summary"]
-    assert summary["status"] == "running" and fake.calls[-1] == ("finish", (), {"exit_code": 1})
+    assert given["group"] is None and given["config"]["choice/filter"] == "mine"
+    assert [(row["iteration"], row["accuracy/correction"]) for row in fake.rows()] == [(0, 0.0), (1, 0.75)]
+    assert [row["train/loss"] for row in fake.rows("train/global_step")] == [0.75]
+    shown = sorted(row[4] for row in fake.tables("pairs")[-1])
+    assert shown == ["Lima 0", "Lima 1", "Lima 2", "Lima again"]
+    assert fake.summary["status"] == "running" and fake.summary["error"] == "the run did not end"
+    assert "last/correction" in fake.summary and fake.calls[-1] == ("finish", (), {"exit_code": 1})
 
 
 @pytest.mark.parametrize("damage", ["journal", "pairs", "missing", "no name", "nothing started", "two for one id"])
@@ -144,24 +189,44 @@ def test_the_command_rebuilds_a_run_that_wandb_can_read(tmp_path: Path) -> None:
     (run,) = folder.glob("sync/wandb/offline-run-*")
     assert answer.stderr == f"W&B offline: look with `wandb leet {run}`, upload with `wandb sync {run}`\n"
     records = records_of(run)
-    assert [record["item"]["test/corr_acc"] for record in only(records, "history")] == [0.0, 0.0, 1.0]
-    assert only(records, "run")[0]["display_name"] == "EIE-seed3"
+    history = [record["item"] for record in only(records, "history")]
+    assert [row["accuracy/correction"] for row in history if "accuracy/correction" in row] == [0.0, 0.0, 1.0]
+    assert only(records, "run")[0]["display_name"] == "EIE-tiny-seed3"
 
 
 def test_the_help_imports_nothing_that_takes_long() -> None:
     assert "RUN_DIR" in help_of("stasc.tracking", "sync", without={"wandb", "torch", "hydra"})
 
 
-def test_pairs_of_schema_1_are_sent_with_the_ids_that_they_have(tmp_path: Path) -> None:
+def test_lines_of_schema_1_are_sent_with_the_ids_that_they_have(fake: FakeWandb, tmp_path: Path) -> None:
     folder = recorded(tmp_path / "run")
-    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-    old = [{**row, "question": row["question_id"]} for row in rows]
-    for row in old:
-        del row["question_id"], row["dropped"]
-    new = load(folder)
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
-    for n, pairs in load(folder).pairs.items():
-        assert [(pair.question.id, pair.y2, kept) for pair, kept in pairs] == [
-            (pair.question.id, pair.y2, kept) for pair, kept in new.pairs[n]
-        ]
-    assert {pair.question.text for pair, _ in new.pairs[1]} == {pair.question.text for pair in pairs_of(3)}
+    for name in ("pairs.jsonl", "outcomes.jsonl"):
+        rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        old = [{**row, "question": row["question_id"]} for row in rows]
+        for row in old:
+            del row["question_id"]
+            row.pop("dropped", None)
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in old))
+    sync_main(["sync", str(folder)])
+    for key, count in (("test", 3), ("pairs", 6)):
+        rows = fake.tables(key)[-1]
+        assert len(rows) == count and {(row[1], row[2]) for row in rows} == {("q1", "Lima")}
+    assert {(row[8], row[9]) for row in fake.tables("pairs")[-1]} == {(True, ""), (False, "")}
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_run_of_an_earlier_version_is_rebuilt_without_what_that_did_not_record(
+    schema: int, fake: FakeWandb, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(DATA / f"run-schema-{schema}", folder)
+    sync_main(["sync", str(folder)])
+    summary = json.loads((folder / "summary.json").read_text())
+    accuracies = [entry["test"]["corr_acc"] for entry in summary["iterations"]]
+    assert [row["accuracy/correction"] for row in fake.rows()] == accuracies and len(accuracies) > 1
+    assert fake.rows("train/global_step") == []
+    outcomes = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]
+    assert [row[4] for row in fake.tables("test")[-1]] == [line["y2"] for line in outcomes]
+    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()] if schema == 2 else []
+    shown = [row[4] for table in fake.tables("pairs")[-1:] for row in table]
+    assert sorted(shown) == sorted(line["y2"] for line in pairs)

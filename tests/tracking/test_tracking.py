@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,16 +12,34 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from tracked import CANARY, FakeWandb, info_of, pairs_of, settings, summary_of, told, warnings_in
+from tracked import (
+    CANARY,
+    FakeWandb,
+    info_of,
+    lines_of,
+    outcomes_of,
+    pairs_of,
+    settings,
+    step_of,
+    summary_of,
+    told,
+    warnings_in,
+)
 
 import stasc.run  # noqa: F401 - what settings refer to
-import stasc.tracking.wandb as mirror
 from stasc.records import Iteration
 from stasc.runs.folder import RunFolder
-from stasc.tracking import Journal, Off, Wandb
+from stasc.tracking import Journal, Off, Tracker, Wandb, mirror, service
+from stasc.tracking import wandb as option
 
 pytestmark = pytest.mark.usefixtures("nobody_is_logged_in")
 CONF = Path(__file__).parents[2] / "conf" / "tracking"
+
+
+def tell(tracker: Tracker, *iterations: int) -> None:
+    """Gives a tracker these iterations, each with one test outcome and, but for M_0's, one pair."""
+    for n in iterations:
+        tracker.iteration(summary_of(n, 0.5), lines_of(1, n=n) if n else [], outcomes_of([1], n))
 
 
 # Settings
@@ -46,7 +65,7 @@ def test_the_yaml_files_build_their_classes_and_nothing_else() -> None:
         ({"project": "a/b"}, r"tracking\.project=a/b: expected 1 to 128 characters"),
         ({"tags": ["ok", ""]}, r"tracking\.tags: '' has 0 characters"),
         ({"tags": ["x" * 65]}, r"tracking\.tags: .* has 65 characters"),
-        ({"sample_pairs": -1}, r"tracking\.sample_pairs=-1"),
+        ({"table_rows": -1}, r"tracking\.table_rows=-1: expected 0 \(no tables\) or more"),
     ],
 )
 def test_a_broken_setting_fails_when_built_and_is_named(changed: dict[str, Any], message: str) -> None:
@@ -56,8 +75,9 @@ def test_a_broken_setting_fails_when_built_and_is_named(changed: dict[str, Any],
 
 def test_off_follows_a_run_without_a_trace(tmp_path: Path) -> None:
     tracker = Off().start(info_of(tmp_path / "run"))
-    tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", False, [])
+    tracker.step(1, step_of())
+    tell(tracker, 0)
+    tracker.finish("finished", None)
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -105,7 +125,7 @@ def test_a_start_that_fails_online_goes_offline_with_one_warning_without_secrets
     tracker = settings().start(info_of(tmp_path / "run"))
     assert fake.modes() == ["online", "offline"]
     assert warnings_in(caplog) == ["W&B can't be reached (TimeoutError: no answer to ***); continuing offline"]
-    tracker.iteration(summary_of(0, 0.5), [], [])
+    tell(tracker, 0)
     assert len(fake.rows()) == 1
 
 
@@ -122,7 +142,7 @@ def test_offline_asks_for_no_login(fake: FakeWandb, tmp_path: Path, monkeypatch:
 
 def test_auto_respects_a_wandb_that_the_user_switched_off(fake: FakeWandb, tmp_path: Path) -> None:
     fake.mode = "disabled"
-    settings().start(info_of(tmp_path / "run")).finish("finished", False, [])
+    settings().start(info_of(tmp_path / "run")).finish("finished", None)
     assert fake.calls == []
 
 
@@ -134,43 +154,84 @@ def test_a_wandb_that_does_not_start_at_all_is_one_warning(
         monkeypatch.setitem(sys.modules, "wandb", None)
     fake.fail = {"init offline": OSError("disk full")}
     tracker = settings(mode="offline").start(info_of(tmp_path / "run"))
-    tracker.iteration(summary_of(0, 0.5), [], [])
-    tracker.finish("finished", False, [])
+    tell(tracker, 0)
+    tracker.finish("finished", None)
     assert len(warnings_in(caplog)) == 1 and "did not start" in warnings_in(caplog)[0]
 
 
-@pytest.mark.parametrize("broken", ["log", "summary", "finish"])
+def test_jobs_of_a_sweep_wait_once_for_a_server_that_is_down(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.fail["init online"] = TimeoutError("no answer")
+    for name in ("one", "two"):
+        settings().start(info_of(tmp_path / name))
+    assert fake.modes() == ["online", "offline", "offline"]
+    assert told(caplog, level=logging.WARNING) == ["W&B can't be reached (TimeoutError: no answer); continuing offline"]
+    settings().start(info_of(tmp_path / "other sweep" / "run"))
+    settings().start(info_of(tmp_path / "single", group=None))
+    assert fake.modes()[3:] == ["online", "offline"] * 2
+
+    fake.fail = {}
+    monkeypatch.setattr(service, "answers", lambda: True)
+    for name in ("three", "four"):
+        settings().start(info_of(tmp_path / name))
+    assert fake.modes()[7:] == ["online", "online"]
+    assert not (tmp_path / option.OUTAGE).exists()
+
+
+@pytest.mark.parametrize(("broken", "sent"), [("define_metric", 0), ("summary", 0), ("log", 1), ("finish", 3)])
 def test_a_failure_on_the_way_is_one_warning_and_reaches_nobody(
-    broken: str, fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    broken: str, sent: int, fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = settings().start(info_of(tmp_path / "run"))
     fake.fail[broken] = ConnectionResetError("gone")
-    for n in range(3):
-        tracker.iteration(summary_of(n, 0.5), [], [])
-    tracker.finish("finished", False, [])
-    assert len(fake.rows()) == (1 if broken == "log" else 3)
+    tell(tracker, 0, 1, 2)
+    assert not tracker.finish("finished", None)
+    assert len(fake.rows()) == sent
     assert [name for name, *_ in fake.calls][-2:] == ["finish", "teardown"]
     assert warnings_in(caplog) == [
         "W&B failed (ConnectionResetError: gone); the run continues without it, journal.jsonl is complete"
     ]
 
 
-@pytest.mark.parametrize("hanging", ["init", "log", "summary", "finish", "teardown"])
+@pytest.mark.parametrize("back", [True, False])
+def test_a_failure_of_tables_keeps_no_metrics_back_and_the_end_sends_whole_ones(
+    back: bool, fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "answers", lambda: back)
+    tracker = settings().start(info_of(tmp_path / "run"))
+    fake.fail["log tables"] = ConnectionResetError("gone")
+    tell(tracker, 0, 1, 2)
+    assert tracker.finish("finished", None) is back
+    assert [row["iteration"] for row in fake.rows()] == [0, 1, 2]
+    assert fake.steps("log tables") == [1], "one try"
+    assert len(fake.summary.get("tables/test", {"data": []})["data"]) == (3 if back else 0)
+    assert fake.summary["final/iteration"] == 2
+    assert warnings_in(caplog) == [
+        "W&B does not take tables (ConnectionResetError: gone); metrics are sent without them"
+    ]
+
+
+@pytest.mark.parametrize("hanging", ["init", "log", "log tables", "summary", "finish", "teardown"])
 def test_a_wandb_that_hangs_is_left_behind_with_one_warning(
     hanging: str, fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert mirror.UPLOAD_S + 2 * mirror.SHUT_DOWN_S < 30, "what the end of a run may take"
-    for name in ("START_S", "LOG_S", "SHUT_DOWN_S"):
-        monkeypatch.setattr(mirror, name, 0.1)
+    assert option.UPLOAD_S + 2 * service.SHUT_DOWN_S + service.PROBE_S < 30, "what the end of a run may take"
+    for module, name in (
+        *((option, "START_S"), (mirror, "LOG_S"), (mirror, "TABLES_S")),
+        *((mirror, "SHUT_DOWN_S"), (service, "SHUT_DOWN_S")),
+    ):
+        monkeypatch.setattr(module, name, 0.1)
     fake.hangs = hanging
     if hanging == "teardown":
         fake.fail["log"] = OSError("gone")
     began = time.monotonic()
     tracker = settings().start(info_of(tmp_path / "run"), upload_s=0.1)
-    arrived = [tracker.iteration(summary_of(n, 0.5), [], []) for n in range(2)]
-    assert not tracker.finish("finished", False, [])
+    tell(tracker, 0, 1)
+    assert not tracker.finish("finished", None)
     assert time.monotonic() - began < 5
-    assert arrived == [hanging in ("summary", "finish")] * 2
+    sent = {"init": [], "log": [0], "summary": [], "teardown": [0]}.get(hanging, [0, 1])
+    assert [row["iteration"] for row in fake.rows()] == sent
     assert len(warnings_in(caplog)) == 1
     assert ("no answer in" in warnings_in(caplog)[0]) is (hanging != "teardown")
 
@@ -178,32 +239,44 @@ def test_a_wandb_that_hangs_is_left_behind_with_one_warning(
 def test_the_end_of_a_run_has_the_accuracies_of_iterations_that_an_earlier_start_sent(
     fake: FakeWandb, tmp_path: Path
 ) -> None:
+    fake.starting_step = 6
     tracker = settings().start(info_of(tmp_path / "run"))
-    assert tracker.iteration(summary_of(2, 0.75), [], [])
-    assert tracker.finish("finished", False, [summary_of(n, acc) for n, acc in enumerate((0.25, 0.5, 0.75))])
-    ((given,),) = [args for name, args, _ in fake.calls if name == "summary"]
-    assert given == {
+    for n, accuracy in enumerate((0.25, 0.5, 0.75)):
+        tracker.iteration(summary_of(n, accuracy), lines_of(1, n=n), outcomes_of([1], n))
+    assert tracker.finish("finished", None)
+    assert fake.rows() == [] and fake.tables("test") == [], "the server has them"
+    ended = {name: value for name, value in fake.summary.items() if name.startswith(("final", "total", "last", "st"))}
+    assert ended == {
         "status": "finished",
-        "final/n": 2,
-        "final/init_acc": 0.5,
-        "final/corr_acc": 0.75,
+        "final/iteration": 2,
+        "final/initial": 0.5,
+        "final/correction": 0.75,
         "final/gain": 0.25,
-        "final/over_initial": 0.25,
-        "final/over_correction": 0.5,
+        "final/over_M0_initial": 0.25,
+        "final/over_M0_correction": 0.5,
         "total/kept": 4,
         "total/steps": 2,
         "total/tokens": 0,
         "total/seconds": 4.5,
     }
+    assert fake.summary["accuracy/correction"] == 0.75
+    assert fake.calls[-1] == ("finish", (), {"exit_code": 0})
 
 
-def test_the_end_of_a_run_has_what_votes_came_to(fake: FakeWandb, tmp_path: Path) -> None:
-    entry = summary_of(0, 0.5)
-    entry["test"] |= {"samples": 16, "vote_k": 2, "vote_acc": 0.5, "vote_all_acc": 0.625, "pass_acc": 0.75}
-    settings().start(info_of(tmp_path / "run")).finish("finished", False, [entry])
-    ((given,),) = [args for name, args, _ in fake.calls if name == "summary"]
-    votes = {"final/vote_acc": 0.5, "final/vote_all_acc": 0.625, "final/pass_acc": 0.75}
-    assert votes.items() <= given.items()
+def test_a_resumed_run_takes_back_what_its_failure_left_in_the_summary(fake: FakeWandb, tmp_path: Path) -> None:
+    tracker = settings().start(info_of(tmp_path / "run"))
+    tell(tracker, 0)
+    tracker.finish("failed", "iteration 1: OSError: gone")
+    assert fake.calls[-1] == ("finish", (), {"exit_code": 1})
+    assert fake.summary["error"] == "iteration 1: OSError: gone" and fake.summary["last/correction"] == 0.5
+    assert not [name for name in fake.summary if name.startswith("final/")]
+    fake.starting_step = 2
+    tracker = settings().start(info_of(tmp_path / "run"))
+    tell(tracker, 0, 1)
+    assert fake.summary["status"] == "running"
+    assert not [name for name in fake.summary if name.startswith(("last/", "error"))]
+    tracker.finish("finished", None)
+    assert fake.summary["final/correction"] == 0.5 and "last/correction" not in fake.summary
 
 
 def test_a_run_has_the_options_of_its_choices_under_names_that_can_be_grouped_by(
@@ -220,80 +293,90 @@ def test_a_run_has_the_options_of_its_choices_under_names_that_can_be_grouped_by
     }
 
 
-def test_a_baseline_counts_for_no_option_of_a_design_choice(fake: FakeWandb, tmp_path: Path) -> None:
-    choices = dict.fromkeys(("init", "filter", "start", "target", "finetune", "model"), "evolving")
-    settings().start(info_of(tmp_path / "run", choices=choices, config={"baseline": "gold"}))
+def test_a_tag_that_is_too_long_for_wandb_is_cut_and_none_is_repeated(fake: FakeWandb, tmp_path: Path) -> None:
+    settings(tags=["tiny", "mine"]).start(info_of(tmp_path / "run", tags=["tiny", "x" * 65]))
     ((_, _, given),) = [call for call in fake.calls if call[0] == "init"]
-    assert {name: value for name, value in given["config"].items() if name.startswith("choice/")} == {
-        "choice/baseline": "gold",
-        "choice/model": "evolving",
-    }
+    assert given["tags"] == ["tiny", "mine", "x" * 64]
 
 
-def goes_on(folder: Path, last: int, killed_at: int | None = None) -> None:
-    """Runs or reruns all iterations up to `last`; a kill keeps the arrival of one from being recorded."""
+def resume(fake: FakeWandb, folder: Path, last: int) -> None:
+    """Runs or resumes all iterations up to `last`, each with two optimizer steps, with a server that has all it got."""
+    fake.starting_step = max([*fake.steps(), *fake.steps("log tables")], default=-1) + 1
     tracker = settings().start(info_of(folder))
     with Journal(folder / "journal.jsonl") as journal:
         run = RunFolder(folder, {"variant": "EIE", "seed": 3, "iterations": []}, journal, tracker, 1.0)
         for n in range(last + 1):
-            if n == killed_at:
-                journal.write = lambda event, **fields: None  # type: ignore[method-assign]
-            run.iteration(Iteration(n, None, [], [], pairs_of(2)), None, {})
+            for number in (1, 2) if n else ():
+                run.step(n, number, step_of(float(10 * n + number)))
+            run.iteration(Iteration(n, None, pairs_of(2) if n else [], [], pairs_of(1)), None, {})
 
 
-def test_a_continued_run_sends_no_iteration_again(fake: FakeWandb, tmp_path: Path) -> None:
+def test_a_resumed_run_sends_no_row_again(fake: FakeWandb, tmp_path: Path) -> None:
     for last in (1, 1, 3):
-        goes_on(tmp_path / "run", last)
+        resume(fake, tmp_path / "run", last)
     assert [row["iteration"] for row in fake.rows()] == [0, 1, 2, 3]
+    steps = fake.rows("train/global_step")
+    assert [(row["train/global_step"], row["train/loss"]) for row in steps] == [
+        *((1, 11.0), (2, 12.0), (3, 21.0), (4, 22.0), (5, 31.0), (6, 32.0))
+    ]
+    assert fake.steps() == [0, 2, 3, 4, 6, 7, 8, 10, 11, 12], "by hand: G + 2n - 1 for a step, G + 2n for an iteration"
+    assert fake.steps("log tables") == [1, 5, 9, 13]
+    assert [[row[0] for row in table] for table in fake.tables("pairs")] == [
+        [1, 1],
+        [1, 1, 2, 2],
+        [1, 1, 2, 2, 3, 3],
+    ], "a table has the rows of all iterations so far"
 
 
-def test_an_iteration_whose_arrival_was_not_noted_is_sent_again_as_the_same_step(
-    fake: FakeWandb, tmp_path: Path
+@pytest.mark.parametrize("arrived", range(15))
+def test_a_run_that_was_killed_after_any_row_sends_the_other_ones(
+    arrived: int, fake: FakeWandb, tmp_path: Path
 ) -> None:
-    goes_on(tmp_path / "run", 1, killed_at=1)
-    goes_on(tmp_path / "run", 2)
-    assert [kwargs["step"] for name, _, kwargs in fake.calls if name == "log"] == [0, 1, 1, 2]
+    resume(fake, tmp_path / "whole", 3)
+    whole = [(kwargs["step"], args[0]) for name, args, kwargs in fake.calls if name.startswith("log")]
+    fake.calls = [("log", ({},), {"step": arrived - 1})] if arrived else []
+    resume(fake, tmp_path / "run", 3)
+    sent = [(kwargs["step"], args[0]) for name, args, kwargs in fake.calls[1 if arrived else 0 :] if "log" in name]
+    assert [(step, {**row, "time/elapsed": 0}) for step, row in sent] == [
+        (step, {**row, "time/elapsed": 0}) for step, row in whole if step >= arrived
+    ]
+    assert [step for step, _ in whole] == list(range(14))
 
 
 def test_an_iteration_that_did_not_arrive_is_sent_by_the_next_start(fake: FakeWandb, tmp_path: Path) -> None:
     fake.fail["log"] = OSError("gone")
-    goes_on(tmp_path / "run", 1)
+    resume(fake, tmp_path / "run", 1)
     fake.fail, fake.calls = {}, []
-    goes_on(tmp_path / "run", 1)
+    resume(fake, tmp_path / "run", 1)
     assert [row["iteration"] for row in fake.rows()] == [0, 1]
+    assert [row["train/global_step"] for row in fake.rows("train/global_step")] == [1, 2]
 
 
-def test_an_iteration_is_one_call_with_every_number_of_its_summary(fake: FakeWandb, tmp_path: Path) -> None:
-    tracker = settings().start(info_of(tmp_path / "run"))
-    tracker.iteration(summary_of(0, 0.25), [], [])
-    tracker.iteration(summary_of(1, 0.75), [], [])
-    test = {"test/questions": 4, "test/init_acc": 0.5}
-    train = {"train/questions": 4, "train/init_acc": 0.5, "train/corr_acc": 0.75, "train/pairs": 9, "train/kept": 2}
-    assert fake.rows() == [
-        {"iteration": 0, **test, "test/corr_acc": 0.25, "seconds/total": 1.5},
-        {"iteration": 1, **test, "test/corr_acc": 0.75, "seconds/total": 1.5, **train}
-        | {"finetune/loss": 0.25, "finetune/steps": 1},
+def test_a_chart_appears_when_a_metric_first_varies_and_keeps_its_axis(fake: FakeWandb, tmp_path: Path) -> None:
+    tracker = settings(table_rows=0).start(info_of(tmp_path / "run"))
+    for n, truncated in enumerate((0.0, 0.0, 0.5, 0.0)):
+        entry = summary_of(n, 0.5)
+        tracker.iteration({**entry, "test": {**entry["test"], "init_truncated": truncated}}, [], [])
+        assert fake.charts()["answers/initial_truncated"] is (n > 1)
+    calls = [given for name, args, given in fake.calls if args == ("answers/initial_truncated",)]
+    assert [(given["step_metric"], given["hidden"], given["overwrite"]) for given in calls] == [
+        ("iteration", True, True),
+        ("iteration", False, True),
     ]
 
 
-def test_the_table_shows_kept_pairs_first_then_others_drawn_evenly(fake: FakeWandb, tmp_path: Path) -> None:
-    tracker = settings(sample_pairs=5).start(info_of(tmp_path / "run"))
-    pairs, same_again = pairs_of(8), pairs_of(8)
-    tracker.iteration(summary_of(1, 0.5), pairs, [same_again[5], same_again[2]])
-    table = fake.rows()[0]["pairs"]
-    assert table["columns"] == ["n", "question", "y1", "y2", "r1", "r2", "kept"]
-    assert table["data"] == [
-        [1, "Capital of Peru?", "Quito", f"Lima {k}", 0.0, 1.0, k in (2, 5)] for k in (2, 5, 0, 3, 6)
-    ]  # the others are 0 1 3 4 6 7, of which every second
-
-
-def test_the_table_has_no_more_rows_than_asked_for(fake: FakeWandb, tmp_path: Path) -> None:
-    pairs = pairs_of(9)
-    for count, shown in ((0, []), (3, [0, 3, 6]), (99, list(range(9)))):
-        tracker = settings(sample_pairs=count).start(info_of(tmp_path / f"run {count}"))
-        tracker.iteration(summary_of(1, 0.5), pairs, pairs)
-        table = fake.rows()[-1].get("pairs", {"data": []})
-        assert [row[3] for row in table["data"]] == [f"Lima {k}" for k in shown]
+@pytest.mark.parametrize("count", [0, 3, 99])
+def test_the_tables_have_no_more_rows_of_an_iteration_than_asked_for(
+    count: int, fake: FakeWandb, tmp_path: Path
+) -> None:
+    tracker = settings(table_rows=count).start(info_of(tmp_path / "run"))
+    for n in (1, 2):
+        tracker.iteration(summary_of(n, 0.5), lines_of(9, range(5), n), outcomes_of(range(7), n))
+    tracker.finish("finished", None)
+    for key, whole in (("test", 7), ("pairs", 9)):
+        assert [len(table) for table in fake.tables(key)] == (
+            [min(count, whole), 2 * min(count, whole)] if count else []
+        )
 
 
 def test_the_caches_of_wandb_stay_in_the_runs_folder_and_the_environment_as_it_was(
@@ -303,7 +386,7 @@ def test_the_caches_of_wandb_stay_in_the_runs_folder_and_the_environment_as_it_w
     monkeypatch.setattr(fake, "log", lambda *_, **__: seen.append(dict(os.environ)), raising=False)
     monkeypatch.setenv("WANDB_CACHE_DIR", "/mine")
     before = dict(os.environ)
-    settings().start(info_of(tmp_path / "run")).iteration(summary_of(0, 0.5), [], [])
+    tell(settings().start(info_of(tmp_path / "run")), 0)
     assert seen[0]["WANDB_DATA_DIR"] == str(tmp_path / "run" / "wandb" / "data")
     assert seen[0]["WANDB_CACHE_DIR"] == "/mine"
     assert dict(os.environ) == before

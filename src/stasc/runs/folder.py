@@ -74,7 +74,7 @@ class RunFolder:
         self._journal.write("stage", kind=kind, key=key, reused=reused, **facts)
 
     def step(self, n: int, number: int, step: OptimizerStep) -> None:
-        """Records an optimizer step of iteration n; `number` counts from 1. Steps that are told again are ignored."""
+        """Records an optimizer step of iteration n; `number` counts from 1. Repeated steps are ignored."""
         steps = self._steps.setdefault(n, [])
         if number > len(steps):
             steps.append(step)
