@@ -171,10 +171,10 @@ def use_fakes(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
 
 
 def results(folder: Path) -> dict[str, str]:
-    """sha256 of everything that a repeated run must reproduce, without wall times."""
+    """sha256 of everything that a repeated run must reproduce, without wall times and cache hits."""
     summary = json.loads((folder / "summary.json").read_text())
     for entry in summary["iterations"]:
-        del entry["seconds"]
+        del entry["seconds"], entry["reused"]
     files = ("outcomes.jsonl", "pairs.jsonl", "model/model.safetensors", "model/adapter_model.safetensors")
     return {"summary": sha256(summary)} | {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files if (folder / name).exists()
