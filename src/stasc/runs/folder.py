@@ -122,16 +122,23 @@ class RunFolder:
         self._tracker.iteration(entry, pairs, outcomes)
 
     def end(self, status: str, error: str | None = None) -> None:
-        """Records how the run ended."""
+        """Records how the run ended: last if it is complete, as a run that is killed in its upload must be resumed."""
         self.summary["status"] = status
+        if status in COMPLETE:
+            files = _checksums(self.path)
+            self._tracker.finish(status, error)
+            self._record_end(status, error, files)
+            return
         try:
             for n in self._steps:
                 self._record_training(n)  # of an iteration that did not end
-            files = _checksums(self.path) if status in COMPLETE else None
-            self._journal.write("run_ended", status=status, error=error, files=files)
-            self._write_summary()
+            self._record_end(status, error, None)
         finally:
             self._tracker.finish(status, error)
+
+    def _record_end(self, status: str, error: str | None, files: Mapping[str, str] | None) -> None:
+        self._journal.write("run_ended", status=status, error=error, files=files)
+        self._write_summary()
 
     def _record_training(self, n: int) -> None:
         """Records the optimizer steps of an iteration as columns, unless an earlier start recorded the same."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +26,29 @@ class EarlierStarts:
     @property
     def online(self) -> bool:
         """Whether one of them was online. `wandb sync` leaves its file out unless told otherwise."""
-        return any(not path.parent.name.startswith("offline-") for path in self.files)
+        return not all(map(_is_offline, self.files))
+
+    @property
+    def _online_at(self) -> int:
+        """The position of the last online start, 0 if none."""
+        return max((i for i, path in enumerate(self.files) if not _is_offline(path)), default=0)
 
     def next_step(self) -> int:
-        """Returns the step after the last row in the files. W&B renumbers rows that a later file repeats.
+        """Returns the step after the last row that the files hold. W&B renumbers rows that a later file repeats.
+
+        An online start sends all that its server lacks, so that files of starts before it do not count.
 
         Raises: subprocess.SubprocessError or ValueError if W&B's own reader fails.
         """
-        return max((_last_step(path) for path in self.files), default=-1) + 1
+        return max(map(_last_step, self.files[self._online_at :]), default=-1) + 1
 
     def mark_synced(self) -> None:
-        """Makes `wandb sync` leave the offline files out, because the server has all that they hold."""
-        for path in self.files:
-            path.with_name(f"{path.name}.synced").touch()
+        """Makes `wandb sync` leave all offline files out, because the server has all that they hold."""
+        _mark_synced(self.files)
+
+    def mark_superseded(self) -> None:
+        """Makes `wandb sync` leave out the offline files from before an online start, which repeats their rows."""
+        _mark_synced(self.files[: self._online_at])
 
 
 def earlier_starts(folder: Path, run_id: str | None) -> EarlierStarts:
@@ -45,6 +56,15 @@ def earlier_starts(folder: Path, run_id: str | None) -> EarlierStarts:
     files = sorted(folder.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
     name = f"run-{run_id}.wandb" if run_id else files[-1].name if files else ""
     return EarlierStarts(tuple(path for path in files if path.name == name))
+
+
+def _is_offline(path: Path) -> bool:
+    return path.parent.name.startswith("offline-")
+
+
+def _mark_synced(files: Sequence[Path]) -> None:
+    for path in filter(_is_offline, files):
+        path.with_name(f"{path.name}.synced").touch()
 
 
 def _last_step(path: Path) -> int:

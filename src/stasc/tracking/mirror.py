@@ -38,7 +38,8 @@ class Mirror:
     """A W&B run. Its first failure is logged as one warning; after it the run is only ended.
 
     A row has a fixed number, its step in W&B, whichever start of the run sends it. Rows below `first_step` are on the
-    server, or in the files of `earlier` starts.
+    server, or in the files of `earlier` starts. If a part of the run does not arrive, the log gives the command
+    `repair`.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class Mirror:
         table_rows: int,
         upload_s: float,
         outage: Outage,
+        repair: str | None,
     ) -> None:
         self._run, self._info, self._earlier, self._outage = run, info, earlier, outage
         self._first_step, self._table_rows, self._upload_s = first_step, table_rows, upload_s
-        self._service = service()
+        self._repair, self._service = repair, service()
         self._broken = self._without_tables = False
         self._counter, self._entries = metrics.StepCounter(), list[Mapping[str, Any]]()
         self._first, self._charts = Row(), dict[str, bool]()  # first values of metrics; whether each has a chart
@@ -94,6 +96,8 @@ class Mirror:
         whole = not self._broken and not self._without_tables
         if not whole:
             self._outage.begins()
+            if self._repair:
+                log.warning("W&B lacks a part of this run; to send it: %s", self._repair)
         elif not self._run.offline:  # the server has all that W&B's caches and the files of earlier starts hold
             for folder in caches(self._info.folder):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,13 +84,16 @@ class Wandb:
 
         outage = Outage(info.folder.parent / OUTAGE if info.group and run_id is None else None)
         earlier = earlier_starts(info.folder, run_id)
+        known = run_id or earlier.id
+        wandb_id = known or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # the same online and then offline
+        init = partial(self._init, info, wandb_id, known is not None, upload_s)
         run = None
         if mode == "online" and outage.lasts():
             log.info("W&B still can't be reached; continuing offline")
         elif mode == "online":
             try:
                 if wandb.login(prompt=False, verify=False):  # takes the stored key and asks nobody
-                    run = self._init(info, "online", run_id or earlier.id, upload_s)
+                    run = init("online")
                 elif self.mode == "online":
                     log.warning("W&B is not logged in: run `wandb login`, or set WANDB_API_KEY; continuing offline")
             except Exception as error:
@@ -100,13 +105,15 @@ class Wandb:
             log.info("W&B run: %s", run.url)
             first_step = run.starting_step  # a row with a lower one is on the server
         else:
-            run = self._init(info, "offline", run_id or earlier.id, upload_s)
+            run = init("offline")
             first_step = earlier.next_step()
+            earlier.mark_superseded()
             _say_how_to_upload(Path(run.dir).parent, earlier)
-        return Mirror(run, info, earlier, first_step, self.table_rows, upload_s, outage)
+        repair = None if run_id else f"python -m stasc.tracking sync {shlex.quote(str(info.folder))} --id {wandb_id}"
+        return Mirror(run, info, earlier, first_step, self.table_rows, upload_s, outage, repair)
 
     def _init(
-        self, info: RunInfo, mode: Literal["online", "offline"], run_id: str | None, upload_s: float
+        self, info: RunInfo, run_id: str, resumed: bool, upload_s: float, mode: Literal["online", "offline"]
     ) -> wandb.Run:
         import wandb
 
@@ -127,7 +134,8 @@ class Wandb:
             x_disable_machine_info=True,
             x_disable_stats=True,
             x_save_requirements=False,
-            x_transaction_log_flush_interval=1.0,  # so that a killed run keeps its rows, and `wandb leet` shows them
+            # So that the file of a killed run holds what the server has, and `wandb leet` shows rows at once.
+            x_transaction_log_flush_interval=0.1,
         )
         tags = self.tags or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
         return wandb.init(
@@ -135,7 +143,7 @@ class Wandb:
             entity=self.entity,
             dir=info.folder,
             id=run_id,
-            resume="allow" if run_id else None,
+            resume="allow" if resumed else None,
             name=info.name,
             group=self.group or info.group,
             job_type=self.job_type or info.variant,
