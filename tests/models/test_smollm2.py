@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,8 @@ from stasc.cli.build import build_experiment
 from stasc.runs.execute import run
 from stasc.tracking.console import Console
 
-SMALL = ("tracking=off", "iterations=1", "dataset.n_train=12", "dataset.n_test=6", "evaluation.temperature=0")
+SMALL = ("tracking=off", "iterations=1", "dataset.n_train=6", "dataset.n_test=4", "evaluation.temperature=0")
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _all_cores() -> Iterator[None]:
-    """Uses all cores, which speed up a model of this size."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
