@@ -83,7 +83,8 @@ class Mirror:
 
     def finish(self, status: str, error: str | None) -> bool:
         """Ends the W&B run, in a few seconds if the server is down, else within `upload_s` and 6 s."""
-        down = self._without_tables and not answers()
+        online = not self._run.offline
+        down = online and self._without_tables and not answers()
         if self._tables_due and not down and not self._broken:
             self._without_tables = False
             self._send_tables(lambda: self._run.summary.update(self._new_tables()))
@@ -95,10 +96,11 @@ class Mirror:
             shut_down(self._service)
         whole = not self._broken and not self._without_tables
         if not whole:
-            self._outage.begins()
+            if online:
+                self._outage.begins()
             if self._repair:
                 log.warning("W&B lacks a part of this run; to send it: %s", self._repair)
-        elif not self._run.offline:  # the server has all that W&B's caches and the files of earlier starts hold
+        elif online:  # the server has all that W&B's caches and the files of earlier starts hold
             for folder in caches(self._info.folder):
                 shutil.rmtree(folder, ignore_errors=True)
             self._earlier.mark_synced()
@@ -150,9 +152,9 @@ class Mirror:
 
         So the last one is whole, whatever earlier starts sent. W&B's incremental tables are not after a resume.
         """
-        if not self._broken:
+        if not self._broken and (tables := self._new_tables()):
             self._run.define_metric("tables/*", step_metric="iteration")
-            self._run.log({"iteration": n, **self._new_tables()}, step=number, commit=True)
+            self._run.log({"iteration": n, **tables}, step=number, commit=True)
 
     def _new_tables(self) -> Row:
         import wandb
