@@ -123,9 +123,9 @@ time.sleep(0.5)
 
 def test_the_time_that_the_end_may_take_is_enough_for_wandb_and_less_than_half_a_minute() -> None:
     from stasc.machine.signals import GRACE_S
-    from stasc.tracking import wandb
+    from stasc.tracking import service, wandb
 
-    assert wandb.UPLOAD_S + 2 * wandb.SHUT_DOWN_S < GRACE_S < 30
+    assert wandb.UPLOAD_S + 2 * service.SHUT_DOWN_S < GRACE_S < 30
 
 
 def test_importing_the_command_changes_no_signal() -> None:

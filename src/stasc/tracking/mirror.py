@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -83,14 +84,14 @@ class Mirror:
 
     def finish(self, status: str, error: str | None) -> bool:
         """Ends the W&B run, in a few seconds if the server is down, else within `upload_s` and 6 s."""
-        online = not self._run.offline
+        began, online = time.monotonic(), not self._run.offline
         down = online and self._without_tables and not answers()
         if self._tables_due and not down and not self._broken:
             self._without_tables = False
             self._send_tables(lambda: self._run.summary.update(self._new_tables()))
         summary = metrics.summary(status, error, self._entries)
-        limit_s = SHUT_DOWN_S if down else self._upload_s + SHUT_DOWN_S
-        self._send(limit_s, lambda: self._end(1 if error is not None else 0, summary), always=True)
+        upload_s = 0 if down else max(0, self._upload_s - (time.monotonic() - began))
+        self._send(upload_s + SHUT_DOWN_S, lambda: self._end(1 if error is not None else 0, summary), always=True)
         # The service may have died, but the next run of this process needs one; or it hangs, and would delay our end.
         if self._broken:
             shut_down(self._service)
