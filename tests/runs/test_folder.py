@@ -200,5 +200,24 @@ def test_an_iteration_that_differs_from_its_record_is_recorded_again_and_told_of
     assert [entry["test"]["corr_acc"] for entry in entries] == [0.0, 1.0]
     assert [entry["reused"] for entry in entries] == [1, 1], "neither times nor cache hits are a difference"
     (warning,) = told(caplog)
-    assert warning.startswith("iteration 0 differs from its record of an earlier start, and from what W&B was sent; ")
+    assert warning.startswith("iteration 0 differs from its record of an earlier start, which W&B may hold; ")
     assert warning.endswith(f"python -m stasc.tracking sync {folder}")
+
+
+class Impatient(Nothing):
+    """A tracker whose upload the user interrupts."""
+
+    def finish(self, status: str, error: str | None) -> bool:
+        raise KeyboardInterrupt
+
+
+def test_a_run_whose_upload_is_interrupted_is_complete_all_the_same(folder: Path) -> None:
+    summary: dict[str, Any] = {"variant": "EIE", "seed": 3, "iterations": []}
+    with Journal(folder / "journal.jsonl") as journal:
+        run = RunFolder(folder, summary, journal, Impatient(), 1.0)
+        with pytest.raises(KeyboardInterrupt):
+            run.end("finished")
+    assert [event["status"] for event in read(folder / "journal.jsonl") if event["event"] == "run_ended"] == [
+        "finished"
+    ]
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"

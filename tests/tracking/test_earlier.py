@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 from tracked import info_of, lines_of, outcomes_of, settings, step_of, summary_of
 
+from stasc.tracking import earlier
 from stasc.tracking.earlier import EarlierStarts, earlier_starts
 
 
@@ -86,3 +88,26 @@ def test_files_that_arrived_are_marked_as_synced_for_wandb(tmp_path: Path) -> No
     files = [made(tmp_path, "offline-run-2026_01", "abc", 1), made(tmp_path, "offline-run-2026_02", "abc", 2)]
     earlier_starts(tmp_path, None).mark_synced()
     assert all(file.with_name("run-abc.wandb.synced").exists() for file in files)
+
+
+@pytest.mark.parametrize(
+    ("starts", "following"),
+    [
+        ("on12 on-", 13),  # the second was killed before a row that the server lacks
+        ("on12 on8", 13),  # of 12 rows, 5 had arrived, and the second sent the next ones
+        ("on12 on-off15", 16),
+        ("off5 on3", 4),  # the online start repeats what the offline one recorded
+        ("off5 on3 off7", 8),
+        ("on12 off15 on-", 13),
+        ("off5 off9", 10),
+    ],
+)
+def test_rows_of_online_starts_and_of_later_offline_ones_are_not_repeated(
+    starts: str, following: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    last: dict[Path, int] = {}
+    for number, (kind, row) in enumerate(re.findall(r"(on|off)(\d+|-)", starts)):
+        path = tmp_path / f"{'offline-' if kind == 'off' else ''}run-{number}" / "run-abc.wandb"
+        last[path] = -1 if row == "-" else int(row)
+    monkeypatch.setattr(earlier, "_last_step", last.__getitem__)
+    assert EarlierStarts(tuple(last)).next_step() == following

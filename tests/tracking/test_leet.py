@@ -47,7 +47,7 @@ def shown(run: Path, until: str) -> tuple[str, int]:
 
 
 @pytest.mark.slow
-def test_an_offline_run_is_shown_in_the_terminal_with_accuracies_first(mirrored: Path) -> None:
+def test_an_offline_run_is_shown_in_the_terminal(mirrored: Path) -> None:
     (job, *_) = sorted((mirrored / "multirun" / "mirrored").glob("*/wandb/offline-run-*"))
     text, status = shown(job, until="accuracy/")
     assert status == 0

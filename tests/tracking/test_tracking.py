@@ -286,6 +286,35 @@ def test_a_resumed_run_takes_back_what_its_failure_left_in_the_summary(fake: Fak
     assert fake.summary["final/correction"] == 0.5 and "last/correction" not in fake.summary
 
 
+@pytest.mark.parametrize(("status", "uploaded"), [("finished", True), ("interrupted", False)])
+def test_offline_files_count_as_uploaded_once_a_complete_run_was_sent_online(
+    status: str, uploaded: bool, fake: FakeWandb, tmp_path: Path
+) -> None:
+    """An interrupted start may have sent nothing of what they hold."""
+    folder = tmp_path / "run"
+    file = folder / "wandb" / "offline-run-1-abc" / "run-abc.wandb"
+    copies = folder / "wandb" / "data"
+    for path in (file.parent, copies):
+        path.mkdir(parents=True)
+    file.touch()
+    tracker = settings().start(info_of(folder))
+    assert tracker.finish(status, None if uploaded else "a signal")
+    assert file.with_name("run-abc.wandb.synced").exists() is uploaded
+    assert copies.exists() is not uploaded
+
+
+def test_a_server_that_answers_nonsense_does_not_count_as_reachable(
+    fake: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import requests
+
+    def nonsense(*_: object, **__: object) -> None:
+        raise requests.exceptions.ConnectionError("BadStatusLine")
+
+    monkeypatch.setattr(requests, "head", nonsense)
+    assert not service.answers()
+
+
 def test_a_run_has_the_options_of_its_choices_under_names_that_can_be_grouped_by(
     fake: FakeWandb, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from stasc.cli.compose import plain
 from stasc.cli.messages import message
 from stasc.machine import durable, paths, signals
 from stasc.settings.names import check_inside
-from stasc.tracking import redact, scrub
+from stasc.tracking import Wandb, redact, scrub
 from stasc.tracking.redaction import register_secrets
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _execute(cfg: DictConfig, job: HydraConf, folder: Path) -> Mapping[str, Any]
     if sweeping:
         _check_folder(job)
     built = build_experiment(cfg, job.runtime.choices)
-    if sweeping and os.environ.pop("WANDB_RUN_ID", ""):
+    if sweeping and isinstance(built.tracking, Wandb) and os.environ.pop("WANDB_RUN_ID", ""):
         warn_once("WANDB_RUN_ID is the id of one run: each job of the sweep gets one of its own")
     if built.sampling.warning:
         warn_once(built.sampling.warning)

@@ -113,8 +113,8 @@ class RunFolder:
             self._journal.write("iteration", **entry)
             if iteration.n in self._recorded:  # a tracker cannot take back what it was sent
                 log.warning(
-                    "iteration %d differs from its record of an earlier start, and from what W&B was sent; when the "
-                    "run has ended: python -m stasc.tracking sync %s",
+                    "iteration %d differs from its record of an earlier start, which W&B may hold; when the run has "
+                    "ended: python -m stasc.tracking sync %s",
                     iteration.n,
                     self.path,
                 )
@@ -122,12 +122,14 @@ class RunFolder:
         self._tracker.iteration(entry, pairs, outcomes)
 
     def end(self, status: str, error: str | None = None) -> None:
-        """Records how the run ended: last if it is complete, as a run that is killed in its upload must be resumed."""
+        """Records how the run ended. A complete run is recorded after its upload, so that a kill in it resumes."""
         self.summary["status"] = status
         if status in COMPLETE:
             files = _checksums(self.path)
-            self._tracker.finish(status, error)
-            self._record_end(status, error, files)
+            try:
+                self._tracker.finish(status, error)
+            finally:  # also if a signal ends the upload
+                self._record_end(status, error, files)
             return
         try:
             for n in self._steps:

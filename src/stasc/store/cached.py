@@ -258,7 +258,7 @@ class CachedStages:
 
 
 def _write_training(work: Path, training: Mapping[str, Any]) -> None:
-    """Writes the figures of a fine-tuning and those of its steps, whose times are kept apart."""
+    """Writes the figures of a fine-tuning and of its steps; step times go to a file of their own."""
     steps = [{name: value for name, value in step.items() if name != "seconds"} for step in training["history"]]
     durable.write(work / "training.json", json.dumps({**training, "history": steps}).encode())
     durable.write(work / TIMES, json.dumps([step["seconds"] for step in training["history"]]).encode())

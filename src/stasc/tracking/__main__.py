@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("--project", help="W&B project (default: the run's tracking.project, else stasc)")
     sync.add_argument("--entity", help="W&B user or team (default: the run's tracking.entity, else your own)")
     sync.add_argument("--mode", choices=MODES, help="default: the run's tracking.mode, else auto: online if logged in")
-    sync.add_argument("--id", help="continue the W&B run of this id: send the iterations after its last one")
+    sync.add_argument("--id", help="continue the W&B run of this id: send the rows that it lacks")
     return parser
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class EarlierStarts:
 
     @property
     def online(self) -> bool:
-        """Whether one of them was online. `wandb sync` leaves its file out unless told otherwise."""
+        """Whether any start was online. `wandb sync` skips its file unless given --include-online."""
         return not all(map(_is_offline, self.files))
 
     @property
@@ -36,18 +37,19 @@ class EarlierStarts:
     def next_step(self) -> int:
         """Returns the step after the last row that the files hold. W&B renumbers rows that a later file repeats.
 
-        An online start sends all that its server lacks, so that files of starts before it do not count.
+        An online start sends all that its server lacks, so that offline files from before it do not count.
 
         Raises: subprocess.SubprocessError or ValueError if W&B's own reader fails.
         """
-        return max(map(_last_step, self.files[self._online_at :]), default=-1) + 1
+        counted = [path for i, path in enumerate(self.files) if i >= self._online_at or not _is_offline(path)]
+        return max(map(_last_step, counted), default=-1) + 1
 
     def mark_synced(self) -> None:
-        """Makes `wandb sync` leave all offline files out, because the server has all that they hold."""
+        """Makes `wandb sync` skip all offline files: the server has their rows."""
         _mark_synced(self.files)
 
     def mark_superseded(self) -> None:
-        """Makes `wandb sync` leave out the offline files from before an online start, which repeats their rows."""
+        """Makes `wandb sync` skip offline files older than the last online start, which sent their rows again."""
         _mark_synced(self.files[: self._online_at])
 
 
@@ -64,7 +66,8 @@ def _is_offline(path: Path) -> bool:
 
 def _mark_synced(files: Sequence[Path]) -> None:
     for path in filter(_is_offline, files):
-        path.with_name(f"{path.name}.synced").touch()
+        with suppress(OSError):
+            path.with_name(f"{path.name}.synced").touch()
 
 
 def _last_step(path: Path) -> int:

@@ -17,7 +17,8 @@ T = TypeVar("T")
 Row = dict[str, Any]
 
 DESIGN = ("init", "filter", "start", "target", "finetune")  # groups of design choices, which baselines have none of
-INTERNAL = ("store", "tracking", "sweep", "cache_dir", "letter", "suffix")  # settings that say nothing about a result
+SECTIONS = ("store", "tracking", "sweep")  # of the settings, which say nothing about a result
+INTERNAL = ("cache_dir", "letter", "suffix")  # settings of options that say nothing either
 
 ACCURACIES = {"initial": "init_acc", "correction": "corr_acc"}
 VOTES = {"vote": "vote_acc", "vote_all": "vote_all_acc", "pass_at_k": "pass_acc"}
@@ -64,16 +65,22 @@ def settings(info: RunInfo) -> dict[str, Any]:
     baseline = str(info.config.get("baseline") or "none")
     chosen = {name: option for name, option in info.choices.items() if baseline == "none" or name not in DESIGN}
     return {
-        **_without_internal(info.config),
+        **{name: _without_internal(part) for name, part in info.config.items() if name not in SECTIONS},
         **{"variant": info.variant, "seed": info.seed},
         **{"commit": info.commit, "device": info.device, "versions": dict(info.versions)},
         **{f"choice/{name}": option for name, option in {"baseline": baseline, **chosen}.items()},
     }
 
 
-def _without_internal(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in config.items() if name not in INTERNAL and not name.startswith("_")}
-    return {name: _without_internal(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
+def _without_internal(part: Any) -> Any:
+    """Returns a section of the settings, or a single one, without what is internal."""
+    if not isinstance(part, Mapping):
+        return part
+    return {
+        name: _without_internal(value)
+        for name, value in part.items()
+        if name not in INTERNAL and not name.startswith("_")
+    }
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stasc.records import OptimizerStep
 from stasc.tracking import metrics
 from stasc.tracking.earlier import EarlierStarts
+from stasc.tracking.journal import COMPLETE
 from stasc.tracking.metrics import Row
 from stasc.tracking.service import (
     SHUT_DOWN_S,
@@ -32,7 +33,7 @@ log = logging.getLogger(__package__)
 
 LOG_S = 20
 TABLES_S = 10  # the library asks the server for each table, and blocks if there is no answer
-OF_THE_END = ("final/", "last/", "error")  # keys of the summary that an earlier start may have left
+OF_THE_END = ("final/", "last/", "error")  # summary keys that an earlier end may have left
 
 
 class Mirror:
@@ -83,7 +84,7 @@ class Mirror:
                 self._send_tables(lambda: self._log_tables(number + 1, entry["n"]))
 
     def finish(self, status: str, error: str | None) -> bool:
-        """Ends the W&B run, in a few seconds if the server is down, else within `upload_s` and 6 s."""
+        """Ends the W&B run. Waits at most `upload_s` and 6 s; less if tables failed and the server does not answer."""
         began, online = time.monotonic(), not self._run.offline
         down = online and self._without_tables and not answers()
         if self._tables_due and not down and not self._broken:
@@ -101,7 +102,7 @@ class Mirror:
                 self._outage.begins()
             if self._repair:
                 log.warning("W&B lacks a part of this run; to send it: %s", self._repair)
-        elif online:  # the server has all that W&B's caches and the files of earlier starts hold
+        elif online and status in COMPLETE:  # so the server has all that the caches and files of earlier starts hold
             for folder in caches(self._info.folder):
                 shutil.rmtree(folder, ignore_errors=True)
             self._earlier.mark_synced()
@@ -126,7 +127,7 @@ class Mirror:
             self._charts[name] = chart
 
     def _begin(self) -> None:
-        """Sets the summary before the first row of this start, without what an earlier end left in it."""
+        """Sets the summary before the first row of this start, and removes keys of an earlier end."""
         if not self._began:
             self._began = True
             self._summarise({**self._latest, "status": "running"})
@@ -149,9 +150,9 @@ class Mirror:
             self._without_tables = True
 
     def _log_tables(self, number: int, n: int) -> None:
-        """Logs tables in a row of their own, which does not hold up metrics, with all rows so far.
+        """Logs tables of all rows so far, in a row of their own, so that a failure costs no metrics.
 
-        So the last one is whole, whatever earlier starts sent. W&B's incremental tables are not after a resume.
+        W&B's incremental tables lose or repeat rows after a resume.
         """
         if not self._broken and (tables := self._new_tables()):
             self._run.define_metric("tables/*", step_metric="iteration")

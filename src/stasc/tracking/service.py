@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 from typing import TypeVar
-from urllib.error import HTTPError
 
 from stasc.tracking.redaction import scrub
 
@@ -64,14 +62,13 @@ def shut_down(process: Popen[bytes] | None = None) -> None:
 
 def answers() -> bool:
     """Whether the W&B server answers at all, within 2 s."""
+    import requests  # as W&B itself does, with its proxies and certificates
     import wandb
 
-    url = wandb.setup().settings.base_url
     try:
-        call_with_timeout(PROBE_S, lambda: urllib.request.urlopen(url, timeout=PROBE_S).close())
-    except HTTPError:
-        return True
-    except (OSError, ValueError):  # a timeout too
+        url = wandb.setup().settings.base_url
+        call_with_timeout(PROBE_S, lambda: requests.head(url, timeout=PROBE_S))
+    except Exception:
         return False
     return True
 
@@ -86,13 +83,13 @@ class Outage:
     file: Path | None
 
     def begins(self) -> None:
-        """Remembers it."""
+        """Records that W&B is unreachable."""
         with suppress(OSError):
             if self.file:
                 self.file.touch()
 
     def lasts(self) -> bool:
-        """Whether an earlier job could not reach W&B, and this one cannot either."""
+        """Whether an earlier job found W&B unreachable and it still is. Removes the record otherwise."""
         if not self.file or not self.file.exists():
             return False
         if not answers():

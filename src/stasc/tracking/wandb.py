@@ -37,7 +37,7 @@ class Wandb:
 
     project: str
     entity: str | None
-    group: str | None  # None: the sweep's name, as the next two take the run's own
+    group: str | None  # None: the sweep's name; name and job_type: the run's own
     name: str | None
     job_type: str | None
     mode: str
@@ -156,7 +156,7 @@ class Wandb:
 
 
 def _say_how_to_upload(folder: Path, earlier: EarlierStarts) -> None:
-    """Logs the commands for an offline run. Its folder holds earlier starts of the run too, which belong first."""
+    """Logs the commands that view and upload an offline run. Earlier starts are uploaded first."""
     uploaded = shlex.quote(str(folder.parent if earlier.files else folder))
     online = "--include-online " if earlier.online else ""  # rows that an online start could not send
     command = f"wandb sync {online}{uploaded}"
