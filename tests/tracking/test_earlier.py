@@ -1,4 +1,4 @@
-"""What earlier starts of a run left on disk decides where the next one continues."""
+"""A start continues after the last row in the W&B files of earlier starts."""
 
 from __future__ import annotations
 
@@ -98,16 +98,36 @@ def test_files_that_arrived_are_marked_as_synced_for_wandb(tmp_path: Path) -> No
         ("on12 on-off15", 16),
         ("off5 on3", 4),  # the online start repeats what the offline one recorded
         ("off5 on3 off7", 8),
-        ("on12 off15 on-", 13),
+        ("on12 off15 on-", 16),
+        ("off5 on- off7", 8),  # the second found the server down
         ("off5 off9", 10),
     ],
 )
 def test_rows_of_online_starts_and_of_later_offline_ones_are_not_repeated(
     starts: str, following: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    assert of_starts(starts, tmp_path, monkeypatch).next_step() == following
+
+
+@pytest.mark.parametrize(
+    ("starts", "skipped"),
+    [("off5 on3", [True]), ("off5 on-", [False]), ("off5 on- off7", [False, False]), ("off5 on3 off7", [True, False])],
+)
+def test_wandb_sync_skips_offline_files_only_if_an_online_start_sent_their_rows_again(
+    starts: str, skipped: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = of_starts(starts, tmp_path, monkeypatch)
+    found.mark_superseded()
+    offline = [path for path in found.files if path.parent.name.startswith("offline-")]
+    assert [path.with_name("run-abc.wandb.synced").exists() for path in offline] == skipped
+
+
+def of_starts(starts: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> EarlierStarts:
+    """Returns starts given as `on12` or `off5`: online or offline, and the last step in the file, `-` for none."""
     last: dict[Path, int] = {}
     for number, (kind, row) in enumerate(re.findall(r"(on|off)(\d+|-)", starts)):
-        path = tmp_path / f"{'offline-' if kind == 'off' else ''}run-{number}" / "run-abc.wandb"
+        path = folder / f"{'offline-' if kind == 'off' else ''}run-{number}" / "run-abc.wandb"
+        path.parent.mkdir()
         last[path] = -1 if row == "-" else int(row)
     monkeypatch.setattr(earlier, "_last_step", last.__getitem__)
-    assert EarlierStarts(tuple(last)).next_step() == following
+    return EarlierStarts(tuple(last))

@@ -1,4 +1,4 @@
-"""What earlier starts of a run left in its W&B folder."""
+"""Finds the W&B files that earlier starts of a run wrote, and where the next start continues."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 INSPECT_S = 60
@@ -29,10 +30,16 @@ class EarlierStarts:
         """Whether any start was online. `wandb sync` skips its file unless given --include-online."""
         return not all(map(_is_offline, self.files))
 
+    @cached_property
+    def _written(self) -> list[tuple[Path, int]]:
+        """The files that hold rows, each with its last step. A start that found the server down wrote none."""
+        steps = [(path, _last_step(path)) for path in self.files]
+        return [(path, step) for path, step in steps if step >= 0]
+
     @property
     def _online_at(self) -> int:
-        """The position of the last online start, 0 if none."""
-        return max((i for i, path in enumerate(self.files) if not _is_offline(path)), default=0)
+        """The position in `_written` of the last online start, 0 if none."""
+        return max((i for i, (path, _) in enumerate(self._written) if not _is_offline(path)), default=0)
 
     def next_step(self) -> int:
         """Returns the step after the last row that the files hold. W&B renumbers rows that a later file repeats.
@@ -41,8 +48,8 @@ class EarlierStarts:
 
         Raises: subprocess.SubprocessError or ValueError if W&B's own reader fails.
         """
-        counted = [path for i, path in enumerate(self.files) if i >= self._online_at or not _is_offline(path)]
-        return max(map(_last_step, counted), default=-1) + 1
+        steps = [step for i, (path, step) in enumerate(self._written) if i >= self._online_at or not _is_offline(path)]
+        return max(steps, default=-1) + 1
 
     def mark_synced(self) -> None:
         """Makes `wandb sync` skip all offline files: the server has their rows."""
@@ -50,7 +57,7 @@ class EarlierStarts:
 
     def mark_superseded(self) -> None:
         """Makes `wandb sync` skip offline files older than the last online start, which sent their rows again."""
-        _mark_synced(self.files[: self._online_at])
+        _mark_synced([path for path, _ in self._written[: self._online_at]])
 
 
 def earlier_starts(folder: Path, run_id: str | None) -> EarlierStarts:
