@@ -112,9 +112,9 @@ class FakeSummary(dict[str, Any]):
 
 
 class FakeWandb(types.ModuleType):
-    """Stands in for wandb and its run: records calls, and fails or hangs in those that it is told to.
+    """A fake of the package wandb and of its run: records all calls, and fails or hangs where a test asks for it.
 
-    `starting_step` is what the server says of the run.
+    `starting_step` is the first step that the server lacks.
     """
 
     def __init__(self) -> None:

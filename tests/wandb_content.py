@@ -1,4 +1,4 @@
-"""What W&B must hold of a run, worked out from the run's folder, and real commands whose W&B is the fake backend."""
+"""Runs real commands against the fake W&B backend, and compares its runs with the run folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fake W&B backend stores: runs and artifacts, and how W&B would show them."""
+"""The runs and artifacts of the fake W&B backend, with config, metrics and tables as W&B shows them."""
 
 from __future__ import annotations
 

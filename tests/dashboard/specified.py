@@ -1,4 +1,4 @@
-"""What a specification of a W&B report shows."""
+"""Reads panels, metric names and settings from the specification of a W&B report."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from stasc.dashboard.varying import DESIGN, Settings, check_settings, from_folders, from_wandb, varying
+from stasc.dashboard.varying import DEFAULT, Settings, check_settings, from_folders, from_wandb, varying
 from stasc.machine import durable
 from stasc.machine.stdio import outlive_readers
 from stasc.settings.names import check_name
@@ -67,7 +67,7 @@ def _report(args: argparse.Namespace, entity: str, runs: Sequence[Settings]) -> 
     from stasc.dashboard.report import View, report
 
     check_settings("--by", args.by, runs)
-    choices = [*dict.fromkeys(args.by)] or (varying(runs) if runs else DESIGN)
+    choices = [*dict.fromkeys(args.by)] or (varying(runs) if runs else DEFAULT)
     return report(args.project, entity, View(args.group, choices, args.by[0] if args.by else None))
 
 

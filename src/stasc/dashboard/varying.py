@@ -13,11 +13,11 @@ from typing import Any
 from stasc.settings.deciding import is_inert
 from stasc.settings.names import GROUPS, SYNONYMS, chosen_options, leaves, no_such_setting
 from stasc.tracking import COMPLETE, read
+from stasc.tracking.metrics import CHOICE
 
 Settings = Mapping[str, str]  # of one run: the options of config groups and the settings by dotted name, as JSON
 
-DESIGN = ("init", "filter", "start", "finetune")
-CHOICE = "choice/"  # prefix of a config group's option in W&B, where the group's own name holds its settings
+DEFAULT = ("init", "filter", "start", "finetune")
 NO_CHOICE = ("seed", "variant", "baseline", "commit", "device")
 NO_BASELINE = "none"
 MOST = 1000  # W&B runs to read
@@ -45,7 +45,7 @@ def varying(runs: Sequence[Settings]) -> list[str]:
     A setting does not count if it follows from another one, as the path of a model follows from `model`.
     """
     runs = [run for run in runs if run["baseline"] == json.dumps(NO_BASELINE)]
-    names = [*DESIGN, *GROUPS, *sorted({name for run in runs for name in run})]
+    names = [*DEFAULT, *GROUPS, *sorted({name for run in runs for name in run})]
     found: dict[str, list[str | None]] = {}
     for name in dict.fromkeys(names):
         levels = [run.get(name) for run in runs]

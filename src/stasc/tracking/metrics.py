@@ -16,6 +16,7 @@ from stasc.tracking.tracker import RunInfo
 T = TypeVar("T")
 Row = dict[str, Any]
 
+CHOICE = "choice/"  # prefix of a config group's option, as the group's own name holds its settings
 DESIGN = ("init", "filter", "start", "target", "finetune")  # groups of design choices, which baselines have none of
 SECTIONS = ("store", "tracking", "sweep")  # of the settings, which say nothing about a result
 INTERNAL = ("cache_dir", "letter", "suffix")  # settings of options that say nothing either
@@ -68,7 +69,7 @@ def settings(info: RunInfo) -> dict[str, Any]:
         **{name: _without_internal(part) for name, part in info.config.items() if name not in SECTIONS},
         **{"variant": info.variant, "seed": info.seed},
         **{"commit": info.commit, "device": info.device, "versions": dict(info.versions)},
-        **{f"choice/{name}": option for name, option in {"baseline": baseline, **chosen}.items()},
+        **{f"{CHOICE}{name}": option for name, option in {"baseline": baseline, **chosen}.items()},
     }
 
 
